@@ -22,10 +22,9 @@ from kitae.augment.spec import MixSpec
 from kitae.errors import KitaeError
 from kitae.experiments.folder import NUMERICS, plan_again, read_study, study_difference, write_settings
 from kitae.experiments.result import StudyResult
-from kitae.experiments.stats import Effect
 from kitae.experiments.study_spec import StudySpec
-from kitae.experiments.wording import amount, interval
 from kitae.files import write_atomically
+from kitae.reporting.effects import Effect, amount, interval
 from regimes import TECHNIQUES, advice, curves, draw_lengths, regime
 
 REGIMES = ("ledger-small", "ledger-large-16-epochs", "ledger-trained")

@@ -18,8 +18,7 @@ import pandas as pd
 
 from axes import SERIES, dress, legend, number
 from kitae.experiments.result import StudyResult
-from kitae.experiments.stats import Effect
-from kitae.experiments.wording import amount, interval
+from kitae.reporting.effects import Effect, amount, interval
 from kitae.reporting.style import INK, LABEL, PAPER, SMALL, new_figure, save
 
 MOST_SENTENCES = 5

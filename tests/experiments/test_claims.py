@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kitae.experiments.result import judge
-from kitae.experiments.stats import Effect
+from kitae.reporting.effects import Effect
 from tests.experiments.test_wording import effect
 
 

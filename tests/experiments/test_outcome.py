@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kitae.experiments.outcome import flatten, metric, numbers
+from kitae.experiments.outcome import flatten, numbers
+from kitae.reporting.effects import metric
 
 SPLIT = {
     "accuracy": 0.9, "accuracy_interval": [0.8, 1.0], "count": 9, "confusion": [[1]], "classes_absent": [],

@@ -16,7 +16,7 @@ from kitae.experiments.design import Design, expand
 from kitae.experiments.plan import smallest_effect
 from kitae.experiments.stats import analyse, image_variance
 from kitae.experiments.study_spec import StudySpec
-from kitae.experiments.wording import sentence
+from kitae.reporting.effects import sentence
 
 METRIC = "test.accuracy"
 SIMULATIONS = 1000

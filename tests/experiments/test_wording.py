@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from kitae.experiments.stats import Effect
-from kitae.experiments.wording import amount, sentence
+from kitae.reporting.effects import Effect, amount, sentence
 
 
 def effect(
@@ -20,7 +19,10 @@ def effect(
     ratio: bool = False,
     error: float = 0.2,
 ) -> Effect:
-    return Effect(name, metric, "difference", estimate, low, high, p_holm / 2, p_holm, error, 4, 3, ratio)
+    return Effect(
+        name=name, metric=metric, estimate=estimate, low=low, high=high, p=p_holm / 2, p_holm=p_holm,
+        standard_error=error, df=4, pairs=3, ratio=ratio,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from kitae.recipe import Recipe
 from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_page
 from kitae.reporting.compression_results import Candidate, CompressionRecord
+from kitae.reporting.effects import Analysis, Effect, measured, verdict
 from kitae.reporting.results import RunRecord
-from kitae.reporting.study_results import Analysis, Effect, StudyRecord
+from kitae.reporting.study_results import StudyRecord
 from kitae.run import Run
 from tests.reporting.conftest import measured_compression
 
@@ -161,30 +162,35 @@ def test_variants_in_words(name: str, overrides: dict[str, Any], told: str) -> N
     assert study_page.variant_label(name, overrides) == told
 
 
-def effect(estimate: float | None, half: float = 1.0, **more: Any) -> Effect:
-    ends = {} if estimate is None else {"low": estimate - half, "high": estimate + half}
-    return Effect.model_validate({"name": "none", "estimate": estimate, "shown": True, **ends, **more})
+def effect(
+    estimate: float | None, half: float = 1.0, *, shown: bool = True, metric: str = "test.accuracy", **more: Any
+) -> Effect:
+    ends = (
+        {} if estimate is None else {"low": estimate - half, "high": estimate + half, "p_holm": 0.01 if shown else 0.9}
+    )
+    return Effect.model_validate({"name": "none", "metric": metric, "estimate": estimate, **ends, **more})
 
 
 @pytest.mark.parametrize(
-    ("better", "one", "told"),
+    ("one", "said", "size"),
     [
-        (1, effect(-5.17, 1.3), "5.2 points worse (3.9 to 6.5)"),
-        (1, effect(2.0), "2.0 points better (1.0 to 3.0)"),
-        (-1, effect(2.0), "2.0 points worse (1.0 to 3.0)"),
-        (0, effect(2.0), "2.0 points more (1.0 to 3.0)"),
-        (1, effect(0.5, shown=False), "not shown (-0.5 to +1.5)"),
-        (1, effect(-3.0, shown=False), "3.0 worse, not certain (-4.0 to -2.0)"),
-        (1, effect(None), "not known"),
+        (effect(-5.17, 1.3), "hurts, -5.2 points", "-5.2 points (-6.5 to -3.9)"),
+        (effect(2.0), "helps, +2.0 points", "+2.0 points (+1.0 to +3.0)"),
+        (effect(2.0, metric="test.ece"), "hurts, +2.0 points", "+2.0 points (+1.0 to +3.0)"),
+        (effect(2.0, metric="prune.sparsity"), "differs, +2.0 points", "+2.0 points (+1.0 to +3.0)"),
+        (effect(0.5, shown=False), "not shown", "+0.5 points (-0.5 to +1.5)"),
+        (effect(-3.0, shown=False), "-3.0 points, not certain", "-3.0 points (-4.0 to -2.0)"),
+        (effect(0.44, 0.1, metric="epoch_seconds", ratio=True), "helps, x 0.44", "x 0.44 (x 0.34 to x 0.54)"),
+        (
+            effect(0.8, low=None, high=None, p_holm=None),
+            "+0.8 points, without an interval",
+            "+0.8 points (no interval)",
+        ),
+        (effect(None), "not known", "- (no interval)"),
     ],
 )
-def test_verdicts_in_words(better: int, one: Effect, told: str) -> None:
-    assert study_page.verdict(Analysis(unit="points", better=better), one) == told
-
-
-def test_a_factor_is_told_as_one() -> None:
-    one = Effect(name="bf16", estimate=0.44, low=0.34, high=0.57, ratio=True, shown=True)
-    assert study_page.verdict(Analysis(unit="s", better=-1), one) == "0.44 times (0.34 to 0.57)"
+def test_an_effect_has_the_same_words_on_a_page_as_in_a_terminal(one: Effect, said: str, size: str) -> None:
+    assert (verdict(one), measured(one)) == (said, size)
 
 
 def study(*effects: Effect) -> StudyRecord:
@@ -198,13 +204,13 @@ def study(*effects: Effect) -> StudyRecord:
 def test_a_study_concludes_in_three_sentences() -> None:
     good, bad, open_ = effect(2.0, name="a"), effect(-4.0, name="b"), effect(0.1, name="c", shown=False)
     shown, unclear, where = study_page.answer(study(good, bad, open_))
-    assert shown.startswith("1 of 3 comparisons shows a gain, a: 2.0 points better")
-    assert "1 shows a loss, b: 4.0 points worse" in shown
+    assert shown.startswith("1 of 3 comparisons shows a gain, a: +2.0 points (+1.0 to +3.0)")
+    assert "1 shows a loss, b: -4.0 points (-5.0 to -3.0)" in shown
     assert unclear == "Not decided: c. Differences below about 1.0 points cannot be seen with 3 seeds."
     assert where.startswith("This holds for 5,000 training images of cifar10, resnet9 of width 16, 24 epochs, 3 seeds;")
     brief = study(good).model_copy(update={"settings": {"epochs": 1}, "seeds": (0,)})
     assert study_page.answer(brief)[-1].startswith("This holds for 1 epoch, 1 seed;")
-    untested = effect(0.5, name="d", shown=False).model_copy(update={"low": None, "high": None})
+    untested = effect(0.5, name="d", low=None, high=None, p_holm=None)
     assert study_page.answer(study(bad, untested))[0].startswith("1 of 1 comparisons shows a loss")
     assert study_page.answer(study(bad))[0].startswith("1 of 1 comparisons shows a loss and none a gain")
     assert study_page.answer(study(open_))[0].startswith("c: no difference could be shown")
@@ -214,13 +220,13 @@ def test_a_study_concludes_in_three_sentences() -> None:
 @pytest.mark.parametrize(
     ("effects", "largest"),
     [
-        ((effect(2.0, name="a"), effect(-5.0, name="b")), "b: 5.0 points less"),
-        ((effect(6.0, name="a"), effect(-5.0, name="b")), "a: 6.0 points more"),
-        ((effect(1.5, 0.1, name="a", ratio=True), effect(0.3, 0.1, name="b", ratio=True)), "b: 0.30 times"),
+        ((effect(2.0, name="a"), effect(-5.0, name="b")), "b: -5.0 points"),
+        ((effect(6.0, name="a"), effect(-5.0, name="b")), "a: +6.0 points"),
+        ((effect(1.5, 0.1, name="a", ratio=True), effect(0.3, 0.1, name="b", ratio=True)), "b: x 0.30"),
     ],
 )
 def test_the_largest_difference_of_a_number_without_a_direction(effects: tuple[Effect, ...], largest: str) -> None:
-    neutral = Analysis(unit="points", better=0, effects=effects)
+    neutral = Analysis(unit="points", effects=effects)
     found = study(*effects).model_copy(update={"analyses": {"test.accuracy": neutral}})
     assert f"2 of 2 comparisons show a difference; the largest is {largest}" in study_page.answer(found)[0]
 
@@ -254,7 +260,7 @@ def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
     assert whole.label(Candidate.model_validate(row)) == told
 
 
-def compared(variants: dict[str, dict[str, Any]], reference: str | None = None) -> StudyRecord:
+def compared(variants: dict[str, dict[str, Any]], reference: str = "") -> StudyRecord:
     """A study of these variants, of which `a` helps, `b` hurts, and `c` is not decided."""
     effects = (effect(2.0, name="a"), effect(-4.0, name="b"), effect(0.1, name="c", shown=False))
     content = study(*effects).model_dump()
@@ -337,7 +343,7 @@ def test_the_probe_is_no_epoch_of_the_curves_of_a_study() -> None:
 def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
     effects = [effect(13.0, name="far"), *(effect(0.1 * k, name=f"near {k}", half=0.2) for k in range(9))]
     drawn = study_charts.forest(
-        Analysis(unit="points", better=1, effects=tuple(effects)), lambda one: one.name, lambda _: "", "x", "f"
+        Analysis(unit="points", better=1, effects=tuple(effects)), lambda one: one.name, "x", "f"
     )
     assert drawn is not None
     text = drawn.__html__()

@@ -25,10 +25,11 @@ from PIL import Image
 from kitae.compression.spec import CompressSpec
 from kitae.data.splits import Splits
 from kitae.errors import KitaeError
+from kitae.experiments.result import StudyResult
 from kitae.pipelines.compress import CompressionResult, compress, resolve_spec
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
-from kitae.reporting import compression_charts
+from kitae.reporting import compression_charts, effects
 from kitae.reporting import page as p
 from kitae.reporting.figures import filters_picture
 from kitae.reporting.svg import Chart, text_width
@@ -417,11 +418,19 @@ def study(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "study.yaml").write_text("study: {name: mine}  # <script>alert(2)</script>\n")
     effect = {
-        "name": HOSTILE[0], "estimate": 2.17, "low": 1.48, "high": 2.86, "p_holm": 0.0004, "pairs": 12, "shown": True,
-        "ratio": False, "covers": "seeds", "uneven": True, "neutral": 0.0,
+        "name": HOSTILE[0], "metric": "test.accuracy", "estimate": 2.17, "low": 1.48, "high": 2.86, "p_holm": 0.0004,
+        "pairs": 12, "ratio": False, "covers": "seeds", "uneven": True,
     }  # fmt: skip
-    unknown = {**effect, "name": "b", "estimate": None, "low": None, "high": None, "p_holm": None, "shown": False}
-    factor = {**effect, "name": "c", "ratio": True, "estimate": 0.62, "low": 0.5, "high": 0.8, "neutral": 1.0}
+    unknown = {**effect, "name": "b", "estimate": None, "low": None, "high": None, "p_holm": None}
+    factor = {
+        **effect,
+        "name": "c",
+        "metric": "epoch_seconds",
+        "ratio": True,
+        "estimate": 0.62,
+        "low": 0.5,
+        "high": 0.8,
+    }
     noise = {"sd": 0.49, "low": 0.31, "high": 1.07, "df": 6, "reference": "off", "reference_mean": 84.93,
              "reference_sd": 0.36}  # fmt: skip
     data = {
@@ -434,7 +443,7 @@ def study(tmp_path: Path) -> Path:
             "epoch_seconds": {"unit": "s", "better": -1, "noise": {"sd": None, "df": 0}, "effects": [factor]},
         },
         "sentences": [f"{HOSTILE[0]}: helps"],
-        "claims": [{"says": HOSTILE[1], "estimate": 2.17, "low": 1.48, "high": 2.86, "ratio": False,
+        "claims": [{"says": HOSTILE[1], "effect": HOSTILE[0], "metric": "test.accuracy",
                     "verdict": "confirmed", "remark": "larger"}],
         "variants": [{"name": HOSTILE[0], "runs": 3, "numbers": {"test.accuracy": {"mean": 84.93, "sd": None}}}],
         "aliases": {"a": [["b", "c", -0.5]], "b": []},
@@ -447,10 +456,10 @@ def test_study(study: Path) -> None:
     text, words = page(study)
     assert "<script>alert" not in text
     assert_told(words, *HOSTILE, "1 of 12 runs did not finish", "confirmed", "study: {name: mine}", "boom")
-    numbers = ["+2.17", "+1.48 to +2.86", "<0.001", "× 0.62", "0.49 points", "−0.5 b × c", "84.93", "30 min 00 s"]
+    numbers = ["+2.2 points", "+1.5 to +2.9", "<0.001", "x 0.62", "0.49 points", "-0.5 b x c", "84.93", "30 min 00 s"]
     assert_told(words, *numbers)
     assert headings(text)[0] == "What each change does to accuracy on test"
-    assert charts(text)["Effects on accuracy on test, points"] == f"{HOSTILE[0]}: 2.2 points better (1.5 to 2.9)"
+    assert charts(text)["Effects on accuracy on test, points"] == f"{HOSTILE[0]}: helps, +2.2 points (+1.5 to +2.9)"
     assert words.index("1 of 1 comparisons shows a gain") < words.index("84.93")
     assert "<details open" not in text
     assert "<table" not in re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)  # tables are folded
@@ -470,9 +479,32 @@ def test_published_studies_have_pages(tmp_path: Path) -> None:
         assert "Curves, mean and range over seeds" in charts(text)
     # The sentence follows the published effect, so that a study measured again does not break the test.
     analysis = json.loads((results / "ledger-small" / "effects.json").read_text())["analyses"]["test.accuracy"]
-    worse = next(-effect["estimate"] for effect in analysis["effects"] if effect["name"] == "none")
-    assert worse > 1
-    assert f"without augmentation: {worse:.1f} points worse" in page(tmp_path / "ledger-small")[0]
+    worse = next(effect for effect in analysis["effects"] if effect["name"] == "none")
+    assert worse["estimate"] < -1
+    assert f"without augmentation: hurts, {worse['text']['estimate']}" in page(tmp_path / "ledger-small")[0]
+
+
+@pytest.mark.parametrize("name", ["ledger-precision", "ledger-small", "ledger-small-screening"])
+def test_a_page_says_an_effect_in_the_words_of_the_terminal(name: str, tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "studies" / "results" / name
+    result, (text, words) = StudyResult.open(published), page(shutil.copytree(published, tmp_path / name))
+    told = " ".join(result.table().split())
+    for analysis in result.analyses.values():
+        assert effects.noise_line(analysis).removeprefix("noise") in words
+        for effect in analysis.effects:
+            size, span = effects.amount(effect.estimate, effect), effects.interval(effect)
+            assert f"{size} {span}" in words
+            assert f"{effects.verdict(effect)} ({span})" in html.unescape(text)
+            assert effect.metric != result.spec.metric or f"{size} {span}" in told
+    assert effects.noise_line(result.analyses[result.spec.metric]) in told
+    for claim in result.claims:
+        size = effects.measured(result.effect(claim["metric"], claim["effect"]))
+        assert f"<td>{size}</td><td>{claim['verdict']} " in text
+        assert f"{claim['says']} {size} {claim['verdict']}" in told
+    for row in result.design.aliases.values():
+        parts = effects.aliased((a, b, c) for (a, b), c in row.items())
+        assert ", ".join(parts) in words
+        assert all(part in told for part in parts[:6])
 
 
 def test_unfinished_study_says_so(study: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from kitae.errors import KitaeError
 from kitae.reporting.compression_results import CompressionRecord
+from kitae.reporting.effects import Effect
 from kitae.reporting.results import RunRecord, Split
-from kitae.reporting.study_results import Effect, StudyRecord
+from kitae.reporting.study_results import StudyRecord
 from kitae.run import Run
 from tests.reporting.conftest import measured, measured_compression
 
@@ -55,8 +56,10 @@ def test_confused_pairs_are_counted() -> None:
 
 
 def test_numbers_that_are_not_finite_are_unknown() -> None:
-    effect = Effect.model_validate({"name": "a", "estimate": float("nan"), "low": float("-inf"), "high": None})
-    assert (effect.estimate, effect.low, effect.high) == (None, None, None)
+    effect = Effect.model_validate(
+        {"name": "a", "metric": "b", "estimate": float("nan"), "low": float("-inf"), "high": None}
+    )
+    assert np.isnan([effect.estimate, effect.low, effect.high]).all()
     assert Split.model_validate({"accuracy": 0.5, "accuracy_interval": [None, 0.9]}).accuracy_interval is None
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kitae.reporting.values import finite
@@ -31,44 +30,6 @@ OF_RUN = (
 )  # fmt: skip
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")  # a point per epoch
 _LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
-_POINTS = ("accuracy", "top5", "macro_f1", "ece", "gap", "sparsity")
-_LOWER_IS_BETTER = ("loss", "ece", "brier", "gap", "seconds", "bytes", "parameters")
-_HIGHER_IS_BETTER = ("accuracy", "top5", "precision", "recall", "f1", "per_second")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a number is shown.
-
-    Attributes:
-        scale: shown value / stored value (accuracies are stored as proportions and shown as points, 0 to 100).
-        unit: after the number.
-        better: +1 if more is better, -1 if less is, 0 if neither is known to be.
-        ratio: compared as variant / reference, since a difference of seconds says little about other machines.
-    """
-
-    scale: float
-    unit: str
-    better: int
-    ratio: bool
-
-
-def metric(name: str) -> Metric:
-    """How the number called `name` is shown and compared."""
-    last = f"_{name.rpartition('.')[2]}_"  # so that whole words are found: there is no ece in pieces
-    points, lower, higher = (
-        any(f"_{word}_" in last for word in words) for words in (_POINTS, _LOWER_IS_BETTER, _HIGHER_IS_BETTER)
-    )
-    better = -1 if lower and not higher else 1 if higher and not lower else 0
-    if points:
-        return Metric(100.0, "points", better, False)
-    if last.endswith("_bytes_"):
-        return Metric(1.0 / 2**20, "MiB", better, True)
-    if last.endswith("_per_second_"):
-        return Metric(1.0, "images/s", 1, True)
-    if "_seconds_" in last:
-        return Metric(1.0, "s", -1, True)
-    return Metric(1.0, "", better, False)
 
 
 def known(name: str, steps: Collection[str] = ()) -> bool:

@@ -17,12 +17,13 @@ from kitae.console import plural, rough_duration
 from kitae.errors import RecipeError
 from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
-from kitae.experiments.outcome import metric, step_of
-from kitae.experiments.stats import CONFIDENCE, half_interval, welch
+from kitae.experiments.outcome import step_of
+from kitae.experiments.stats import half_interval, welch
 from kitae.experiments.study_spec import StudySpec, base_recipe
 from kitae.experiments.wording import aliases_text
 from kitae.files import plain
 from kitae.recipe import OPS_BY_NAME, Recipe, assignments
+from kitae.reporting.effects import CONFIDENCE, metric
 
 Resolved = tuple[Recipe, dict[str, dict[str, Any]]]
 """A recipe, and the settings of the steps after training."""

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,13 @@ from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.design import Design, expand
 from kitae.experiments.folder import COLUMNS, STUDY, done, plan_again, read_outcomes, read_study, read_table
-from kitae.experiments.outcome import CURVES, metric
+from kitae.experiments.outcome import CURVES
 from kitae.experiments.plan import Job, Plan
-from kitae.experiments.stats import Analysis, Effect, analyse
+from kitae.experiments.stats import analyse
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_json, write_parquet
+from kitae.reporting.effects import Analysis, Effect, amount, interval, metric, noise_line, sentence
 from kitae.reporting.study_results import STUDY_FORMAT
 
 Verdict = Literal["confirmed", "not shown", "refuted"]
@@ -103,9 +104,11 @@ class StudyResult:
 
     @property
     def effects(self) -> pd.DataFrame:
-        """A row per effect and metric; columns as the fields of `stats.Effect`, and a sentence."""
+        """A row per effect and metric; columns as the fields of `reporting.effects.Effect`, and a sentence."""
         effects = [effect for analysis in self.analyses.values() for effect in analysis.effects]
-        return pd.DataFrame([{**asdict(e), "shown": e.shown, "words": self._sentence(e)} for e in effects])
+        return pd.DataFrame(
+            [{**e.model_dump(exclude={"neutral", "text"}), "words": self._sentence(e)} for e in effects]
+        )
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -150,9 +153,7 @@ class StudyResult:
 
     def _repr_html_(self) -> str:
         effects = self.analyses[self.spec.metric].effects
-        rows = [
-            [e.name, wording.amount(e.estimate, e), wording.interval(e), "yes" if e.shown else "no"] for e in effects
-        ]
+        rows = [[e.name, amount(e.estimate, e), interval(e), "yes" if e.shown else "no"] for e in effects]
         title = f"{self.spec.name}: {len(self.finished)} of {len(self.runs)} runs finished ({self.path})"
         about = [self.spec.about] if self.spec.about else []
         columns = [self.spec.metric, "effect", "95 % interval", "shown"]
@@ -161,7 +162,7 @@ class StudyResult:
     def _sentence(self, effect: Effect) -> str:
         if len(self.finished) and not self.analyses[effect.metric].runs:
             return f"{effect.name}: nothing can be said: no finished run has a value of {effect.metric}"
-        return wording.sentence(effect, len(self.spec.seeds), len(self.runs))
+        return sentence(effect, len(self.spec.seeds), len(self.runs))
 
     @property
     def claims(self) -> list[dict[str, Any]]:
@@ -185,20 +186,19 @@ class StudyResult:
     def table(self) -> str:
         """The result as text: variants, effects, noise, sentences, claims, and the runs that failed."""
         spec, main = self.spec, self.analyses[self.spec.metric]
-        covers = next((effect.covers for effect in main.effects if not math.isnan(effect.low)), "seeds")
         pairs = zip(self.design.compared, main.effects, strict=True)
         tested = len({compared for compared, effect in pairs if not math.isnan(effect.p)})
-        unit = f" in {main.metric.unit}" if main.metric.unit else ""
+        what = f"{spec.metric} in {main.unit}" if main.unit else spec.metric
         parts = [
             f"{spec.name}: {spec.design}, {len(self.design.variants)} variants x {plural(len(spec.seeds), 'seed')}, "
             f"{len(self.finished)} of {len(self.runs)} runs finished",
-            f"{spec.metric}{unit}; 95 % intervals, covering {covers}; p after Holm over {plural(tested, 'effect')}",
+            f"{what}; 95 % intervals, covering {main.covers}; p after Holm over {plural(tested, 'effect')}",
             *self.notes,
             "",
             wording.variants_table(self._variants(), list(self.analyses)),
             "",
             wording.effects_table(main.effects),
-            wording.noise_line(main),
+            noise_line(main),
             *(["", wording.aliases_text(self.design)] if self.design.aliases else []),
             "",
             *self.sentences,
@@ -231,7 +231,7 @@ class StudyResult:
                 "planned": len(self.runs), "finished": len(self.finished),
                 "failed": self.failed.to_dict(orient="records"),
             },
-            "analyses": {name: _analysis(analysis) for name, analysis in self.analyses.items()},
+            "analyses": self.analyses,
             "sentences": [*self.sentences, *self.notes],
             "claims": self.claims,
             "variants": self._variants(),
@@ -341,22 +341,6 @@ def _is_numeric(spec: StudySpec, factor: str) -> bool:
     """Whether a factor's levels are numbers, rather than numbered because they have no short names."""
     values = next(iter(spec.factors[factor].values()))
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _analysis(analysis: Analysis) -> dict[str, Any]:
-    return {
-        "unit": analysis.metric.unit,
-        "better": analysis.metric.better,
-        "runs": analysis.runs,
-        "noise": asdict(analysis.noise),
-        "effects": [
-            {
-                **asdict(effect), "shown": effect.shown, "neutral": effect.neutral,
-                "text": {"estimate": wording.amount(effect.estimate, effect), "interval": wording.interval(effect)},
-            }
-            for effect in analysis.effects
-        ],
-    }  # fmt: skip
 
 
 def judge(

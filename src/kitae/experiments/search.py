@@ -51,13 +51,13 @@ from kitae.experiments.search_result import SEARCH, Arm, SearchResult, base_of, 
 from kitae.experiments.space import PRESETS, apply, suggest
 from kitae.experiments.study import MEASURE, TRAIN_WITHOUT_TEST, study
 from kitae.experiments.study_spec import StudySpec
-from kitae.experiments.wording import amount, interval
 from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.folders import REPORT, Owned
 from kitae.pipelines.choices import understand
 from kitae.pipelines.facts import framed
 from kitae.recipe import Recipe
+from kitae.reporting.effects import amount, interval
 from kitae.reporting.study_charts import arms_chart
 
 REDUCTION = 3

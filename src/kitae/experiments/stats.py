@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,87 +33,10 @@ from scipy import special, stats
 
 from kitae.errors import KitaeError
 from kitae.experiments.design import Contrast, Design
-from kitae.experiments.outcome import Metric, metric
+from kitae.reporting.effects import CONFIDENCE, Analysis, Effect, Noise, metric
 
-CONFIDENCE = 0.95
 UNEVEN = 0.05  # level of the test whether a variant scatters more than the others
 _ROUNDING = 1e-10  # of the largest value: anything smaller comes from arithmetic, not from runs
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One estimated effect, in the metric's shown unit (points for accuracies), or a factor if `ratio`.
-
-    Attributes:
-        name: of the variant, factor (`factor=level` beyond two levels), interaction (`a x b`) or contrast.
-        kind: `difference` of two variants, `main` effect, or `interaction` (of two factors at two levels: half the
-            difference between the effect of one with the other on and off).
-        low, high: 95 % interval; NaN without degrees of freedom.
-        p, p_holm: p-values of no effect, before and after Holm's correction over the metric's effects.
-        standard_error: of the estimate (of its logarithm if `ratio`).
-        df: degrees of freedom of the noise.
-        pairs: seeds in which both variants finished; for main effects, the runs that informed it.
-        ratio: the effect is a factor, and 1 means none.
-        uneven: one of the two variants scatters more than the others, so the interval is from their pairs alone.
-    """
-
-    name: str
-    metric: str
-    kind: Literal["difference", "main", "interaction"]
-    estimate: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    p: float = math.nan
-    p_holm: float = math.nan
-    standard_error: float = math.nan
-    df: float = 0
-    pairs: int = 0
-    ratio: bool = False
-    covers: Literal["seeds", "seeds and test images"] = "seeds"
-    uneven: bool = False
-
-    @property
-    def neutral(self) -> float:
-        """The value of no effect."""
-        return 1.0 if self.ratio else 0.0
-
-    @property
-    def shown(self) -> bool:
-        """Whether an effect is shown after Holm's correction."""
-        return self.p_holm < 1 - CONFIDENCE
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Standard deviation between runs that differ only in the seed, once seeds are paired.
-
-    Attributes:
-        sd, low, high: pooled over variants, with its 95 % interval (chi-square); in the metric's unit, or relative
-            (0.02 is 2 %) if the metric is compared as a ratio.
-        df: its degrees of freedom; 0 if it could not be estimated.
-        reference: name of the baseline.
-        reference_mean, reference_sd: the baseline's own mean and standard deviation over seeds, in the metric's unit.
-        source: `replicates`, or `left over` if a single seed left only the residual of the fit.
-    """
-
-    sd: float
-    low: float
-    high: float
-    df: int
-    reference: str
-    reference_mean: float
-    reference_sd: float
-    source: Literal["replicates", "left over", "none"]
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Effects of one metric, and the noise between its runs."""
-
-    metric: Metric
-    effects: tuple[Effect, ...]
-    noise: Noise
-    runs: int
 
 
 def analyse(
@@ -150,7 +73,8 @@ def analyse(
     coarse = shown.unit == "points"
     effects = _holm([_finish(effect, ratio, negligible, coarse) for effect in raw], design.compared)
     own = values[variants == design.reference]
-    return Analysis(shown, tuple(effects), _noise(fit.noise, residual, design.reference, own), len(table))
+    noise = _noise(fit.noise, residual, design.reference, own)
+    return Analysis(unit=shown.unit, better=shown.better, runs=len(table), noise=noise, effects=tuple(effects))
 
 
 class _Variance(NamedTuple):
@@ -264,13 +188,15 @@ def _differences(fit: _Blocks, design: Design, name: str, negligible: float) -> 
     for contrast in design.contrasts:
         plus, minus = contrast.plus, contrast.minus
         if plus not in fit.names or minus not in fit.names:
-            found.append(Effect(contrast.name, name, "difference"))
+            found.append(Effect(name=contrast.name, metric=name))
             continue
         estimate, unit = fit.difference(plus, minus)
         noise = with_reference if design.reference in (plus, minus) else others
         pairs = fit.pairs(plus, minus)
         error = math.sqrt(noise.value * unit)
-        raw = Effect(contrast.name, name, "difference", estimate, standard_error=error, df=noise.df, pairs=len(pairs))
+        raw = Effect(
+            name=contrast.name, metric=name, estimate=estimate, standard_error=error, df=noise.df, pairs=len(pairs)
+        )
         found.append(_own_interval(raw, pairs) if {plus, minus} & scattering else raw)
     return found
 
@@ -293,6 +219,10 @@ def _scattering(fit: _Blocks, negligible: float) -> set[str]:
     return found
 
 
+def _with(effect: Effect, **changes: Any) -> Effect:
+    return effect.model_copy(update=changes)
+
+
 def _own_interval(raw: Effect, pairs: NDArray[np.float64]) -> Effect:
     """The difference with the interval of its own pairs, if that is wider: pairs may be close by chance."""
     own = len(pairs) - 1
@@ -301,7 +231,7 @@ def _own_interval(raw: Effect, pairs: NDArray[np.float64]) -> Effect:
     error = float(pairs.std(ddof=1)) / math.sqrt(len(pairs))
     if half_interval(error, own) <= half_interval(raw.standard_error, raw.df):
         return raw
-    return replace(raw, estimate=float(pairs.mean()), standard_error=error, df=own, uneven=True)
+    return _with(raw, estimate=float(pairs.mean()), standard_error=error, df=own, uneven=True)
 
 
 def _regression(fit: _Blocks, design: Design, name: str) -> tuple[list[Effect], _Variance]:
@@ -324,7 +254,7 @@ def _regression(fit: _Blocks, design: Design, name: str) -> tuple[list[Effect], 
             half = 0.5 if len(left) == len(right) == 1 else 1.0
             columns += [x * y / half for x, y in itertools.product(left, right)]
     found = [
-        Effect(effect, name, "main" if place < main else "interaction", pairs=len(fit.y))
+        Effect(name=effect, metric=name, kind="main" if place < main else "interaction", pairs=len(fit.y))
         for place, effect in enumerate(design.effects)
     ]
     if not len(fit.y):
@@ -337,7 +267,7 @@ def _regression(fit: _Blocks, design: Design, name: str) -> tuple[list[Effect], 
     if np.linalg.matrix_rank(x) == x.shape[1]:
         errors = np.sqrt(noise.value * np.diag(solved.covariance))
         found = [
-            replace(raw, estimate=float(solved.coefficients[k]), standard_error=float(errors[k]), df=noise.df)
+            _with(raw, estimate=float(solved.coefficients[k]), standard_error=float(errors[k]), df=noise.df)
             for k, raw in enumerate(found, start=1)
         ]
     return found, residual
@@ -392,7 +322,7 @@ def _finish(raw: Effect, ratio: bool, negligible: float, coarse: bool) -> Effect
         if error > 0:
             p = float(2 * special.stdtr(raw.df, -abs(estimate) / error))
     back = math.exp if ratio else float
-    return replace(raw, estimate=back(estimate), low=back(low), high=back(high), p=p, standard_error=error, ratio=ratio)
+    return _with(raw, estimate=back(estimate), low=back(low), high=back(high), p=p, standard_error=error, ratio=ratio)
 
 
 def _holm(effects: list[Effect], comparisons: Sequence[object]) -> list[Effect]:
@@ -407,7 +337,7 @@ def _holm(effects: list[Effect], comparisons: Sequence[object]) -> list[Effect]:
         highest = max(highest, min(1.0, p_of[what] * (len(p_of) - rank)))
         corrected[what] = highest
     return [
-        effect if math.isnan(effect.p) else replace(effect, p_holm=corrected[what])
+        effect if math.isnan(effect.p) else _with(effect, p_holm=corrected[what])
         for what, effect in zip(comparisons, effects, strict=True)
     ]
 
@@ -417,13 +347,16 @@ def _noise(pooled: _Variance, residual: _Variance, reference: str, own: NDArray[
     own_sd = float(own.std(ddof=1)) if len(own) > 1 else math.nan
     found = pooled if pooled.df else residual
     if not found.df:
-        return Noise(math.nan, math.nan, math.nan, 0, reference, mean, own_sd, "none")
+        return Noise(reference=reference, reference_mean=mean, reference_sd=own_sd, source="none")
     low, high = (
         math.sqrt(found.df * found.value / float(stats.chi2.ppf(q, found.df)))
         for q in (0.5 + CONFIDENCE / 2, 0.5 - CONFIDENCE / 2)
     )
     source: Literal["replicates", "left over"] = "replicates" if pooled.df else "left over"
-    return Noise(math.sqrt(found.value), low, high, int(found.df), reference, mean, own_sd, source)
+    return Noise(
+        sd=math.sqrt(found.value), low=low, high=high, df=int(found.df), reference=reference, reference_mean=mean,
+        reference_sd=own_sd, source=source,
+    )  # fmt: skip
 
 
 def image_variance(plus: NDArray[np.bool_], minus: NDArray[np.bool_]) -> float:
@@ -457,4 +390,4 @@ def _with_images(raw: Effect, pair: Contrast, seeds: NDArray[Any], correct: Mapp
     parts = (raw.standard_error**2, raw.df), (image_variance(*map(np.stack, right)), counts[0] - 1)
     total = sum(value for value, _ in parts)
     df = welch(*parts) if total > 0 else raw.df
-    return replace(raw, standard_error=math.sqrt(total), df=df, covers="seeds and test images")
+    return _with(raw, standard_error=math.sqrt(total), df=df, covers="seeds and test images")

@@ -29,11 +29,11 @@ from kitae.experiments.folder import (
     study_difference,
     write_study,
 )
-from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Plan, make_plan
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec, with_overrides
 from kitae.experiments.worker import Outcome
+from kitae.reporting.effects import metric
 
 TRAIN = "kitae.pipelines.train:train"
 TRAIN_WITHOUT_TEST = "kitae.pipelines.train:train_without_test"

@@ -31,10 +31,11 @@ from pydantic_core import to_jsonable_python
 
 from kitae.data.spec import SPLIT
 from kitae.errors import RecipeError, did_you_mean
-from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
+from kitae.experiments.outcome import EVALUATION, OF_RUN, known, step_of
 from kitae.experiments.techniques import chosen, repeated
 from kitae.files import plain
 from kitae.recipe import Recipe, assignment, assignments, checked, explain, parse_yaml, read_text
+from kitae.reporting.effects import metric
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]

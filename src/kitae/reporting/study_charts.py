@@ -9,7 +9,8 @@ from typing import Any
 
 from kitae.console import plural
 from kitae.reporting.charts import per_cent, robust
-from kitae.reporting.study_results import Analysis, Effect, StudyRecord
+from kitae.reporting.effects import Analysis, Effect, interval, verdict
+from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, frame, interval_mark, legend, rows_chart, series
 from kitae.reporting.values import share
 
@@ -17,38 +18,36 @@ _LEFT = 46.0
 MOST_EFFECTS = 40
 
 
-def forest(
-    analysis: Analysis, label: Callable[[Effect], str], verdict: Callable[[Effect], str], what: str, name: str
-) -> Chart | None:
+def forest(analysis: Analysis, label: Callable[[Effect], str], what: str, name: str) -> Chart | None:
     """Every effect with its 95 % interval, the best first, and the noise of one run as a band.
 
     An effect that is shown after Holm's correction is filled, in one colour where it helps and another where it hurts;
     what is not shown is hollow.
     """
-    known = [effect for effect in analysis.ranked if effect.estimate is not None][:MOST_EFFECTS]
+    known = [effect for effect in analysis.ranked if effect.known][:MOST_EFFECTS]
     if not known:
         return None
     ratio, neutral = known[0].ratio, known[0].neutral
-    rows = []
+    rows, told = [], []
     for effect in known:
-        look = "neutral" if not effect.shown or not analysis.better else "good" if analysis.helps(effect) else "bad"
-        told = verdict(effect)
-        mark = partial(interval_mark, value=effect.estimate or 0.0, ends=(effect.low, effect.high), look=look,
-                       about=told, hollow=not effect.shown)  # fmt: skip
-        value, _, span = told.partition(" (")
-        rows.append(Row(label(effect), value, mark, span=f"({span}" if span else ""))
-    ends = [end for e in known for end in (e.estimate, e.low, e.high) if end is not None and (end > 0 or not ratio)]
-    keep = [end for effect in known if effect.shown for end in (effect.estimate, effect.low, effect.high)]
+        look = "neutral" if not effect.shown or not analysis.better else "good" if effect.helps else "bad"
+        said, span = verdict(effect), f"({interval(effect)})" if effect.bounded else ""
+        mark = partial(interval_mark, value=effect.estimate, ends=(effect.low, effect.high) if span else None,
+                       look=look, about=f"{said} {span}".strip(), hollow=not effect.shown)  # fmt: skip
+        rows.append(Row(label(effect), said, mark, span=span))
+        told.append(f"{label(effect)}: {said} {span}".strip())
+    every = [(e.estimate, e.low, e.high) if e.bounded else (e.estimate,) for e in known]
+    ends = [end for three in every for end in three if end > 0 or not ratio]
+    keep = [end for e in known if e.shown for end in (e.estimate, e.low, e.high)]
     if ratio:
         low, high, cut = max(min(*ends, neutral) * 0.9, 1e-6), max(*ends, neutral) * 1.1, ""
     else:
-        low, high, cut = robust([*ends, neutral], [end for end in keep if end is not None])
+        low, high, cut = robust([*ends, neutral], keep)
     sd = analysis.noise.sd
-    band = None if sd is None else (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
-    summary = "; ".join(f"{label(effect)}: {verdict(effect)}" for effect in known)
+    band = None if math.isnan(sd) else (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
     return rows_chart(
-        name, f"Effects on {what}", summary,
-        rows, low, high, ("× {:g}" if ratio else "{:+g}").format, label=f"{what}{cut}", neutral=neutral, log=ratio,
+        name, f"Effects on {what}", "; ".join(told),
+        rows, low, high, ("x {:g}" if ratio else "{:+g}").format, label=f"{what}{cut}", neutral=neutral, log=ratio,
         band=band,
     )  # fmt: skip
 
@@ -174,7 +173,7 @@ def _chosen(record: StudyRecord) -> list[str]:
 
     def size(name: str) -> float:
         mean = means.get(name)
-        return 0.0 if mean is None or base is None else abs(mean - base)
+        return 0.0 if mean is None or math.isnan(base) else abs(mean - base)
 
     others = sorted((name for name in names if name != reference), key=size, reverse=True)
     return [name for name in names if name in (reference, *others[: SERIES - 1])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,8 +19,9 @@ from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError
 from kitae.folders import SIGNS
 from kitae.recipe import OPS_BY_NAME
-from kitae.reporting import study_charts
-from kitae.reporting.study_results import Analysis, Effect, StudyRecord, Variant
+from kitae.reporting import effects, study_charts
+from kitae.reporting.effects import Analysis, Effect, measured
+from kitae.reporting.study_results import StudyRecord, Variant
 from kitae.reporting.svg import Chart
 from kitae.reporting.values import finite, words
 
@@ -81,6 +83,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         "label": partial(effect_label, record),
         "variant_label": labels,
         "metric_label": metric_label,
+        "words": effects,
         "curves": study_charts.curves(record, labels),
         "response": study_charts.response(record),
     }  # fmt: skip
@@ -97,7 +100,7 @@ def _study(asked: str) -> Mapping[str, Any]:
 
 def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
     what = metric_label(name) + ("" if analysis.ratio or not analysis.unit else f", {analysis.unit}")
-    return study_charts.forest(analysis, partial(effect_label, record), partial(verdict, analysis), what, place)
+    return study_charts.forest(analysis, partial(effect_label, record), what, place)
 
 
 # --------------------------------------------------------------------------------------------------------------- words
@@ -199,35 +202,10 @@ def _mixing(value: Any) -> str:
     return f"with {' and '.join(parts)}" if parts else "without mixing"
 
 
-def verdict(analysis: Analysis, effect: Effect) -> str:
-    """What an effect is: `5.2 points worse (3.9 to 6.5)`, `0.44 times (0.34 to 0.57)`, `not shown (-0.7 to +1.9)`."""
-    value, low, high = effect.estimate, effect.low, effect.high
-    if value is None:
-        return "not known"
-    if effect.ratio:
-        return (f"{value:.2f} times" if effect.shown else "not shown") + _span(low, high, ".2f")
-    digits = 1 if analysis.unit == "points" or max(abs(value), abs(high or 0)) >= 10 else 3
-    word = "more" if value > 0 else "less"
-    if analysis.better:
-        word = "better" if analysis.helps(effect) else "worse"
-    if effect.shown:
-        if value < 0:
-            low, high = None if high is None else -high, None if low is None else -low
-        unit = f" {analysis.unit}" if analysis.unit else ""
-        return f"{abs(value):.{digits}f}{unit} {word}{_span(low, high, f'.{digits}f')}"
-    apart = low is not None and high is not None and not low <= 0 <= high
-    told = f"{abs(value):.{digits}f} {word}, not certain" if apart else "not shown"
-    return told + _span(low, high, f"+.{digits}f")
-
-
-def _span(low: float | None, high: float | None, form: str) -> str:
-    return "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
-
-
 def answer(record: StudyRecord) -> list[str]:
     """Three sentences: what is shown, what is not, and where it holds."""
     analysis = record.main
-    known = [effect for effect in analysis.ranked if effect.estimate is not None]
+    known = [effect for effect in analysis.ranked if effect.known]
     if not known:
         return [f"Nothing can be said about {metric_label(record.metric)}: too few runs have it."]
     return [text for text in (_shown(record, known), _not_shown(record, known), regime(record)) if text]
@@ -236,19 +214,19 @@ def answer(record: StudyRecord) -> list[str]:
 def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     analysis, metric, base = record.main, metric_label(record.metric), _base(record)
     shown = [effect for effect in known if effect.shown]
-    tested = sum(effect.low is not None for effect in known) or len(known)
+    tested = sum(effect.bounded for effect in known) or len(known)
     if not shown and len(known) == 1:
         return f"{effect_label(record, known[0])}: no difference could be shown on {metric}{base}."
     if not shown:
         return f"None of {tested} changes made a difference that could be shown on {metric}{base}."
-    good = sum(map(analysis.helps, shown))
+    good = sum(effect.helps for effect in shown)
     bad = len(shown) - good
 
     def show(count: int) -> str:
         return f"{count} of {tested} comparisons {'shows' if count == 1 else 'show'}"
 
     def told(effect: Effect) -> str:
-        return f"{effect_label(record, effect)}: {verdict(analysis, effect)}"
+        return f"{effect_label(record, effect)}: {measured(effect)}"
 
     def most(count: int) -> str:
         return "most of all " if count > 1 else ""
@@ -303,13 +281,13 @@ def _training(best: Variant, study: Mapping[str, Any]) -> str:
 def _most_helpful(record: StudyRecord) -> Variant | None:
     """The variant with the largest gain over the reference that is shown."""
     variants = {variant.name: variant for variant in record.variants}
-    helps = [one.name for one in record.main.ranked if one.shown and record.main.helps(one) and one.name in variants]
+    helps = [one.name for one in record.main.ranked if one.shown and one.helps and one.name in variants]
     return variants[helps[0]] if helps else None
 
 
 def _base(record: StudyRecord) -> str:
     found, unit = record.main.noise, record.main.unit
-    if found.reference is None or found.reference_mean is None:
+    if math.isnan(found.reference_mean):
         return ""
     number = f"{found.reference_mean:.1f} %" if unit == "points" else f"{found.reference_mean:.4g} {unit}".strip()
     return f" (reference: {variant_labels(record).get(found.reference, found.reference)}, {number})"
@@ -317,7 +295,7 @@ def _base(record: StudyRecord) -> str:
 
 def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     unclear = [effect for effect in known if not effect.shown]
-    widths = [(e.high - e.low) / 2 for e in known if e.low is not None and e.high is not None and not e.ratio]
+    widths = [(e.high - e.low) / 2 for e in known if e.bounded and not e.ratio]
     blind = ""
     if widths and record.main.unit == "points":
         least, seeds = median_high(widths), plural(len(record.seeds), "seed")

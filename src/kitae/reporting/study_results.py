@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,91 +9,19 @@ from pydantic import Field
 
 from kitae.errors import KitaeError
 from kitae.files import read_json, require_format
+from kitae.reporting.effects import Analysis, Effect
 from kitae.reporting.results import Number, Record
 
 STUDY_FORMAT = 1
 """The format of effects.json that this version writes."""
 
 
-class Effect(Record):
-    """One effect, in the unit of its metric, or a factor where `ratio`."""
-
-    name: str
-    kind: str = "difference"
-    estimate: Number = None
-    low: Number = None
-    high: Number = None
-    p_holm: Number = None
-    pairs: int | None = None
-    ratio: bool = False
-    shown: bool = False
-    uneven: bool = False
-    covers: str = "seeds"
-
-    @property
-    def neutral(self) -> float:
-        return 1.0 if self.ratio else 0.0
-
-    @property
-    def size(self) -> float:
-        """How far it is from no effect: in either direction, and on a logarithmic scale for a factor."""
-        value = self.estimate or 0.0
-        if not self.ratio:
-            return abs(value)
-        return abs(math.log(value)) if value > 0 else math.inf
-
-
-class Noise(Record):
-    """The scatter of runs that differ only in the seed."""
-
-    sd: Number = None
-    low: Number = None
-    high: Number = None
-    df: Number = None
-    reference: str | None = None
-    reference_mean: Number = None
-    reference_sd: Number = None
-
-
-class Analysis(Record):
-    """Effects on one metric."""
-
-    unit: str = ""
-    better: int = 0
-    noise: Noise = Noise()
-    effects: tuple[Effect, ...] = ()
-
-    @property
-    def ratio(self) -> bool:
-        return any(effect.ratio for effect in self.effects)
-
-    def helps(self, effect: Effect) -> bool:
-        """Whether an effect is an improvement; false if the metric has no known direction."""
-        value, neutral = effect.estimate, effect.neutral
-        if value is None or value == neutral or not self.better:
-            return False
-        return (value > neutral) == (self.better > 0)
-
-    @property
-    def ranked(self) -> list[Effect]:
-        """Effects, the best first; what is not known last."""
-        sign = self.better or 1
-        return sorted(self.effects, key=lambda e: (e.estimate is None, -sign * (e.estimate or 0.0)))
-
-    @property
-    def covers(self) -> str:
-        """What the intervals cover."""
-        return next((effect.covers for effect in self.effects), "seeds")
-
-
 class Claim(Record):
     """A claim recorded before the first run, and its verdict."""
 
     says: str
-    estimate: Number = None
-    low: Number = None
-    high: Number = None
-    ratio: bool = False
+    effect: str = ""
+    metric: str = ""
     verdict: str = ""
     remark: str = ""
 
@@ -173,6 +100,11 @@ class StudyRecord(Record):
         facts = read_json(file)
         require_format(facts, STUDY_FORMAT, file, KitaeError)
         return cls.checked(facts, file)
+
+    def effect(self, metric: str, name: str) -> Effect | None:
+        """The effect of this name on a metric; None if it was not measured."""
+        analysis = self.analyses.get(metric) or Analysis()
+        return next((effect for effect in analysis.effects if effect.name == name), None)
 
     @property
     def main(self) -> Analysis:

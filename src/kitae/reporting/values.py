@@ -118,18 +118,6 @@ def points_lost(drop: Any, interval: Any) -> Cell:
 
 
 @_known
-def amount(value: float, ratio: bool = False) -> str:
-    """An effect: `+2.17`, `× 0.62`."""
-    return f"× {value:.2f}" if ratio else f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.3f}"
-
-
-def amounts(low: Any, high: Any, ratio: bool = False) -> str:
-    """An effect's interval; empty where it has none."""
-    ends = [amount(low, ratio), amount(high, ratio)]
-    return "" if UNKNOWN in ends else " to ".join(ends)
-
-
-@_known
 def probability(value: float) -> str:
     """A p-value."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
