@@ -46,6 +46,7 @@ from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
+from kitae.reporting.compression_results import CompressionRecord
 from kitae.run import Run
 from kitae.runtime import Model
 from kitae.training.checkpoint import Progress
@@ -222,8 +223,6 @@ def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) ->
     for content in ("[]", "{}", "3", "{", "[" * 100_000, '{"within_budget": true}'):
         (out / "compression.json").write_text(content)
         refused("compression.json", lambda: CompressionResult.open(out), "is damaged")
-        assert "damaged" in repr(result)
-        assert "damaged" in result._repr_html_()
     whole = json.loads((out / "model.json").read_text())
     for facts in ([], {**whole, "recipe": 3}, {**whole, "shape": {}}, {**whole, "preprocess": None}):
         (out / "model.json").write_text(json.dumps(facts))
@@ -248,7 +247,7 @@ def test_a_missing_library_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
     }
     (tmp_path / "model.json").write_text(json.dumps(facts))
     with pytest.raises(MissingExtraError, match="timm"):
-        CompressionResult(tmp_path, {}).load_model()
+        CompressionResult(tmp_path, CompressionRecord.model_construct()).load_model()
 
 
 def given_to_compress(monkeypatch: pytest.MonkeyPatch, words: str) -> CompressSpec:

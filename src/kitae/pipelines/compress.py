@@ -37,7 +37,7 @@ from kitae.errors import (
     TrainingInterruptedError,
     one_line,
 )
-from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
+from kitae.files import read_json, write_atomically, write_json, write_parquet
 from kitae.folders import LOCK, REPORT, SIGNS, Owned
 from kitae.machine import machine
 from kitae.models.build import build_seeded
@@ -65,7 +65,6 @@ COMPRESSION = Owned(
     "compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError, first=LOCK, last=_FACTS
 )
 _NEW = ".new.tmp"  # a result that is not complete yet
-_READ = ("within_budget", "candidates", "winner", "test")  # keys of compression.json that are read below
 
 
 @dataclass(frozen=True)
@@ -74,18 +73,11 @@ class CompressionResult:
 
     Attributes:
         path: the folder.
-        facts: compression.json. In addition to the properties: `baseline`, the original's row; `smaller` and
-            `faster`, the factors between it and the winner; `why_not`, what the closest one exceeds; `stopped`, why
-            larger ratios were not tried; `sure`, whether the upper end of each drop's interval was compared with the
-            budget; `left_out`, the candidates that could not be made, each with a `name` and `why`; `size`, the column
-            by which size is judged (`packed_bytes` with unstructured pruning, else `bytes`); `sensitivity`, what
-            quantizing each `layer` alone does (the first row, without a layer, is the float network): `divergence` in
-            nats, `flips`, `accuracy`; `latency`, how times were taken; `images` in `train` and `val`; `spec`,
-            `machine`, `recipe`, `run`.
+        record: compression.json, validated.
     """
 
     path: Path
-    facts: Mapping[str, Any]
+    record: CompressionRecord
 
     @classmethod
     def open(cls, path: str | Path) -> CompressionResult:
@@ -97,19 +89,31 @@ class CompressionResult:
         file = Path(path) / _FACTS
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
-        facts = read_json(file, *_READ, error=CompressionError)
-        require_format(facts, COMPRESSION_FORMAT, file, CompressionError)
-        return cls(Path(path), facts)
+        return cls(Path(path), CompressionRecord.open(file.parent))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """compression.json.
+
+        In addition to the other properties: `baseline`, the original's row; `smaller` and `faster`, the factors between
+        it and the winner; `why_not`, what the closest one exceeds; `stopped`, why larger ratios were not tried; `sure`,
+        whether the upper end of each drop's interval was compared with the budget; `left_out`, the candidates that
+        could not be made, each with a `name` and `why`; `size`, the column by which size is judged (`packed_bytes` with
+        unstructured pruning, else `bytes`); `sensitivity`, what quantizing each `layer` alone does (the first row,
+        without a layer, is the float network): `divergence` in nats, `flips`, `accuracy`; `latency`, how times were
+        taken; `images` in `train` and `val`; `spec`, `machine`, `recipe`, `run`.
+        """
+        return self.record.data()
 
     @property
     def model_file(self) -> Path:
         """The winner, or the closest."""
-        return self.path / winner_file(self.within_budget)
+        return self.path / self.record.file
 
     @property
     def within_budget(self) -> bool:
         """Whether the winner was within the budget on validation."""
-        return bool(self.facts["within_budget"])
+        return self.record.within_budget
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -133,12 +137,12 @@ class CompressionResult:
         - `front`: no other candidate beats it in accuracy, size and latency; `winner`; `control`: measured for
           comparison, and never the winner
         """
-        return list(self.facts["candidates"])
+        return [row.data() for row in self.record.candidates]
 
     @property
     def winner(self) -> dict[str, Any]:
         """The row of the winner: the smallest within the budget, or the one closest to it."""
-        return dict(self.facts["winner"])
+        return self.record.winner.data()
 
     @property
     def test(self) -> dict[str, Any] | None:
@@ -147,31 +151,23 @@ class CompressionResult:
         `baseline` and `winner` each have `name`, `accuracy` and its interval; `drop` is in points (percent), with its
         paired interval; `count` is the number of test images; `within_budget`: whether the drop is within it on test.
         """
-        return None if self.facts["test"] is None else dict(self.facts["test"])
+        return None if self.record.test is None else self.record.test.data()
 
     def to_pandas(self) -> pd.DataFrame:
         """A row per candidate."""
         return views.frame(self.rows)
 
     def __repr__(self) -> str:
-        try:
-            found = compression_page.answer(CompressionRecord.open(self.path))[0]
-        except KitaeError:
-            found = "damaged"
-        return f"CompressionResult({self.path}: {found.removesuffix('.')})"
+        return f"CompressionResult({self.path}: {compression_page.answer(self.record)[0].removesuffix('.')})"
 
     def _repr_html_(self) -> str:
-        try:
-            record = CompressionRecord.open(self.path)
-        except KitaeError as error:
-            return views.block(str(self.path), [f"cannot be shown: {error}"])
         rows = [
-            [record.label(row), values.share(row.accuracy, 2), values.points(row.drop),
+            [self.record.label(row), values.share(row.accuracy, 2), values.points(row.drop),
              values.size(row.bytes), values.milliseconds(row.latency_ms)]
-            for row in record.candidates
+            for row in self.record.candidates
         ]  # fmt: skip
         columns = ["candidate", "validation accuracy", "lost", "file", "latency"]
-        return views.block(str(self.path), compression_page.answer(record), columns, rows)
+        return views.block(str(self.path), compression_page.answer(self.record), columns, rows)
 
     def load_model(self) -> nn.Module:
         """The winner's network in PyTorch (before any rounding to 8 bits), in eval mode on the CPU.
@@ -303,7 +299,7 @@ def _write(
     rows = outcome.rows
     winner = next(row for row in rows if row["winner"])
     size = size_field(spec)
-    facts = {
+    record = CompressionRecord.model_validate({
         "format": COMPRESSION_FORMAT,
         "kitae": kitae.__version__,
         "run": run.path.name,
@@ -328,7 +324,7 @@ def _write(
         "latency": {name: value for name, value in outcome.latency.items() if name != "candidates"},
         "candidates": rows,
         "sensitivity": [vars(item) for item in outcome.sensitivity],
-    }
+    })  # fmt: skip
     new = folder / _NEW
     try:
         write_atomically(new / winner_file(outcome.within_budget), outcome.winner.path.read_bytes())
@@ -341,7 +337,7 @@ def _write(
         })  # fmt: skip
         if outcome.filters is not None:
             write_atomically(new / "figures" / "filters.png", filters_picture(*outcome.filters))
-        write_json(new / _FACTS, facts)
+        write_json(new / _FACTS, record.data())
         # Everything is written, so the disk cannot fill up any more: replace the earlier compression with this one.
         shutil.rmtree(folder / "figures", ignore_errors=True)
         for old in _FILES:
@@ -351,4 +347,4 @@ def _write(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(folder / _CANDIDATES, ignore_errors=True)
-    return CompressionResult(folder, facts)
+    return CompressionResult(folder, record)

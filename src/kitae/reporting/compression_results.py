@@ -1,4 +1,4 @@
-"""The contents of a compression folder, read and validated once."""
+"""The contents of a compression folder: what `kitae compress` writes, and pages read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from kitae.compression.spec import winner_file
-from kitae.errors import KitaeError
+from kitae.errors import CompressionError
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
-from kitae.reporting.results import Interval, Number, Record
+from kitae.reporting.results import Count, Interval, Number, Record
 
 COMPRESSION_FORMAT = 1
 """The format of compression.json that this version writes."""
@@ -32,16 +32,21 @@ class Candidate(Record, extra="allow"):
     ratio: Number = None
     precision: str = ""
     calibration: str = ""
-    parameters: Number = None
-    nonzero: Number = None
-    macs: Number = None
-    bytes: Number = None
-    packed_bytes: Number = None
+    parameters: Count = None
+    nonzero: Count = None
+    sparsity: Number = None
+    macs: Count = None
+    bytes: Count = None
+    packed_bytes: Count = None
     accuracy: Number = None
     accuracy_interval: Interval = None
+    loss: Number = None
     drop: Number = None
     drop_interval: Interval = None
     flips: Number = None
+    parity_error: Number = None
+    parity_flips: Number = None
+    masked_error: Number = None
     latency_ms: Number = None
     latency_ms_interval: Interval = None
     speedup: Number = None
@@ -71,13 +76,17 @@ class Candidate(Record, extra="allow"):
 
 
 class Budget(Record, extra="allow"):
-    """The settings that pages use."""
+    """The settings: those that pages use, and as `model_extra` the others of `CompressSpec`."""
 
     max_drop: Number = None
-    max_bytes: Number = None
-    max_latency_ms: Number = None
     sure: bool = True
-    threads: int | None = None
+    max_latency_ms: Number = None
+    max_bytes: Count = None
+
+    @property
+    def threads(self) -> int | None:
+        """Of latency measurements; None where ONNX Runtime chose."""
+        return (self.model_extra or {}).get("threads")
 
 
 class Tested(Record):
@@ -101,7 +110,9 @@ class Control(Record):
 class Latency(Record):
     """How times were taken."""
 
-    rounds: Number = None
+    reference: str = ""
+    rounds: Count = None
+    level: Number = None
     covers: str = ""
     control: Control = Control()
     noise: Number = None
@@ -124,7 +135,7 @@ class Layer(Record):
 
 
 class CompressionRecord(Record, extra="allow"):
-    """compression.json, as `kitae compress` writes it. `model_extra` holds what a later version adds."""
+    """compression.json. `model_extra` holds what a later version adds."""
 
     format: int = 1
     kitae: str = ""
@@ -135,11 +146,11 @@ class CompressionRecord(Record, extra="allow"):
     machine: dict[str, Any] = Field(default_factory=dict)
     images: dict[str, int] = Field(default_factory=dict)
     within_budget: bool = False
-    sure: Any = None
-    metric: str = "accuracy"
-    least_drop: Number = None
     why_not: str | None = ""
     stopped: str | None = ""
+    sure: bool | None = None
+    metric: str = "accuracy"
+    least_drop: Number = None
     left_out: tuple[LeftOut, ...] = ()
     baseline: Candidate
     winner: Candidate
@@ -156,13 +167,13 @@ class CompressionRecord(Record, extra="allow"):
         """Read a compression.
 
         Raises:
-            KitaeError: the file is damaged, of a newer version, or not written by `kitae compress`: a page without the
-                numbers that every compression has would look like a result.
+            CompressionError: the file is damaged, of a newer version, or not written by `kitae compress`: a page
+                without the numbers that every compression has would look like a result.
         """
         file = folder / SIGNS["compression"]
-        facts = read_json(file)
-        require_format(facts, COMPRESSION_FORMAT, file, KitaeError)
-        return cls.checked(facts, file)
+        facts = read_json(file, error=CompressionError)
+        require_format(facts, COMPRESSION_FORMAT, file, CompressionError)
+        return cls.checked(facts, file, CompressionError)
 
     @property
     def file(self) -> str:

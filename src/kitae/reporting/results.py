@@ -38,6 +38,7 @@ def _ends(value: Any) -> Any:
 
 Floats = NDArray[np.float64]
 Number = Annotated[float | None, BeforeValidator(_finite)]
+Count = Annotated[int | None, BeforeValidator(_finite)]
 Interval = Annotated[tuple[float, float] | None, BeforeValidator(_ends)]
 
 
@@ -47,18 +48,22 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @classmethod
-    def checked(cls, value: Mapping[str, Any], file: Path) -> Self:
+    def checked(cls, value: Mapping[str, Any], file: Path, error: type[KitaeError] = KitaeError) -> Self:
         """Validate a value that was read from a file.
 
         Raises:
-            KitaeError: it does not fit; the message names file and field.
+            KitaeError: of type `error`: it does not fit; the message names file and field.
         """
         try:
             return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors()[0]
+        except ValidationError as problem:
+            first = problem.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise KitaeError(f"{file}: is damaged ({field}: {first['msg']})") from error
+            raise error(f"{file}: is damaged ({field}: {first['msg']})") from problem
+
+    def data(self) -> dict[str, Any]:
+        """The fields that were given, for JSON: those of a file that was read, in the order of the model."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Epoch(Record):
