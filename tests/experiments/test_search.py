@@ -67,7 +67,7 @@ def test_ties_go_to_the_lower_loss_then_the_later_arm() -> None:
     recipe = Recipe.load("fashion-mini")
 
     def arm(number: int, *rungs: tuple[int, float, float | None]) -> Arm:
-        return Arm(number, f"searched {number}", {}, recipe, rungs, "complete")
+        return Arm(number=number, name=f"searched {number}", point={}, recipe=recipe, rungs=rungs, state="complete")
 
     ranked = [
         arm(9), arm(0, (1, 0.9, 0.1)), arm(1, (1, 0.5, 1.0), (3, 0.7, 0.2)), arm(7, (1, 0.5, 1.0), (3, 0.8, None)),

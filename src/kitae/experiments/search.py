@@ -24,7 +24,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -257,7 +257,9 @@ def _climb(
             trial = space.ask()
             point, number = suggest(trial), trial.number
             name = names[number] if number < len(names) else f"searched {number}"
-            live.append((trial, Arm(number, name, point, apply(setting.base, point, setting.image_size), (), "")))
+            recipe = apply(setting.base, point, setting.image_size)
+            arm = Arm(number=number, name=name, preset=name in PRESETS, point=point, recipe=recipe)
+            live.append((trial, arm))
             asked += 1
         tasks = [_shortened(arm.recipe, rungs[len(arm.rungs)], rungs[-1]) for _, arm in live]
         batch, live = live, []
@@ -267,18 +269,18 @@ def _climb(
                 space.tell(trial, state=states.FAIL)
                 why = outcome["error"] or f"it has no {setting.metric}"
                 say(f"{arm.name}: failed at {plural(epochs, 'epoch')}: {why}")
-                finished.append(replace(arm, state="failed"))
+                finished.append(arm.model_copy(update={"state": "failed"}))
                 continue
             value = numbers[setting.metric]
-            arm = replace(arm, rungs=(*arm.rungs, (epochs, value, numbers.get("val.loss"))))
+            arm = arm.model_copy(update={"rungs": (*arm.rungs, (epochs, value, numbers.get("val.loss")))})
             trial.report(value, REDUCTION ** (len(arm.rungs) - 1))
             if len(arm.rungs) == len(rungs):
                 space.tell(trial, value)
-                arm = replace(arm, state="complete")
+                arm = arm.model_copy(update={"state": "complete"})
             # The pruner is asked about presets too, so that it knows their values when it judges later arms.
             elif trial.should_prune() and not arm.preset:
                 space.tell(trial, state=states.PRUNED)
-                arm = replace(arm, state="pruned")
+                arm = arm.model_copy(update={"state": "pruned"})
             say(f"{arm.name}: {100 * value:.1f} % after {plural(epochs, 'epoch')}, {arm.state or 'continues'}")
             if arm.state:
                 finished.append(arm)

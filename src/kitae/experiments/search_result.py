@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from kitae.errors import TrainingError, one_line
 from kitae.experiments.folder import read_settings
 from kitae.experiments.result import StudyResult
-from kitae.experiments.space import PRESETS, Parameters, apply
+from kitae.experiments.space import Parameters, apply
 from kitae.experiments.wording import columns
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
 from kitae.recipe import Recipe, checked
+from kitae.reporting.results import Record
 from kitae.training.spec import merit
 
 SEARCH = SIGNS["search"]
@@ -23,26 +26,23 @@ FORMAT = 1
 """Of search.json."""
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One setting that was tried.
+class Arm(Record):
+    """One setting that was tried, as in search.json.
 
     Attributes:
         name: of the preset, or `searched NUMBER`.
+        state: `complete` (trained to the full length), `pruned`, `failed`, or empty while it is trained.
         rungs: epochs, validation score (by the search's metric) and validation loss of its run of each length.
-        state: `complete` (trained to the full length), `pruned`, or `failed`.
+        recipe: made from the point, and not in the file.
     """
 
     number: int
     name: str
+    preset: bool = False
+    state: str = ""
     point: Parameters
-    recipe: Recipe
-    rungs: tuple[tuple[int, float, float | None], ...]
-    state: str
-
-    @property
-    def preset(self) -> bool:
-        return self.name in PRESETS
+    rungs: tuple[tuple[int, float, float | None], ...] = ()
+    recipe: Recipe = Field(exclude=True)
 
     @property
     def standing(self) -> tuple[float, ...]:
@@ -95,11 +95,7 @@ class SearchResult:
         require_format(facts, FORMAT, file, TrainingError)
         try:
             arms = {
-                row["number"]: Arm(
-                    recipe=apply(base, row["point"], content["image_size"]),
-                    rungs=tuple((epochs, score, loss) for epochs, score, loss in row["rungs"]),
-                    **{name: row[name] for name in ("number", "name", "point", "state")},
-                )
+                row["number"]: Arm(**row, recipe=apply(base, row["point"], content["image_size"]))
                 for row in facts["arms"]
             }
             rematch = None if facts["rematch"] is None else StudyResult.open(folder / facts["rematch"])
@@ -114,11 +110,7 @@ class SearchResult:
         return {
             "format": FORMAT,
             "metric": self.metric,
-            "arms": [
-                {"number": a.number, "name": a.name, "preset": a.preset, "state": a.state, "point": a.point,
-                 "rungs": [list(rung) for rung in a.rungs]}
-                for a in self.arms
-            ],
+            "arms": [arm.model_dump(mode="json") for arm in self.arms],
             "best": self.best.number,
             "best_preset": self.preset.number,
             "rematch": None if self.rematch is None else self.rematch.path.relative_to(self.path).as_posix(),
