@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kitae.errors import KitaeError
+from kitae.files import plain
 from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.effects import Effect
 from kitae.reporting.results import RunRecord, Split
@@ -99,6 +100,8 @@ def test_every_published_result_is_valid() -> None:
         record = StudyRecord.open(file.parent)
         assert record is not None
         assert record.main.effects
+        # It is written as it was read.
+        assert json.dumps(plain(record.model_dump()), indent=2) + "\n" == file.read_text()
     for file in (root / "benchmarks" / "results" / "compression").glob("*.json"):
         facts = json.loads(file.read_text())
         note = facts.pop("note")  # of the benchmark, before what `kitae compress` wrote

@@ -28,7 +28,7 @@ from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_json, write_parquet
 from kitae.reporting.effects import Analysis, Effect, amount, interval, metric, noise_line, sentence
-from kitae.reporting.study_results import STUDY_FORMAT
+from kitae.reporting.study_results import StudyRecord
 
 Verdict = Literal["confirmed", "not shown", "refuted"]
 
@@ -217,8 +217,7 @@ class StudyResult:
 
     def data(self) -> dict[str, Any]:
         """What effects.json holds; plain values."""
-        content: dict[str, Any] = plain({
-            "format": STUDY_FORMAT,
+        record = StudyRecord.model_validate({
             "name": self.spec.name,
             "about": self.spec.about,
             "design": self.spec.design,
@@ -243,7 +242,7 @@ class StudyResult:
                 name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
             },
         })  # fmt: skip
-        return content
+        return dict(plain(record.model_dump()))
 
     def write(self) -> None:
         """Write runs.parquet, effects.parquet and effects.json; the same runs give the same bytes."""

@@ -1,11 +1,11 @@
-"""The results of a study, from effects.json; see `results`."""
+"""The results of a study, effects.json: what `StudyResult` writes, and pages read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from kitae.errors import KitaeError
 from kitae.files import read_json, require_format
@@ -17,11 +17,16 @@ STUDY_FORMAT = 1
 
 
 class Claim(Record):
-    """A claim recorded before the first run, and its verdict."""
+    """A claim recorded before the first run, the numbers of its effect, and the verdict."""
 
+    name: str = ""
     says: str
     effect: str = ""
     metric: str = ""
+    estimate: Number = None
+    low: Number = None
+    high: Number = None
+    ratio: bool = False
     verdict: str = ""
     remark: str = ""
 
@@ -52,11 +57,18 @@ class Band(Record):
 
 
 class Curve(Record):
-    """The curves of one variant."""
+    """The curves of one variant: those that all its runs have."""
 
-    epoch: tuple[float, ...] = ()
-    val_accuracy: Band | None = None
+    epoch: tuple[int | float, ...] = ()
     train_loss: Band | None = None
+    train_accuracy: Band | None = None
+    val_loss: Band | None = None
+    val_accuracy: Band | None = None
+    train_clean_accuracy: Band | None = None
+
+    @model_serializer(mode="wrap")
+    def _measured(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 class StudyRuns(Record):
@@ -70,11 +82,14 @@ class StudyRuns(Record):
 class StudyRecord(Record):
     """effects.json."""
 
+    format: int = STUDY_FORMAT
     name: str
     about: str = ""
     design: str = ""
     metric: str
+    cover: str = "seeds"
     seeds: tuple[int, ...] = ()
+    added: tuple[dict[str, Any], ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
     runs: StudyRuns = StudyRuns()
     analyses: dict[str, Analysis] = Field(default_factory=dict)
