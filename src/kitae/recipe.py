@@ -266,8 +266,9 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         if isinstance(spec, Recipe) and field.startswith(OPS_BY_NAME) and not field.split(".")[2].isdigit():
             _set_op(_ops(tree), field, value)
             continue
-        if isinstance(spec, Recipe) and field == "data" and isinstance(value, dict) and isinstance(tree["data"], dict):
-            value = {"source": tree["data"]["source"], **value}  # never other images without a word
+        data = tree["data"] if isinstance(spec, Recipe) and isinstance(tree["data"], dict) else {}
+        if field == "data" and isinstance(value, dict) and "source" in data:
+            value = {"source": data["source"], **value}  # never other images without a word
         _assign(tree, field, value, type(spec))
         if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
             for usual in ("lr", "weight_decay"):
