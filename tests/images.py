@@ -29,9 +29,10 @@ def turned_by(orientation: int) -> Image.Exif:
     return exif
 
 
-def encode(pixels: NDArray[np.uint8], kind: str = "PNG") -> bytes:
+def encode(image: Image.Image | NDArray[np.generic], kind: str = "PNG", **options: object) -> bytes:
+    """The content of an image's file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from tests.command import kitae
-from tests.data.shard_files import encoded, image, pack
+from tests.data.shard_files import image, pack
+from tests.images import encode
 from tests.test_docs import COMMANDS, place
 
 __all__ = ["place"]  # a fixture
@@ -89,7 +90,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split, first in (("train", 0), ("val", 500)):
         cells = []
         for number in range(first, first + 24):
-            cells += [(f"{number}.png", encoded(image(number, number % 2))), (f"{number}.cls", b"%d" % (number % 2))]
+            cells += [(f"{number}.png", encode(image(number, number % 2))), (f"{number}.cls", b"%d" % (number % 2))]
         pack(folder / f"data/{split}-000.tar", cells)
     monkeypatch.setattr(webbrowser, "open", lambda *_, **__: True)
     return folder

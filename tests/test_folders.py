@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import filelock
 import pytest
 
 from kitae.errors import KitaeError, TrainingError
 from kitae.folders import LOCK, Owned, kind_of, known_kind, lock
+from tests.refusals import refused
 
 OWNED = Owned("study", ("study.yaml", "runs", "table"), TrainingError, first="study.yaml")
 
@@ -28,8 +30,7 @@ def filled(folder: Path, *more: str) -> Path:
 @pytest.mark.parametrize("name", ["notes.txt", "runs2"])
 def test_files_of_others_are_named_and_kept(tmp_path: Path, name: str) -> None:
     folder = filled(tmp_path / "s", name, ".DS_Store")
-    with pytest.raises(TrainingError, match=name):
-        OWNED.check(folder)
+    refused(TrainingError, name, OWNED.check, folder)
     OWNED.remove(folder)
     assert sorted(entry.name for entry in folder.iterdir()) == sorted([".DS_Store", name])
 
@@ -39,8 +40,7 @@ def test_without_its_first_file_nothing_is_ours(tmp_path: Path) -> None:
     folder = filled(tmp_path / "s", ".DS_Store")
     OWNED.check(folder)
     (folder / "study.yaml").unlink()
-    with pytest.raises(TrainingError, match="runs but no study"):
-        OWNED.check(folder)
+    refused(TrainingError, "runs but no study", OWNED.check, folder)
     Owned("run", OWNED.names, TrainingError, first="study.yaml", last="table").check(folder)
     with pytest.raises(TrainingError, match="runs but no end"):
         Owned("run", OWNED.names, TrainingError, first="study.yaml", last="end").check(folder)
@@ -94,10 +94,7 @@ def test_the_file_of_the_lock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def acquire(self: object, **options: object) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=NotImplementedError))
     with OWNED.locked(tmp_path):
         pass
 
@@ -106,10 +103,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch
 def test_a_lock_is_unknown_where_the_system_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
 ) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))))
     states: list[str] = []
 
     def enter() -> None:
@@ -126,8 +120,7 @@ def test_a_lock_is_unknown_where_the_system_has_none(
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="file"):
-        OWNED.check(tmp_path / "file")
+    refused(TrainingError, "file", OWNED.check, tmp_path / "file")
     with pytest.raises(TrainingError, match="cannot be used as --out"), OWNED.locked(tmp_path / "file" / "s"):
         pass
 
@@ -146,5 +139,4 @@ def test_a_folder_is_of_the_kind_that_wrote_it(tmp_path: Path) -> None:
         assert kind_of(folder) == known_kind(folder) == owned.kind
     for wrong, why in ((tmp_path, "search.yaml or compression.json"), (tmp_path / ("x" * 300), "no such folder")):
         assert kind_of(wrong) is None
-        with pytest.raises(KitaeError, match=rf"not a folder of a run.*{why}"):
-            known_kind(wrong)
+        refused(KitaeError, rf"not a folder of a run.*{why}", known_kind, wrong)

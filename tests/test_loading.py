@@ -13,6 +13,7 @@ from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec
 from kitae.pipelines.compress import CompressionResult
 from kitae.run import Run
+from tests.refusals import refused
 
 STUDIES = Path(__file__).parents[1] / "studies" / "results"
 
@@ -39,22 +40,16 @@ def test_a_file_is_opened_as_what_it_holds(tmp_path: Path, monkeypatch: pytest.M
 
 def test_another_file_is_not_said_to_be_missing(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"x")
-    with pytest.raises(KitaeError, match=r"best\.safetensors: not a folder .* \(it is a file\)"):
-        kt.load(tmp_path / "best.safetensors")
+    refused(KitaeError, r"best\.safetensors: not a folder .* \(it is a file\)", kt.load, tmp_path / "best.safetensors")
     kt.Recipe().save(tmp_path / "recipe.yaml")
-    with pytest.raises(KitaeError, match=f"it is a file of a run; give the folder, {tmp_path}"):
-        kt.load(tmp_path / "best.safetensors")
-    with pytest.raises(KitaeError, match=r"missing\.yaml.*no such folder"):
-        kt.load(tmp_path / "missing.yaml")
+    refused(KitaeError, f"it is a file of a run; give the folder, {tmp_path}", kt.load, tmp_path / "best.safetensors")
+    refused(KitaeError, r"missing\.yaml.*no such folder", kt.load, tmp_path / "missing.yaml")
     (tmp_path / "recipe.yaml").rename(tmp_path / "search.yaml")
-    with pytest.raises(KitaeError, match="it is a file of a search"):
-        kt.load(tmp_path / "search.yaml")
+    refused(KitaeError, "it is a file of a search", kt.load, tmp_path / "search.yaml")
 
 
 def test_what_is_not_ours_is_one_line(tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(KitaeError, match=str(wrong)):
-            kt.load(wrong)
+        refused(KitaeError, str(wrong), kt.load, wrong)
     (tmp_path / "x.onnx").write_bytes(b"nonsense")
-    with pytest.raises(ExportError, match=r"x\.onnx"):
-        kt.load(tmp_path / "x.onnx")
+    refused(ExportError, r"x\.onnx", kt.load, tmp_path / "x.onnx")

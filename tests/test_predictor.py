@@ -13,6 +13,7 @@ from torch import nn
 
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.predictor import Predictor
+from tests.refusals import refused
 
 FACTS = {
     "classes": ["dark", "light"], "preprocess": {"image_size": 4, "channels": 1, "resize": "crop", "version": 1},
@@ -72,12 +73,7 @@ def test_views_are_averaged() -> None:
     assert predictor(tta="flip").predict(pixels).probabilities[0] == pytest.approx([0.5, 0.5])
 
 
-@pytest.mark.parametrize("batch", [np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 1, 4, 4), np.float32)])
-def test_a_batch_of_another_kind_is_named(batch: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"\[N, 1, 4, 4\]"):
-        predictor().predict(batch)
-
-
-def test_an_unknown_augmentation_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"tta: 'flips'.*flip"):
-        predictor(tta="flips")
+def test_a_batch_and_an_augmentation_of_another_kind_are_named() -> None:
+    for batch in (np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 1, 4, 4), np.float32)):
+        refused(DataError, r"\[N, 1, 4, 4\]", predictor().predict, batch)
+    refused(RecipeError, r"tta: 'flips'.*flip", predictor, tta="flips")

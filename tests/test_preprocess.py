@@ -25,7 +25,8 @@ from kitae import preprocess
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, load, picture, probe, view
 from kitae.preprocess.pixels import is_grey_mode
-from tests.images import turned_by
+from tests.images import encode, turned_by
+from tests.refusals import refused
 
 RGB16 = PreprocessRules(16, 3)
 GREY16 = PreprocessRules(16, 1)
@@ -38,12 +39,6 @@ def scene(height: int = 16, width: int = 16) -> NDArray[np.uint8]:
     return np.stack([255 * x / width, 255 * y / height, 200 * (x + 2 * y < width)], axis=-1).astype(np.uint8)
 
 
-def encoded(image: Image.Image | NDArray[np.uint8], kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def chw(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels.transpose(2, 0, 1)
 
@@ -52,7 +47,7 @@ def chw(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def test_rgb_of_the_right_size_is_untouched() -> None:
-    out = decode(encoded(scene()), RGB16)
+    out = decode(encode(scene()), RGB16)
     assert (out == chw(scene())).all()
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
@@ -60,7 +55,7 @@ def test_rgb_of_the_right_size_is_untouched() -> None:
 
 
 def test_path_and_bytes_and_array_give_the_same(tmp_path: Path) -> None:
-    data = encoded(scene(20, 30))
+    data = encode(scene(20, 30))
     file = tmp_path / "a.png"
     file.write_bytes(data)
     for given_as in (file, str(file), scene(20, 30), Image.fromarray(scene(20, 30))):
@@ -69,17 +64,17 @@ def test_path_and_bytes_and_array_give_the_same(tmp_path: Path) -> None:
 
 def test_grey_is_repeated_over_three_channels_and_colour_becomes_luma() -> None:
     grey = scene()[..., 0]
-    assert (decode(encoded(grey), RGB16) == grey).all()
-    assert (decode(encoded(grey), GREY16) == grey[None]).all()
+    assert (decode(encode(grey), RGB16) == grey).all()
+    assert (decode(encode(grey), GREY16) == grey[None]).all()
     luma = scene().astype(float) @ [0.299, 0.587, 0.114]
-    assert np.abs(decode(encoded(scene()), GREY16)[0] - luma).max() <= 1
+    assert np.abs(decode(encode(scene()), GREY16)[0] - luma).max() <= 1
 
 
 def test_alpha_is_composited_on_white() -> None:
     alpha = np.zeros((16, 16), np.uint8)
     alpha[:, 8:] = 255
     alpha[0, 0] = 128
-    out = decode(encoded(np.dstack([scene(), alpha])), RGB16)
+    out = decode(encode(np.dstack([scene(), alpha])), RGB16)
     assert (out[:, 1:, :8] == 255).all()
     assert (out[:, :, 8:] == chw(scene())[:, :, 8:]).all()
     assert abs(int(out[0, 0, 0]) - 127) <= 1
@@ -88,7 +83,7 @@ def test_alpha_is_composited_on_white() -> None:
 def test_grey_with_alpha_is_composited_on_white() -> None:
     grey, alpha = np.full((16, 16), 40, np.uint8), np.zeros((16, 16), np.uint8)
     alpha[:8] = 255
-    data = encoded(Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))))
+    data = encode(Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))))
     for rules in (RGB16, GREY16):
         out = decode(data, rules)
         assert (out[:, :8] == 40).all()
@@ -97,7 +92,7 @@ def test_grey_with_alpha_is_composited_on_white() -> None:
 
 def test_palette_becomes_its_colours() -> None:
     image = Image.fromarray(scene()).quantize(16)
-    assert (decode(encoded(image), RGB16) == chw(np.asarray(image.convert("RGB")))).all()
+    assert (decode(encode(image), RGB16) == chw(np.asarray(image.convert("RGB")))).all()
 
 
 def test_transparent_colour_of_a_palette_is_white() -> None:
@@ -105,7 +100,7 @@ def test_transparent_colour_of_a_palette_is_white() -> None:
     image.putpalette([0, 0, 0, 200, 10, 20])
     image.paste(0, (0, 0, 8, 16))
     for kind in ("PNG", "GIF"):
-        out = decode(encoded(image, kind, transparency=0), RGB16)
+        out = decode(encode(image, kind, transparency=0), RGB16)
         assert (out[:, :, :8] == 255).all()
         assert (out[:, 0, 12] == [200, 10, 20]).all()
 
@@ -113,7 +108,7 @@ def test_transparent_colour_of_a_palette_is_white() -> None:
 def test_transparent_colour_of_an_rgb_image_is_white() -> None:
     pixels = scene()
     pixels[:4] = (1, 2, 3)
-    out = decode(encoded(pixels, transparency=(1, 2, 3)), RGB16)
+    out = decode(encode(pixels, transparency=(1, 2, 3)), RGB16)
     assert (out[:, :4] == 255).all()
     assert (out[:, 4:] == chw(pixels)[:, 4:]).all()
 
@@ -121,7 +116,7 @@ def test_transparent_colour_of_an_rgb_image_is_white() -> None:
 def test_16_bit_keeps_the_high_byte() -> None:
     deep = (np.arange(256, dtype=np.uint32) * 257).astype(np.uint16).reshape(16, 16)
     for kind in ("PNG", "TIFF"):
-        data = encoded(Image.fromarray(deep), kind)
+        data = encode(Image.fromarray(deep), kind)
         assert Image.open(io.BytesIO(data)).mode.startswith("I;16")
         assert (decode(data, GREY16)[0] == deep >> 8).all()
     assert (decode(deep, GREY16)[0] == deep >> 8).all()
@@ -184,7 +179,7 @@ def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
         assert (pixels == expected).all()
         assert highest == (1 << depth) - 1
     for kind in ("PNG", "TIFF"):
-        pixels, highest = picture(encoded(Image.fromarray(colour[..., 0]), kind), grey)
+        pixels, highest = picture(encode(Image.fromarray(colour[..., 0]), kind), grey)
         assert (pixels[0] == expected[0]).all()
         assert highest == (1 << depth) - 1
     assert (load(colour, rules) == expected).all()
@@ -201,59 +196,49 @@ def test_levels_above_the_depth_are_white_and_8_bits_do_not_care() -> None:
     deep = np.full((16, 16), 5000, np.uint16)
     assert (decode(deep, PreprocessRules(16, 1, depth=12)) == 255).all()
     assert (decode(scene(), PreprocessRules(16, 3, depth=10)) == chw(scene())).all()
-    assert flattened(encoded(scene()))[2] is None
+    assert flattened(encode(scene()))[2] is None
 
 
 def test_a_turned_image_of_12_bits_is_turned_back() -> None:
     levels = (np.arange(256, dtype=np.uint16) * 16).reshape(16, 16)
     for kind in ("PNG", "TIFF"):
-        data = encoded(Image.fromarray(levels), kind, exif=turned_by(3))
+        data = encode(Image.fromarray(levels), kind, exif=turned_by(3))
         assert (decode(data, PreprocessRules(16, 1, depth=12))[0] == (levels >> 4)[::-1, ::-1]).all()
 
 
 def test_one_bit_is_black_and_white() -> None:
     bits = np.arange(256).reshape(16, 16) % 3 == 0
     for kind in ("PNG", "TIFF", "PPM"):
-        assert (decode(encoded(Image.fromarray(bits), kind), GREY16)[0] == bits * 255).all()
+        assert (decode(encode(Image.fromarray(bits), kind), GREY16)[0] == bits * 255).all()
     assert (decode(bits, GREY16)[0] == bits * 255).all()
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
 def test_cmyk_becomes_rgb(kind: str) -> None:
     image = Image.fromarray(scene()).convert("CMYK")
-    out = decode(encoded(image, kind, quality=95), RGB16).astype(int)
+    out = decode(encode(image, kind, quality=95), RGB16).astype(int)
     assert np.abs(out - chw(np.asarray(image.convert("RGB"))).astype(int)).mean() < (1 if kind == "TIFF" else 12)
 
 
 def test_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
-    out = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), RGB16)
+    out = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), RGB16)
     assert (out[:, 0, 0] == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("kind", preprocess.FORMATS)
 def test_every_format_of_the_list_is_read(kind: str) -> None:
-    data = encoded(scene(), kind, **SAVE_LOSSLESS.get(kind, {}))
+    data = encode(scene(), kind, **SAVE_LOSSLESS.get(kind, {}))
     assert np.abs(decode(data, RGB16).astype(int) - chw(scene())).mean() < 16
 
 
 def test_the_first_picture_of_a_phones_mpo_is_read() -> None:
-    data = encoded(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))], quality=95)
+    data = encode(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))], quality=95)
     assert np.abs(decode(data, RGB16).astype(int) - chw(scene())).mean() < 16
 
 
-@pytest.mark.parametrize("level", [-1, 65536, 2**31 - 1])
-def test_integer_pixels_beyond_16_bits_are_refused(level: int) -> None:
-    pixels = np.full((16, 16), 65535, np.int32)
-    assert decode(encoded(pixels, "TIFF"), GREY16).min() == 255
-    pixels[3, 5] = level
-    with pytest.raises(DataError, match=r"x\.tif: 32-bit integer pixels"):
-        decode(encoded(pixels, "TIFF"), GREY16, "x.tif")
-
-
-def test_float_pixels_are_refused() -> None:
-    with pytest.raises(DataError, match=r"x\.tif: 32-bit float pixels"):
-        decode(encoded(np.zeros((16, 16), np.float32), "TIFF"), RGB16, "x.tif")
+def test_integer_pixels_of_16_bits_are_read() -> None:
+    assert decode(encode(np.full((16, 16), 65535, np.int32), "TIFF"), GREY16).min() == 255
 
 
 # Orientation
@@ -270,8 +255,8 @@ def test_a_photo_turned_by_exif_is_its_upright_twin(kind: str, orientation: int)
     }  # fmt: skip
     stored = upright.transpose(inverse[orientation]) if orientation > 1 else upright
     options: dict[str, object] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else SAVE_LOSSLESS[kind]
-    turned = decode(encoded(stored, kind, exif=turned_by(orientation), **options), RGB16).astype(int)
-    twin = decode(encoded(upright, kind, **options), RGB16).astype(int)
+    turned = decode(encode(stored, kind, exif=turned_by(orientation), **options), RGB16).astype(int)
+    twin = decode(encode(upright, kind, **options), RGB16).astype(int)
     # Bilinear weights are rounded along the rows first, so a turn may move a value by one.
     assert np.abs(turned - twin).max() <= (6 if kind == "JPEG" else 1)
 
@@ -280,13 +265,13 @@ def test_a_large_photo_turned_by_exif_is_its_upright_twin() -> None:
     """Here libjpeg's scaled decoding takes part."""
     upright = Image.fromarray(scene(300, 400))
     stored = upright.transpose(Image.Transpose.ROTATE_90)
-    turned = decode(encoded(stored, "JPEG", exif=turned_by(6), quality=95), RGB16)
-    twin = decode(encoded(upright, "JPEG", quality=95), RGB16)
+    turned = decode(encode(stored, "JPEG", exif=turned_by(6), quality=95), RGB16)
+    twin = decode(encode(upright, "JPEG", quality=95), RGB16)
     assert np.abs(turned.astype(int) - twin).max() <= 8
 
 
 def test_broken_exif_does_not_spoil_a_sound_image() -> None:
-    data = encoded(scene(), "PNG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff garbage")
+    data = encode(scene(), "PNG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff garbage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert (decode(data, RGB16) == chw(scene())).all()
@@ -298,14 +283,14 @@ def test_broken_exif_does_not_spoil_a_sound_image() -> None:
 def test_crop_takes_the_centre() -> None:
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[:, 30:70] = 200
-    assert (decode(encoded(pixels), PreprocessRules(20, 3, "crop"))[:, :, 1:-1] == 200).all()
-    assert (decode(encoded(pixels.transpose(1, 0, 2)), PreprocessRules(20, 3, "crop"))[:, 1:-1] == 200).all()
+    assert (decode(encode(pixels), PreprocessRules(20, 3, "crop"))[:, :, 1:-1] == 200).all()
+    assert (decode(encode(pixels.transpose(1, 0, 2)), PreprocessRules(20, 3, "crop"))[:, 1:-1] == 200).all()
 
 
 def test_squash_ignores_the_aspect() -> None:
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[:, :50] = 200
-    out = decode(encoded(pixels), PreprocessRules(20, 3, "squash"))
+    out = decode(encode(pixels), PreprocessRules(20, 3, "squash"))
     assert (out[:, :, :9] == 200).all()
     assert (out[:, :, 11:] == 0).all()
 
@@ -315,35 +300,35 @@ def test_a_share_of_the_sides_around_the_centre(resize: str) -> None:
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[5:35, 15:45] = 200  # three quarters of the crop's sides
     rules = PreprocessRules(30, 3, resize, crop_pct=0.75)  # type: ignore[arg-type]
-    out = decode(encoded(pixels), rules)
+    out = decode(encode(pixels), rules)
     across = slice(1, -1) if resize == "crop" else slice(6, 24)
     assert (out[:, 1:-1, across] == 200).all()
     assert (out == 200).all() == (resize == "crop")
     whole = replace(rules, store_size=40)
-    assert (decode(encoded(pixels), whole) == out).all()
+    assert (decode(encode(pixels), whole) == out).all()
     assert (decode(pixels[:30, :30], rules) != pixels[:30, :30].transpose(2, 0, 1)).any()  # of the right size too
 
 
 def test_pad_keeps_everything_and_centres_it_on_black() -> None:
     pixels = np.full((40, 100, 3), 200, np.uint8)
-    out = decode(encoded(pixels), PreprocessRules(20, 3, "pad"))
+    out = decode(encode(pixels), PreprocessRules(20, 3, "pad"))
     assert (out[:, 6:14] == 200).all()
     assert (out[:, :6] == 0).all()
     assert (out[:, 14:] == 0).all()
-    sliver = decode(encoded(np.full((1, 500, 3), 200, np.uint8)), PreprocessRules(20, 3, "pad"))
+    sliver = decode(encode(np.full((1, 500, 3), 200, np.uint8)), PreprocessRules(20, 3, "pad"))
     assert (sliver[:, 9] == 200).all()
 
 
 def test_shrinking_is_antialiased() -> None:
     checkers = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    out = decode(encoded(checkers.astype(np.uint8)), GREY16).astype(int)
+    out = decode(encode(checkers.astype(np.uint8)), GREY16).astype(int)
     assert np.abs(out[:, 1:-1, 1:-1] - 127).max() <= 2
 
 
 def test_large_jpegs_are_decoded_small_and_look_the_same() -> None:
     big = Image.fromarray(scene(1024, 1024))
-    from_jpeg = decode(encoded(big, "JPEG", quality=95), RGB16).astype(int)
-    assert np.abs(from_jpeg - decode(encoded(big), RGB16)).max() <= 6
+    from_jpeg = decode(encode(big, "JPEG", quality=95), RGB16).astype(int)
+    assert np.abs(from_jpeg - decode(encode(big), RGB16)).max() <= 6
 
 
 @settings(max_examples=60, deadline=None)
@@ -353,7 +338,7 @@ def test_large_jpegs_are_decoded_small_and_look_the_same() -> None:
 )  # fmt: skip
 def test_any_size_becomes_the_asked_one(height: int, width: int, size: int, resize: str, channels: int) -> None:
     rules = PreprocessRules(size, channels, resize)  # type: ignore[arg-type]
-    out = decode(encoded(np.full((height, width, 3), 77, np.uint8)), rules)
+    out = decode(encode(np.full((height, width, 3), 77, np.uint8)), rules)
     assert out.shape == (channels, size, size)
     assert resize == "pad" or (out == 77).all()
 
@@ -362,7 +347,7 @@ def test_any_size_becomes_the_asked_one(height: int, width: int, size: int, resi
 def test_a_rectangle_is_filled_like_a_square(resize: str) -> None:
     pixels = np.zeros((60, 60, 3), np.uint8)
     pixels[20:40] = 200
-    out = decode(encoded(pixels), PreprocessRules((20, 60), 3, resize))  # type: ignore[arg-type]
+    out = decode(encode(pixels), PreprocessRules((20, 60), 3, resize))  # type: ignore[arg-type]
     assert out.shape == (3, 20, 60)
     if resize == "crop":
         assert (out == 200).all()
@@ -370,7 +355,7 @@ def test_a_rectangle_is_filled_like_a_square(resize: str) -> None:
         assert (out[:, 8:12, 25:35] == 200).all()
         assert (out[:, :6] == 0).all()
         assert (resize == "pad") == (out[:, 8:12, :19].max() == 0)
-    turned = decode(encoded(pixels.transpose(1, 0, 2)), PreprocessRules((60, 20), 3, resize))  # type: ignore[arg-type]
+    turned = decode(encode(pixels.transpose(1, 0, 2)), PreprocessRules((60, 20), 3, resize))  # type: ignore[arg-type]
     assert np.abs(turned.astype(int) - out.transpose(0, 2, 1)).max() <= 1
 
 
@@ -391,9 +376,9 @@ def test_a_whole_picture_just_covers_what_was_asked(
     height: int, width: int, size: Any, store: int, kept: tuple[int, int]
 ) -> None:
     rules = PreprocessRules(size, 3, store_size=store)
-    pixels, _ = picture(encoded(scene(height, width)), rules)
+    pixels, _ = picture(encode(scene(height, width)), rules)
     assert pixels.shape[1:] == kept
-    assert (view(pixels, rules) == decode(encoded(scene(height, width)), rules)).all()
+    assert (view(pixels, rules) == decode(encode(scene(height, width)), rules)).all()
     assert view(pixels, rules).shape == rules.shape
     assert view(pixels, rules).flags.c_contiguous
 
@@ -404,12 +389,12 @@ def test_a_view_of_a_picture_is_the_picture_resized(resize: str) -> None:
     rules = PreprocessRules(24, 3, resize, store_size=48)  # type: ignore[arg-type]
     at_once = PreprocessRules(24, 3, resize)  # type: ignore[arg-type]
     for size in ((40, 60), (48, 48), (24, 24), (10, 90)):
-        assert (decode(encoded(scene(*size)), rules) == decode(encoded(scene(*size)), at_once)).all()
+        assert (decode(encode(scene(*size)), rules) == decode(encode(scene(*size)), at_once)).all()
         assert (decode(scene(*size), rules) == decode(scene(*size), at_once)).all()
         assert (decode(Image.fromarray(scene(*size)), rules) == decode(scene(*size), rules)).all()
 
 
-# Arrays
+# Arrays and bad files
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -420,18 +405,41 @@ def test_arrays_with_channels_last(channels: int) -> None:
     assert (out == chw(pixels[..., :3] if channels > 2 else pixels[..., :1])).all()
 
 
+def jpeg(size: int = 64) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    return encode(noise, "JPEG")
+
+
+def integers(level: int) -> bytes:
+    return encode(np.array([[65535, level]], np.int32), "TIFF")
+
+
 @pytest.mark.parametrize(
-    ("array", "words"),
+    ("data", "words"),
     [
-        (np.zeros((4, 4), np.float32), "uint8, uint16 or bool, not float32"),
-        (np.zeros((4, 4, 5), np.uint8), r"not \[4, 4, 5\]"),
-        (np.zeros(4, np.uint8), r"not \[4\]"),
-        (np.zeros((0, 4), np.uint8), r"not \[0, 4\]"),
+        (b"", "the file is empty"),
+        (b"hello, this is text and no image at all", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"\0\0\0\x18ftypheic" + bytes(50), "HEIC is not supported; convert it"),
+        (jpeg()[:2000], "cannot be decoded"),
+        (encode(scene())[:-100], "(cannot be decoded|not an image)"),
+        (encode(scene(), "WEBP")[:60], "(cannot be decoded|not an image)"),
+        (encode(scene(), "BMP")[:200], "cannot be decoded"),
+        (encode(scene(), "TIFF")[:200], "(cannot be decoded|not an image)"),
+        (encode(scene(), "PNG")[:45] + b"\xff" * 20 + encode(scene(), "PNG")[65:], "cannot be decoded"),
+        (integers(-1), "32-bit integer pixels have no fixed range; save the image with 8 or 16 bits"),
+        (integers(65536), "32-bit integer pixels"),
+        (integers(2**31 - 1), "32-bit integer pixels"),
+        (encode(np.zeros((16, 16), np.float32), "TIFF"), "32-bit float pixels have no fixed range; save the image"),
+        (np.zeros((4, 4), np.float32), ".*uint8, uint16 or bool, not float32"),
+        (np.zeros((4, 4, 5), np.uint8), r".*not \[4, 4, 5\]"),
+        (np.zeros(4, np.uint8), r".*not \[4\]"),
+        (np.zeros((0, 4), np.uint8), r".*not \[0, 4\]"),
     ],
 )
-def test_arrays_of_the_wrong_kind_are_refused(array: NDArray[np.uint8], words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        decode(array, RGB16)
+def test_what_is_no_image_is_named_in_one_line(data: bytes | NDArray[np.generic], words: str) -> None:
+    named = r"photos/cat\.jpg: " if isinstance(data, bytes) else "an image array must be "
+    refused(DataError, f"^{named}{words}", decode, data, RGB16, "photos/cat.jpg")
 
 
 def test_inputs_are_not_changed() -> None:
@@ -444,50 +452,18 @@ def test_inputs_are_not_changed() -> None:
     assert (pixels == scene(20, 30)).all()
 
 
-# Bad files
-
-
-def jpeg(size: int = 64) -> bytes:
-    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-    return encoded(noise, "JPEG")
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "the file is empty"),
-        (b"hello, this is text and no image at all", "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-        (b"\0\0\0\x18ftypheic" + bytes(50), "HEIC is not supported; convert it"),
-        (jpeg()[:2000], "cannot be decoded"),
-        (encoded(scene())[:-100], "cannot be decoded|not an image"),
-        (encoded(scene(), "WEBP")[:60], "cannot be decoded|not an image"),
-        (encoded(scene(), "BMP")[:200], "cannot be decoded"),
-        (encoded(scene(), "TIFF")[:200], "cannot be decoded|not an image"),
-        (encoded(scene(), "PNG")[:45] + b"\xff" * 20 + encoded(scene(), "PNG")[65:], "cannot be decoded"),
-    ],
-)
-def test_broken_files_are_named_in_one_line(data: bytes, words: str) -> None:
-    with pytest.raises(DataError, match=words) as caught:
-        decode(data, RGB16, "photos/cat.jpg")
-    assert str(caught.value).startswith("photos/cat.jpg: ")
-
-
 def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.png: no such file"):
-        decode(tmp_path / "none.png", RGB16)
-    with pytest.raises(DataError, match="directory"):
-        decode(tmp_path, RGB16)
+    refused(DataError, r"none\.png: no such file", decode, tmp_path / "none.png", RGB16)
+    refused(DataError, "directory", decode, tmp_path, RGB16)
     odd = tmp_path / "two\nlines.png"
     odd.write_bytes(b"x")
-    with pytest.raises(DataError, match=r"two\?lines\.png"):
-        decode(odd, RGB16)
+    refused(DataError, r"two\?lines\.png", decode, odd, RGB16)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000"]), st.data())
 def test_damaged_files_give_an_image_or_a_dataerror(kind: str, data: st.DataObject) -> None:
-    whole = bytearray(encoded(scene(), kind))
+    whole = bytearray(encode(scene(), kind))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(whole)))
@@ -500,30 +476,26 @@ def test_damaged_files_give_an_image_or_a_dataerror(kind: str, data: st.DataObje
 
 
 def test_bombs_are_refused_before_a_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    bomb = encode(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
-    with pytest.raises(DataError, match=r"bomb\.png"):
-        decode(bomb, RGB16, "bomb.png")
-    with pytest.raises(DataError, match=r"cannot be decoded|refused"):
-        probe(bomb)
+    refused(DataError, r"bomb\.png", decode, bomb, RGB16, "bomb.png")
+    refused(DataError, r"cannot be decoded|refused", probe, bomb)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # someone switched Pillow's own limit off
-    with pytest.raises(DataError, match="20000 x 20000 pixels is too large; the limit is 178,956,970"):
-        decode(bomb, RGB16, "bomb.png")
+    refused(DataError, "20000 x 20000 pixels is too large; the limit is 178,956,970", decode, bomb, RGB16, "bomb.png")
 
 
 # Headers, flattening, rules
 
 
 def test_probe_reads_upright_size_and_colour_from_the_header() -> None:
-    turned = encoded(scene(20, 30), "JPEG", exif=turned_by(6))
-    tiff = encoded(scene(20, 30), "TIFF", exif=turned_by(6))  # Pillow may turn the size of these by itself
-    for source in (turned, tiff, scene(30, 20), encoded(scene(30, 20))[:-30]):
+    turned = encode(scene(20, 30), "JPEG", exif=turned_by(6))
+    tiff = encode(scene(20, 30), "TIFF", exif=turned_by(6))  # Pillow may turn the size of these by itself
+    for source in (turned, tiff, scene(30, 20), encode(scene(30, 20))[:-30]):
         assert probe(source) == ((30, 20), False)
-    for source in (scene(30, 20)[..., 0], encoded(scene(30, 20)[..., 0])):
+    for source in (scene(30, 20)[..., 0], encode(scene(30, 20)[..., 0])):
         assert probe(source) == ((30, 20), True)
     assert probe(jpeg()[:700]) == ((64, 64), False)
-    with pytest.raises(DataError, match="a: not an image"):
-        probe(b"garbage", "a")
+    refused(DataError, "a: not an image", probe, b"garbage", "a")
 
 
 @pytest.mark.parametrize(
@@ -534,12 +506,12 @@ def test_grey_modes(mode: str, grey: bool) -> None:
 
 
 def test_flattened_keeps_size_and_colour() -> None:
-    image, mode, _ = flattened(encoded(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
+    image, mode, _ = flattened(encode(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
     assert (image.size, image.mode, mode) == ((30, 20), "RGB", "RGBA")
     assert np.asarray(image).min() == 255
     image, mode, _ = flattened(scene()[..., 0])
     assert (image.mode, mode) == ("L", "L")
-    assert flattened(encoded(Image.fromarray(np.zeros((4, 4), np.uint16))))[0].mode == "L"
+    assert flattened(encode(Image.fromarray(np.zeros((4, 4), np.uint16))))[0].mode == "L"
 
 
 def test_rules_travel_as_a_mapping() -> None:
@@ -581,8 +553,7 @@ def test_rules_travel_as_a_mapping() -> None:
     ],
 )
 def test_wrong_rules_are_named(mapping: dict[str, object], words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        PreprocessRules.from_dict(mapping)
+    refused(DataError, words, PreprocessRules.from_dict, mapping)
 
 
 def test_only_numpy_and_pillow_are_needed() -> None:

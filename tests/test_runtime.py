@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +22,8 @@ from kitae.deployment.onnx import Card, serialize
 from kitae.errors import DataError, ExportError, KitaeError
 from kitae.preprocess import PreprocessRules, decode
 from kitae.runtime import Model, content_hash, has_vnni, metadata_checksum, read_metadata
-from tests.images import turned_by
+from tests.images import encode, turned_by
+from tests.refusals import refused
 
 CARD = Card(("red", "green", "blue"), PreprocessRules(8, 3, "crop"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -56,18 +59,13 @@ def picture(colour: tuple[int, int, int], size: tuple[int, int] = (30, 20)) -> I
     return Image.fromarray((noise + np.array(colour) * 0.8).clip(0, 255).astype(np.uint8))
 
 
-def png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 def test_all_kinds_of_images(path: Path, tmp_path: Path) -> None:
     red, green, blue = picture((255, 0, 0)), picture((0, 255, 0)), picture((0, 0, 255))
-    red.save(tmp_path / "red.png")
+    file = tmp_path / "red.png"
+    red.save(file)
     model = Model(path)
     assert repr(model).startswith(f"Model({path}: images of 3 x 8 x 8")
-    predictions = model.predict([str(tmp_path / "red.png"), tmp_path / "red.png", png(green), blue, np.asarray(green)])
+    predictions = model.predict([str(file), file, encode(green), blue, np.asarray(green)])
     assert predictions.names == ["red", "red", "green", "blue", "green"]
     assert predictions.labels.dtype == np.int64
     assert predictions.probabilities.shape == (5, 3)
@@ -132,126 +130,117 @@ def test_the_batch_size_does_not_matter(path: Path) -> None:
     np.testing.assert_array_equal(model.predict(list(images)).probabilities, model.predict(images).probabilities)
 
 
+BROKEN = encode(picture((1, 2, 3)))[:60]
+BLACK = picture((0, 0, 0))
+
+
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("images", "error", "words"),
     [
-        (np.zeros((2, 3, 9, 8), np.uint8), r"\[N, 3, 8, 8\], not \[2, 3, 9, 8\]"),
-        (np.zeros((2, 1, 8, 8), np.uint8), r"\[N, 3, 8, 8\], not \[2, 1, 8, 8\]"),
-        (np.zeros((2, 3, 8, 8), np.float32), "uint8"),
-        ([np.zeros((8, 8), np.float64)], "image 0: .*uint8.*float64"),
-        ([np.zeros((3, 12, 12), np.uint8)], "image 0: "),
-        ([picture((0, 0, 0)), 3.5], "image 1: .*float"),
-        (7, "not int"),
+        (np.zeros((2, 3, 9, 8), np.uint8), ExportError, r"\[N, 3, 8, 8\], not \[2, 3, 9, 8\]"),
+        (np.zeros((2, 1, 8, 8), np.uint8), ExportError, r"\[N, 3, 8, 8\], not \[2, 1, 8, 8\]"),
+        (np.zeros((2, 3, 8, 8), np.float32), ExportError, "uint8"),
+        ([np.zeros((8, 8), np.float64)], DataError, "image 0: .*uint8.*float64"),
+        ([np.zeros((3, 12, 12), np.uint8)], DataError, "image 0: "),
+        ([BLACK, 3.5], DataError, "image 1: .*float"),
+        (7, DataError, "not int"),
+        (["broken.png"], DataError, r"^broken\.png: cannot be decoded"),
+        ([BLACK, b"nonsense"], DataError, "image 1: not an image"),
+        (Image.open(io.BytesIO(encode(picture((1, 2, 3)))[:-30])), DataError, "image 0: cannot be decoded"),
     ],
 )
-def test_what_is_no_image_is_named(path: Path, images: object, message: str) -> None:
-    with pytest.raises(KitaeError, match=message):
-        Model(path).predict(images)  # type: ignore[arg-type]
+def test_what_is_no_image_is_named(
+    images: Any, error: type[KitaeError], words: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    Path("broken.png").write_bytes(BROKEN)
+    refused(error, words, Model(path).predict, images)
 
 
-def test_a_broken_image_is_named(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(png(picture((1, 2, 3)))[:60])
-    with pytest.raises(DataError, match=r"broken\.png"):
-        Model(path).predict([tmp_path / "broken.png"])
-    with pytest.raises(DataError, match="image 1"):
-        Model(path).predict([picture((1, 2, 3)), b"nonsense"])
-    lazy = Image.open(io.BytesIO(png(picture((1, 2, 3)))[:-30]))
-    with pytest.raises(DataError, match="image 0"):
-        Model(path).predict(lazy)
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda path: Model(path.parent / "absent.onnx"), r"absent\.onnx: no such file"),
+        (lambda path: Model(path.parent), "cannot be read"),
+        (lambda path: Model(path, threads=0), "threads"),
+        (lambda path: Model(path).predict([], batch_size=0), "batch_size"),
+    ],
+)
+def test_what_no_model_can_be_asked(call: Callable[[Path], object], words: str, path: Path) -> None:
+    refused(ExportError, words, call, path)
 
 
-def test_files_that_are_not_ours(path: Path, tmp_path: Path) -> None:
-    cases = {
-        "empty.onnx": (b"", "empty"),
-        "picture.onnx": (png(picture((1, 2, 3))), "not an ONNX file"),
-        "foreign.onnx": (colour_graph().SerializeToString(), "not one that kitae wrote"),
-    }
-    for name, (content, message) in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ExportError, match=f"{name}: .*{message}"):
-            Model(tmp_path / name)
-    with pytest.raises(ExportError, match="no such file"):
-        Model(tmp_path / "absent.onnx")
-    with pytest.raises(ExportError, match="cannot be read"):
-        Model(tmp_path)
-
-
-def test_every_truncation_is_refused(path: Path, tmp_path: Path) -> None:
+def test_every_truncation_is_refused(path: Path) -> None:
     content = path.read_bytes()
     for length in range(len(content)):
-        with pytest.raises(ExportError):
-            read_metadata(content[:length])
-    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ExportError, match=r"cut\.onnx: truncated"):
-        Model(tmp_path / "cut.onnx")
+        refused(ExportError, "", read_metadata, content[:length])
 
 
-def test_a_changed_byte_is_refused(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    position = content.index(np.float32(0.02).tobytes())
-    content[position] ^= 1
-    with pytest.raises(ExportError, match="hash differs"):
-        read_metadata(bytes(content))
-
-
-def test_a_newer_format_is_refused(path: Path) -> None:
-    proto = onnx.load(path)
-    metadata = json.loads(proto.metadata_props[0].value)
-    proto.metadata_props[0].value = json.dumps(metadata | {"format": 2})
-    with pytest.raises(ExportError, match="upgrade"):
-        read_metadata(proto.SerializeToString())
-    proto.metadata_props[0].value = "{"
-    with pytest.raises(ExportError, match="metadata is damaged"):
-        read_metadata(proto.SerializeToString())
-
-
-def stamped(metadata: dict[str, object]) -> bytes:
+def stamped(metadata: object) -> bytes:
     proto = colour_graph()
-    helper.set_model_props(proto, {"kitae": json.dumps(metadata)})
+    helper.set_model_props(proto, {"kitae": metadata if isinstance(metadata, str) else json.dumps(metadata)})
     return proto.SerializeToString()
 
 
-def as_written(**changes: object) -> dict[str, object]:
-    """What a file says of itself, with changes, and the checksum of the whole."""
+def as_written(**changes: object) -> bytes:
+    """A file that says other things of itself, with the checksum of the whole."""
     metadata = CARD.to_metadata(content_hash(colour_graph().SerializeToString())) | changes
-    return {**metadata, "checksum": metadata_checksum(metadata)}
+    return stamped({**metadata, "checksum": metadata_checksum(metadata)})
 
 
 def test_metadata_has_a_checksum_of_its_own(path: Path) -> None:
     metadata = read_metadata(path.read_bytes())
     assert metadata["checksum"] == metadata_checksum(metadata)
-    for change in ({"classes": ["red", "grean", "blue"]}, {"checksum": None}, {"checksum": ""}, {"temperature": 2.0}):
-        with pytest.raises(ExportError, match="hash differs"):
-            read_metadata(stamped(metadata | change))
 
 
-def test_unusable_metadata_and_graphs(tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
+def changed(change: Callable[[onnx.GraphProto], object]) -> bytes:
+    """A file of ours with another graph."""
     proto = colour_graph()
-    for change, message in (
-        ({"preprocess": {"image_size": 8, "colour": "yes"}}, "colour"),
-        ({"preprocess": "abc"}, "its metadata cannot be used"),
-        ({"preprocess": {"image_size": 9}}, r"takes images \[3, 8, 8\], its metadata says \[3, 9, 9\]"),
-        ({"preprocess": {"image_size": 8, "channels": 1}}, r"takes images \[3, 8, 8\], its metadata says \[1, 8, 8\]"),
-        ({"classes": []}, "no classes"),
-        ({"classes": None}, "cannot be used"),
-        ({"classes": "rgb"}, "not a list of names"),
-        ({"classes": ["red", "green", 3]}, "not a list of names"),
-        ({"classes": ["red", "green"]}, "gives 3 probabilities, its metadata names 2 classes"),
-        ({"classes": ["red", "green", "blue", "grey"]}, "gives 3 probabilities, its metadata names 4 classes"),
-    ):
-        file.write_bytes(stamped(as_written(**change)))
-        with pytest.raises(ExportError, match=message):
-            Model(file)
-    proto.graph.node[2].op_type = "NoSuchOp"
-    file.write_bytes(serialize(proto, CARD))
-    with pytest.raises(ExportError, match="cannot load it"):
-        Model(file)
-    renamed = colour_graph()
-    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "pixels"
-    file.write_bytes(serialize(renamed, CARD))
-    with pytest.raises(ExportError, match="input and output"):
-        Model(file)
+    change(proto.graph)
+    return serialize(proto, CARD)
+
+
+def renamed(graph: onnx.GraphProto) -> None:
+    graph.input[0].name = graph.node[0].input[0] = "pixels"
+
+
+OURS = serialize(colour_graph(), CARD)
+SAID = read_metadata(OURS)
+SCALE = OURS.index(np.float32(0.02).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (encode(picture((1, 2, 3))), "not an ONNX file"),
+        (colour_graph().SerializeToString(), "not one that kitae wrote"),
+        (OURS[: len(OURS) // 2], "truncated"),
+        (OURS[:SCALE] + bytes([OURS[SCALE] ^ 1]) + OURS[SCALE + 1 :], "hash differs"),
+        (stamped(SAID | {"format": 2}), "upgrade"),
+        (stamped("{"), "metadata is damaged"),
+        (stamped(SAID | {"classes": ["red", "grean", "blue"]}), "hash differs"),
+        (stamped(SAID | {"checksum": None}), "hash differs"),
+        (stamped(SAID | {"checksum": ""}), "hash differs"),
+        (stamped(SAID | {"temperature": 2.0}), "hash differs"),
+        (as_written(preprocess={"image_size": 8, "colour": "yes"}), "colour"),
+        (as_written(preprocess="abc"), "its metadata cannot be used"),
+        (as_written(preprocess={"image_size": 9}), r"takes images \[3, 8, 8\], its metadata says \[3, 9, 9\]"),
+        (as_written(preprocess={"image_size": 8, "channels": 1}), r"\[3, 8, 8\], its metadata says \[1, 8, 8\]"),
+        (as_written(classes=[]), "no classes"),
+        (as_written(classes=None), "cannot be used"),
+        (as_written(classes="rgb"), "not a list of names"),
+        (as_written(classes=["red", "green", 3]), "not a list of names"),
+        (as_written(classes=["red", "green"]), "gives 3 probabilities, its metadata names 2 classes"),
+        (as_written(classes=["red", "green", "blue", "grey"]), "gives 3 probabilities, its metadata names 4 classes"),
+        (changed(lambda graph: setattr(graph.node[2], "op_type", "NoSuchOp")), "cannot load it"),
+        (changed(renamed), "input and output"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(content)
+    refused(ExportError, rf"model\.onnx: .*{words}", Model, file)
 
 
 @pytest.mark.parametrize(("target", "vnni", "warns"), [("vnni", False, True), ("vnni", True, False),
@@ -281,13 +270,6 @@ def test_vnni_is_read_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_vnni() is None
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert has_vnni() is True
-
-
-def test_threads_are_checked(path: Path) -> None:
-    with pytest.raises(ExportError, match="threads"):
-        Model(path, threads=0)
-    with pytest.raises(ExportError, match="batch_size"):
-        Model(path).predict([], batch_size=0)
 
 
 LIGHT = """

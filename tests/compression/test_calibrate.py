@@ -15,6 +15,7 @@ from kitae.compression.spec import Method
 from kitae.deployment.onnx import to_onnx
 from kitae.errors import CompressionError
 from tests.compression.tiny_world import CARD, MEAN, STD, Data
+from tests.refusals import refused
 
 
 def test_extremes_are_exact(graph: onnx.ModelProto, train: Data) -> None:
@@ -86,12 +87,10 @@ def test_histograms_are_collected_in_chunks_that_fit(
 
 
 def test_too_few_images(graph: onnx.ModelProto, train: Data) -> None:
-    with pytest.raises(CompressionError, match="at least 16 training images"):
-        calibrate(graph, train.images[:15])
+    refused(CompressionError, "at least 16 training images", calibrate, graph, train.images[:15])
 
 
 def test_activations_that_are_not_finite(trained: nn.Module, train: Data) -> None:
     with torch.no_grad():
         trained.conv1.weight[0] = float("inf")
-    with pytest.raises(CompressionError, match="not finite"):
-        calibrate(to_onnx(trained, CARD), train.images[:32])
+    refused(CompressionError, "not finite", calibrate, to_onnx(trained, CARD), train.images[:32])

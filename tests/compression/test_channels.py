@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from kitae.compression.counting import count
 from kitae.compression.shape import reshape
 from kitae.errors import CompressionError
 from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy
+from tests.refusals import refused
 
 
 class Gated(nn.Module):
@@ -69,10 +71,46 @@ def test_norms_gates_and_inputs_that_are_not_read() -> None:
         assert not torch.allclose(masked_original(net, result.removed)(images), masked, atol=1e-3)
 
 
-def test_channels_that_are_mixed_where_no_layer_shows_it() -> None:
+class Cuts(nn.Module):
+    """Reshapes channels in its own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.next = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.next(x.reshape(len(x), 8, -1, 1)).mean((2, 3))
+
+
+def flat() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 4))
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (TinyNet, {"importance": "taylor"}, "needs batches"),
+        (TinyNet, {"importance": "taylor", "batches": list}, "needs batches"),
+        (flat, {}, "no layer of this network can lose"),
+        (Cuts, {}, "cuts or reshapes channels in its own code"),
+        (partial(Gated, mixes=True), {}, "something else than with zeros in their place"),
+        (grouped, {"required": ["4", "0"]}, "layer_ratios: '0' cannot lose channels"),
+        # coupled to a skipped one
+        (TinyNet, {"skip": ["conv2"], "required": ["conv1", "stem"]}, "layer_ratios: 'stem' cannot lose channels"),
+    ],
+)
+def test_what_cannot_be_removed_is_said(model: Callable[[], nn.Module], options: dict[str, Any], words: str) -> None:
     torch.manual_seed(0)
-    with pytest.raises(CompressionError, match="something else than with zeros in their place"):
-        remove_channels(Gated(mixes=True).eval(), SHAPE, 0.4)
+    refused(CompressionError, words, remove_channels, model().eval(), SHAPE, 0.4, **options)
 
 
 def test_a_channel_cut_out_of_the_wrong_place_is_refused(trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +121,7 @@ def test_a_channel_cut_out_of_the_wrong_place_is_refused(trained: nn.Module, mon
             yield name, output, width, [(i + 1) % width for i in positions]
 
     monkeypatch.setattr(channels._Group, "prune", another)
-    with pytest.raises(CompressionError, match="something else than with zeros in their place"):
-        remove_channels(trained, SHAPE, 0.4)
+    refused(CompressionError, "something else than with zeros in their place", remove_channels, trained, SHAPE, 0.4)
 
 
 def test_ratios_by_layer_and_coupling(trained: nn.Module) -> None:
@@ -191,16 +228,7 @@ def test_transposed_convolutions(train: Data, importance: Any) -> None:
 
 
 def test_grouped_convolutions_are_left_whole() -> None:
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
-    )  # fmt: skip
-    result = remove_channels(net, SHAPE, 0.5)
-    assert set(result.removed) == {"4"}
-    with pytest.raises(CompressionError, match="layer_ratios: '0' cannot lose channels"):
-        remove_channels(net, SHAPE, 0.5, required=["4", "0"])
-    with pytest.raises(CompressionError, match="layer_ratios: 'stem' cannot lose channels"):
-        remove_channels(TinyNet(), SHAPE, 0.5, skip=["conv2"], required=["conv1", "stem"])  # coupled to a skipped one
+    assert set(remove_channels(grouped(), SHAPE, 0.5).removed) == {"4"}
 
 
 def test_a_frozen_network_keeps_its_flags_and_mode(trained: nn.Module) -> None:
@@ -212,27 +240,3 @@ def test_a_frozen_network_keeps_its_flags_and_mode(trained: nn.Module) -> None:
     assert [n for n, p in smaller.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
     assert smaller.training
     assert not smaller.norm1.training
-
-
-def test_what_cannot_be_done_is_said(trained: nn.Module) -> None:
-    with pytest.raises(CompressionError, match="needs batches"):
-        remove_channels(trained, SHAPE, 0.5, importance="taylor")
-    with pytest.raises(CompressionError, match="needs batches"):
-        remove_channels(trained, SHAPE, 0.5, importance="taylor", batches=list)
-    with pytest.raises(CompressionError, match="no layer of this network can lose"):
-        remove_channels(nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 4)), SHAPE, 0.5)
-
-
-def test_a_network_that_cuts_its_own_channels() -> None:
-    class Cuts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 8, 3)
-            self.next = nn.Conv2d(8, 4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.conv(x)
-            return self.next(x.reshape(len(x), 8, -1, 1)).mean((2, 3))
-
-    with pytest.raises(CompressionError, match="cuts or reshapes channels in its own code"):
-        remove_channels(Cuts(), SHAPE, 0.5)

@@ -17,6 +17,7 @@ from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from tests.compression.reference import assert_bit_for_bit
 from tests.compression.tiny_world import CARD, MEAN, SHAPE, STD, Data, accuracy, fit
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="session")
@@ -131,8 +132,7 @@ def test_what_cannot_be_traced_or_quantized_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x.flatten(1)) if x.sum() > 0 else x.flatten(1)[:, :4]
 
-    with pytest.raises(CompressionError, match="cannot be traced"):
-        Simulated(Branches(), SHAPE)
+    refused(CompressionError, "cannot be traced", Simulated, Branches(), SHAPE)
 
 
 def test_distance() -> None:

@@ -10,6 +10,7 @@ from kitae.compression.channels import masked_original, remove_channels
 from kitae.compression.shape import Shape, reshape
 from kitae.errors import CompressionError
 from tests.compression.tiny_world import TinyNet, kitae_net
+from tests.refusals import refused
 
 
 @pytest.mark.parametrize("name", ["resnet8", "simple_cnn", "resnet9"])
@@ -34,9 +35,7 @@ def test_rebuilt_from_configuration_and_weights(name: str) -> None:
 
 def test_a_shape_of_another_network() -> None:
     shape = remove_channels(kitae_net("resnet8"), (3, 32, 32), 0.5).shape
-    with pytest.raises(CompressionError, match="does not fit this network"):
-        reshape(TinyNet(), shape)
-    with pytest.raises(CompressionError, match="damaged"):
-        Shape.from_dict({"tensors": {"a": "b"}})
+    refused(CompressionError, "does not fit this network", reshape, TinyNet(), shape)
+    refused(CompressionError, "damaged", Shape.from_dict, {"tensors": {"a": "b"}})
     with pytest.raises(CompressionError, match=r"names stem\.forward"):
         reshape(TinyNet(), Shape(tensors={}, attributes={"stem": {"forward": 1}}, kept={}))

@@ -9,24 +9,26 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from tests.images import encode
 
 Sample = tuple[str, bytes]  # name in the tar file, content
 
 
-def encoded(pixels: NDArray[np.uint8], kind: str = "PNG") -> bytes:
+def packed(files: Iterable[Sample]) -> bytes:
+    """A tar file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def pack(path: Path, files: Iterable[Sample]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    path.write_bytes(packed(files))
     return path
 
 
@@ -42,7 +44,7 @@ def samples(first: int, count: int, classes: int = 2) -> list[Sample]:
         part
         for number in range(first, first + count)
         for part in (
-            (f"{number:05d}.png", encoded(image(number, number % classes))),
+            (f"{number:05d}.png", encode(image(number, number % classes))),
             (f"{number:05d}.cls", str(number % classes).encode()),
         )
     ]

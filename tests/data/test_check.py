@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from kitae.data.spec import DataSpec
 from kitae.data.splits import divide
 from kitae.errors import DataError
 from tests.images import encode, write_folder
+from tests.refusals import refused
 
 
 def photo(seed: int, side: int = 64) -> Image.Image:
@@ -38,12 +38,6 @@ def photo(seed: int, side: int = 64) -> Image.Image:
     return Image.fromarray(np.clip(pixels / 2 + 120, 0, 255).astype(np.uint8))
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def report_of(tmp_path: Path, images: list[bytes], labels: list[int], splits: list[str] | None = None) -> CheckReport:
     columns = {"image": images, "label": labels, "path": [f"{i}" for i in range(len(images))]}
     if splits is not None:
@@ -54,7 +48,7 @@ def report_of(tmp_path: Path, images: list[bytes], labels: list[int], splits: li
 
 @pytest.fixture(scope="module")
 def distinct() -> list[bytes]:
-    return [encoded(photo(seed)) for seed in range(60)]
+    return [encode(photo(seed)) for seed in range(60)]
 
 
 @dataclass
@@ -77,8 +71,7 @@ def pairs(found: tuple[Duplicates, ...]) -> list[tuple[str, ...]]:
 
 
 def test_what_is_no_source_is_named() -> None:
-    with pytest.raises(DataError, match="check takes a source, its name or a path, not NoneType"):
-        check(None)
+    refused(DataError, "check takes a source, its name or a path, not NoneType", check, None)
 
 
 def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:
@@ -100,8 +93,8 @@ def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:
 def test_exact_duplicates_whatever_the_format(tmp_path: Path, distinct: list[bytes]) -> None:
     images = list(distinct)
     images[10] = images[3]
-    images[20] = encoded(photo(3), "TIFF")
-    images[30] = encoded(photo(3), "WEBP", lossless=True)
+    images[20] = encode(photo(3), "TIFF")
+    images[30] = encode(photo(3), "WEBP", lossless=True)
     report = report_of(tmp_path, images, [0, 1] * 30)
     assert pairs(report.exact) == [("3", "10", "20", "30")]
     assert pairs(report.label_conflicts) == [("3", "10", "20", "30")]
@@ -110,7 +103,7 @@ def test_exact_duplicates_whatever_the_format(tmp_path: Path, distinct: list[byt
 
 def test_grey_stored_as_colour_is_an_exact_duplicate(tmp_path: Path, distinct: list[bytes]) -> None:
     grey = photo(100).convert("L")
-    report = report_of(tmp_path, [*distinct, encoded(grey), encoded(grey.convert("RGB"))], [0, 1] * 31)
+    report = report_of(tmp_path, [*distinct, encode(grey), encode(grey.convert("RGB"))], [0, 1] * 31)
     assert pairs(report.exact) == [("60", "61")]
     assert report.modes == {"RGB": 61, "L": 1}
 
@@ -119,10 +112,10 @@ def test_grey_stored_as_colour_is_an_exact_duplicate(tmp_path: Path, distinct: l
 def test_near_duplicates(tmp_path: Path, distinct: list[bytes], change: str) -> None:
     image = photo(5)
     copy = {
-        "jpeg": lambda: encoded(image, "JPEG", quality=40),
-        "smaller": lambda: encoded(image.resize((40, 40), Image.Resampling.BICUBIC)),
-        "brighter": lambda: encoded(ImageEnhance.Brightness(image).enhance(1.15)),
-        "grey": lambda: encoded(image.convert("L")),
+        "jpeg": lambda: encode(image, "JPEG", quality=40),
+        "smaller": lambda: encode(image.resize((40, 40), Image.Resampling.BICUBIC)),
+        "brighter": lambda: encode(ImageEnhance.Brightness(image).enhance(1.15)),
+        "grey": lambda: encode(image.convert("L")),
     }[change]()
     report = report_of(tmp_path, [*distinct, copy, distinct[0]], [0, 1] * 31)
     assert pairs(report.near) == [("5", "60")]
@@ -140,7 +133,7 @@ def test_likenesses_on_one_background_are_not_duplicates(mini: Mini) -> None:
 
 def test_duplicates_across_splits_are_told_apart(tmp_path: Path, distinct: list[bytes]) -> None:
     images = list(distinct)
-    images[41], images[42], images[59] = images[1], images[2], encoded(photo(4), "JPEG", quality=60)
+    images[41], images[42], images[59] = images[1], images[2], encode(photo(4), "JPEG", quality=60)
     splits = ["train"] * 42 + ["val"] * 3 + ["test"] * 15
     report = report_of(tmp_path, images, [0, 1, 2] * 20, splits)
     assert pairs(report.exact) == [("1", "41"), ("2", "42")]
@@ -151,8 +144,8 @@ def test_duplicates_across_splits_are_told_apart(tmp_path: Path, distinct: list[
 
 def test_across_splits_that_training_would_make(tmp_path: Path) -> None:
     """Without splits in the source, those that training would hold out count: equal images share one, like ones not."""
-    images = [encoded(photo(i % 100)) for i in range(200)]
-    images += [encoded(photo(i), "JPEG", quality=60) for i in range(100)]
+    images = [encode(photo(i % 100)) for i in range(200)]
+    images += [encode(photo(i), "JPEG", quality=60) for i in range(100)]
     report = report_of(tmp_path, images, [0, 1] * 150)
     assert len(report.exact) == 100
     assert not [group for group in report.exact if group.across_splits]
@@ -199,8 +192,8 @@ def test_duplicates_across_splits_do_not_fail_the_check(tmp_path: Path, distinct
 
 def test_the_depth_of_16_bit_images_is_found(tmp_path: Path) -> None:
     ramp = np.arange(64, dtype=np.uint16).reshape(8, 8)
-    images = [encoded(Image.fromarray(ramp + number)) for number in range(10)]  # all black by their high bytes
-    images.append(encoded(Image.fromarray(ramp + 3000)))
+    images = [encode(Image.fromarray(ramp + number)) for number in range(10)]  # all black by their high bytes
+    images.append(encode(Image.fromarray(ramp + 3000)))
     report = report_of(tmp_path, images, [0, 1] * 5 + [0])
     assert (report.highest, report.depth) == (3063, 12)
     assert not report.exact
@@ -381,7 +374,7 @@ def test_the_search_is_cut_short_rather_than_endless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distinct: list[bytes]
 ) -> None:
     monkeypatch.setattr(near, "_MAX_PAIRS", 10)
-    images = [encoded(photo(i % 10), "JPEG", quality=50 + i) for i in range(50)]
+    images = [encode(photo(i % 10), "JPEG", quality=50 + i) for i in range(50)]
     report = report_of(tmp_path, [*images, *distinct], [0, 1] * 55)
     assert report.truncated
     assert any("stopped early" in line for line in report.lines())

@@ -15,6 +15,7 @@ from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import DataError
 from tests.images import encode
+from tests.refusals import refused
 
 
 def images(folder: Path, count: int = 6) -> list[str]:
@@ -93,8 +94,7 @@ def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:
     assert source_of(tmp_path).startswith("folder:"), "a table that lies in a folder of classes"
     for wrong in ("missing", "labels.txt", "~no-such-user/here", "long" * 100):
         (tmp_path / "labels.txt").touch()
-        with pytest.raises(DataError, match=wrong):
-            source_of(tmp_path / wrong)
+        refused(DataError, wrong, source_of, tmp_path / wrong)
 
 
 def test_missing_files_are_findings_of_a_check_and_left_out_by_a_fix(tmp_path: Path) -> None:

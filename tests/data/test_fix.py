@@ -18,7 +18,9 @@ from kitae.data.sources import open_source, source_of
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide
 from kitae.errors import DataError
-from tests.data.test_check import encoded, photo, report_of
+from tests.data.test_check import photo, report_of
+from tests.images import encode
+from tests.refusals import refused
 
 Maker = Callable[..., Path]
 
@@ -30,10 +32,10 @@ def folder(tmp_path: Path) -> Path:
     for place, name in enumerate(("cats", "dogs")):
         (root / name).mkdir(parents=True)
         for number in range(15):
-            (root / name / f"{number:02}.png").write_bytes(encoded(photo(15 * place + number)))
+            (root / name / f"{number:02}.png").write_bytes(encode(photo(15 * place + number)))
     (root / "cats" / "broken.png").write_bytes(b"no image")
     (root / "cats" / "copy.png").write_bytes((root / "cats" / "03.png").read_bytes())
-    (root / "dogs" / "again.jpg").write_bytes(encoded(photo(15 + 4), "JPEG", quality=95))
+    (root / "dogs" / "again.jpg").write_bytes(encode(photo(15 + 4), "JPEG", quality=95))
     (root / "dogs" / "conflict.png").write_bytes((root / "cats" / "05.png").read_bytes())
     return root
 
@@ -66,7 +68,7 @@ def test_a_conflict_names_an_image_of_another_class(folder: Path, tmp_path: Path
 
 
 def test_splits_are_kept_and_the_test_copy_stays(tmp_path: Path) -> None:
-    images = [encoded(photo(number)) for number in range(24)]
+    images = [encode(photo(number)) for number in range(24)]
     images[20] = images[2]
     splits = ["train"] * 16 + ["val"] * 2 + ["test"] * 6
     report = report_of(tmp_path, images, [0, 1] * 12, splits)
@@ -121,7 +123,7 @@ def test_a_key_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_integer_labels_of_a_parquet_file_stay(tmp_path: Path) -> None:
-    images = [encoded(photo(number)) for number in range(36)]
+    images = [encode(photo(number)) for number in range(36)]
     images[4] = b"broken"
     report = report_of(tmp_path, images, [number % 12 for number in range(36)])
     source = open_source(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}"))
@@ -133,11 +135,9 @@ def test_integer_labels_of_a_parquet_file_stay(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
     source = open_source(DataSpec(source=f"folder:{folder}"))
     report = check(source)
-    with pytest.raises(DataError, match=r"fixed\.parquet"):
-        fix(source, report, tmp_path / "fixed.parquet")
+    refused(DataError, r"fixed\.parquet", fix, source, report, tmp_path / "fixed.parquet")
     (tmp_path / "there.csv").write_text("mine")
-    with pytest.raises(DataError, match=r"there\.csv: exists"):
-        fix(source, report, tmp_path / "there.csv")
+    refused(DataError, r"there\.csv: exists", fix, source, report, tmp_path / "there.csv")
     assert (tmp_path / "there.csv").read_text() == "mine"
     fix(source, report, tmp_path / "there.csv", overwrite=True)
     assert "path,label" in (tmp_path / "there.csv").read_text()
@@ -157,7 +157,7 @@ def test_a_folder_called_like_the_home_folder(tmp_path: Path, monkeypatch: pytes
     for number in range(4):
         file = tmp_path / "~" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encoded(photo(number)))
+        file.write_bytes(encode(photo(number)))
     source = open_source(DataSpec(source=f"folder:{tmp_path / '~'}"))
     written = fix(source, check(source), tmp_path / "fixed.csv")
     assert len(open_source(DataSpec(source=f"csv:{written.path}"))) == 4
@@ -176,7 +176,7 @@ def test_a_file_in_a_linked_folder(folder: Path, tmp_path: Path, monkeypatch: py
 def test_a_class_that_a_csv_file_cannot_keep_apart_is_refused(tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "cat ", "dog") * 2):
         (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "d" / name / f"{number}.png").write_bytes(encoded(photo(number)))
+        (tmp_path / "d" / name / f"{number}.png").write_bytes(encode(photo(number)))
     source = open_source(DataSpec(source=f"folder:{tmp_path / 'd'}"))
     with pytest.raises(DataError, match="the class 'cat ' begins or ends with a space"):
         fix(source, check(source), tmp_path / "fixed.csv")

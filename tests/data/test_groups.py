@@ -19,6 +19,7 @@ from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.recipe import Recipe
 from tests.images import write_folder
+from tests.refusals import refused
 
 PATHS = ["a/p1/1.png", "a/p1/2.png", "a/p2/1.png", "b/p1/3.png", "b/4.png", "b/5.png"]
 
@@ -94,8 +95,7 @@ def test_a_parquet_file(tmp_path: Path) -> None:
 
 
 def test_sources_without_columns_or_folders_say_so() -> None:
-    with pytest.raises(DataError, match=r"data\.groups: cifar10 has neither"):
-        open_source(DataSpec(source="cifar10", groups="parent"))
+    refused(DataError, r"data\.groups: cifar10 has neither", open_source, DataSpec(source="cifar10", groups="parent"))
 
 
 def test_an_expression_may_name_the_group_anywhere() -> None:

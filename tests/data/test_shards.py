@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from unittest.mock import Mock
 
 import fsspec
 import numpy as np
@@ -41,8 +42,9 @@ from kitae.data.store import Store, find_store, open_store
 from kitae.errors import DataError, MissingExtraError
 from kitae.preprocess import PreprocessRules, decode, windowed
 from kitae.preprocess.pixels import own_memory
-from tests.data.shard_files import encoded, image, pack, samples, shards
-from tests.images import turned_by
+from tests.data.shard_files import Sample, image, pack, packed, samples, shards
+from tests.images import encode, turned_by
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -54,27 +56,17 @@ def opened(source: str, cache: str, **fields: Any) -> Store:
     return open_store(DataSpec(source=source, cache=cache, **{"image_size": 8, "channels": 3, **fields}))
 
 
-def refused(source: str, cache: str, *words: str, **fields: Any) -> None:
-    with pytest.raises(DataError) as caught:
-        opened(source, cache, **fields)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
-
-
 def one(folder: Path, *files: tuple[str, bytes]) -> str:
     return f"webdataset:{pack(folder / 'set-0.tar', files)}"
 
 
-PNG = encoded(image(0, 0))
+PNG = encode(image(0, 0))
+REPACK = "get or pack the shard again"
 
 
 def test_patterns() -> None:
     assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand("{train,val}-{0..1}.tar") == ["train-0.tar", "train-1.tar", "val-0.tar", "val-1.tar"]
-    for wrong in ("a-{0..1.tar", "a-{3..1}.tar", "a-{0..99999999}.tar"):
-        with pytest.raises(DataError, match=r"data\.source"):
-            expand(wrong)
 
 
 def test_a_file_with_brackets_in_its_name(tmp_path: Path) -> None:
@@ -89,27 +81,26 @@ def test_globs_and_several_patterns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "patterns",
+    ("patterns", "words"),
     [
-        "pipe:cat x.tar",
-        "pipe:rm -rf {0..1}",
-        "file:///x.tar",
-        "memory://x.tar",
-        "gs:x",
-        "https://host/x-*.tar",
-        "no/such-{0..3}.tar",
-        "no/*.tar",
+        ("a-{0..1.tar", r"braces must be \{000\.\.099\} or \{a,b\}, each closed"),
+        ("a-{3..1}.tar", r"\{3\.\.1\} must count up"),
+        ("a-{0..99999999}.tar", "must count up, to 100,000 shards at most"),
+        ("pipe:cat x.tar", "would run a program, which Kitae does not allow; give paths or URLs"),
+        ("pipe:rm -rf {0..1}", "would run a program"),
+        ("file:///x.tar", r"is of scheme 'file'; give paths or URLs \(http, https, s3"),
+        ("memory://x.tar", "is of scheme 'memory'; give paths or URLs"),
+        ("gs:x", "is of scheme 'gs'; give paths or URLs"),
+        ("https://host/x-*.tar", r"`\*` is for paths; name the shards of a URL with \{000\.\.099\}"),
+        ("s3://bucket/train-*.tar", r"`\*` is for paths; name the shards of a URL"),
+        ("no/such-{0..3}.tar", r"no/such-0\.tar: no such shard; give tar files, as in train-\{000\.\.099\}\.tar"),
+        ("no/*.tar", r"no/\*\.tar: no such shard; give tar files"),
+        ("", r"webdataset: needs shards, as in webdataset:train-\{000\.\.099\}\.tar"),
+        ("a.tar::", "webdataset: needs shards, as in"),
     ],
 )
-def test_what_is_not_a_shard_is_refused(patterns: str) -> None:
-    with pytest.raises(DataError, match=r"data\.source"):
-        find_shards(patterns)
-
-
-@pytest.mark.parametrize("patterns", ["", "a.tar::"])
-def test_shards_that_are_not_named_are_asked_for(patterns: str) -> None:
-    with pytest.raises(DataError, match=r"webdataset: needs shards, as in webdataset:train-\{000\.\.099\}\.tar"):
-        open_source(DataSpec(source=f"webdataset:{patterns}"))
+def test_patterns_that_name_no_shard(patterns: str, words: str) -> None:
+    refused(DataError, rf"^data\.source: .*{words}", open_source, DataSpec(source=f"webdataset:{patterns}"))
 
 
 def test_a_store_of_shards_gives_what_decoding_gives(
@@ -122,7 +113,7 @@ def test_a_store_of_shards_gives_what_decoding_gives(
     assert store.names[0] == "set-0.tar/00000"
     assert store.images.shape == (60, 3, 8, 8)
     rows = np.array([59, 0, 17])
-    expected = [decode(encoded(image(row, row % 2)), store.rules) for row in rows.tolist()]
+    expected = [decode(encode(image(row, row % 2)), store.rules) for row in rows.tolist()]
     assert np.array_equal(store.images[rows], np.stack(expected))
     assert np.array_equal(store.images[17], expected[2])
     assert not list((Path(cache) / "stores").glob("*/images.u8"))
@@ -135,7 +126,7 @@ def test_a_store_of_shards_gives_what_decoding_gives(
 def test_labels_in_json_and_other_files_beside_them(tmp_path: Path, cache: str) -> None:
     files = [
         ("a/x.png", PNG), ("a/x.JSON", b'{"label": "dog", "more": 1}'), ("a/x.pkl", b"\x80never read"),
-        ("a/y.seg.png", PNG), ("a/y.png", encoded(image(1, 1))), ("a/y.json", b'{"label": "cat"}'),
+        ("a/y.seg.png", PNG), ("a/y.png", encode(image(1, 1))), ("a/y.json", b'{"label": "cat"}'),
     ]  # fmt: skip
     store = opened(one(tmp_path, *files), cache)
     assert store.classes == ("cat", "dog")
@@ -150,19 +141,50 @@ def test_names_of_shards_say_their_split(tmp_path: Path, cache: str) -> None:
     source = f"webdataset:{tmp_path}/train-{{0..1}}.tar::{tmp_path}/val-0.tar::{tmp_path}/test/0.tar"
     assert opened(source, cache).splits.tolist() == [TRAIN] * 30 + [VAL] * 3 + [TEST] * 2
     odd = pack(tmp_path / "more.tar", samples(990, 2))
-    refused(f"{source}::{odd}", cache, "more.tar", "name all after splits, or none")
-    refused(f"webdataset:{tmp_path}/val-0.tar", cache, "no train shards")
+    for other, words in (
+        (f"{source}::{odd}", r"more\.tar .*name all after splits, or none"),
+        (f"webdataset:{tmp_path}/val-0.tar", r"data\.source: has .*val-0\.tar, but no train shards; add them"),
+    ):
+        refused(DataError, words, opened, other, cache)
 
 
-def test_a_truncated_shard_is_named(tmp_path: Path, cache: str) -> None:
-    source = shards(tmp_path)
-    path = tmp_path / "set-2.tar"
-    whole = path.read_bytes()
-    with tarfile.open(path) as tar:
-        border = tar.getmembers()[4].offset
-    for cut in (len(whole) // 2, 700, border, 0):
-        path.write_bytes(whole[:cut])
-        refused(source, cache, "set-2.tar", "again")
+WHOLE = packed(samples(0, 15))
+with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
+    BORDER = _tar.getmembers()[4].offset
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([("x.png", PNG)], r"/x: has no label; add a \.cls .* or a \.json with a field `label`"),
+        ([("x.cls", b"1")], r"/x: has no image \(\.bmp, .*data\.on_corrupt=skip"),
+        ([("x.png", PNG), ("x.cls", b"dog")], r"/x\.cls: must hold an integer; put names into a \.json"),
+        ([("x.png", PNG), ("x.cls", b"-1")], r"/x\.cls: label -1 is out of range; integers start at 0"),
+        ([("x.png", PNG), ("x.json", b'{"class": 1}')], r"/x\.json: must be an object with a field `label`"),
+        ([("x.png", PNG), ("x.json", b"[" * 100_000)], r"/x\.json: must be an object with a field `label`"),
+        ([("x.png", PNG), ("x.json", b'{"label": null}')], r"/x\.json: the label must be an integer or a name, not"),
+        ([("x.png", PNG), ("x.json", b'{"label": "\\ud83d"}')], r"/x\.json: must be an object with a field `label`"),
+        ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], "/x: has two files .* or two images"),
+        ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ": the files of 'x' are not next to each other; sort"),
+        ([("readme.txt", b"hello")], ": has no samples; expected images"),
+        (
+            [("x.png", PNG), ("x.json", b'{"label": "dog"}')],
+            " are of different kinds: integers in one, names in the other",
+        ),
+        (b"\x1f\x8b compressed", r": is compressed, .*; unpack it \(gunzip\)"),
+        (b"hello, this is no tar file" * 99, rf": not a tar file .*; {REPACK}"),
+        (WHOLE[: len(WHOLE) // 2], rf": truncated.*; {REPACK}"),
+        (WHOLE[:700], rf": truncated.*; {REPACK}"),
+        (WHOLE[:BORDER], rf": truncated or damaged at byte .*; {REPACK}"),
+        (b"", rf": not a tar file \(empty file\); {REPACK}"),
+    ],
+)
+def test_a_shard_that_cannot_be_used_is_named(
+    content: list[Sample] | bytes, words: str, tmp_path: Path, cache: str
+) -> None:
+    source = shards(tmp_path, 2)
+    (tmp_path / "set-1.tar").write_bytes(content if isinstance(content, bytes) else packed(content))
+    refused(DataError, rf"set-1\.tar{words}", opened, source, cache)
 
 
 @pytest.mark.parametrize("on_corrupt", ["error", "skip"])
@@ -177,7 +199,7 @@ def test_a_damaged_or_cut_header_loses_no_images_without_a_word(tmp_path: Path, 
         overwritten = (bytes([whole[header] ^ 1]), bytes(512))
         for content in (*cut, *(whole[:header] + new + whole[header + len(new) :] for new in overwritten)):
             path.write_bytes(content)
-            refused(source, cache, "set-0.tar", "again", on_corrupt=on_corrupt)
+            refused(DataError, rf"set-0\.tar: .*{REPACK}", opened, source, cache, on_corrupt=on_corrupt)
     path.write_bytes(whole)
     assert len(opened(source, cache, on_corrupt=on_corrupt)) == 4
 
@@ -193,56 +215,19 @@ def test_the_zeros_at_the_end_of_a_tar_file(tmp_path: Path) -> None:
     path.write_bytes(2 * (files + bytes(1024)))
     assert len(module.scan(io.BytesIO(path.read_bytes()), "set-0.tar").keys) == 4
     for end in (b"", bytes(100), bytes(1024) + b"something else"):
-        path.write_bytes(files + end)
-        with pytest.raises(DataError, match=r"set-0\.tar: truncated or damaged at byte [\d,]+; get or pack"):
-            module.scan(io.BytesIO(path.read_bytes()), "set-0.tar")
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ([("x.png", PNG)], ("x", "no label", ".cls")),
-        ([("x.cls", b"1")], ("x", "no image")),
-        ([("x.png", PNG), ("x.cls", b"dog")], ("x.cls", "integer")),
-        ([("x.png", PNG), ("x.cls", b"-1")], ("x.cls", "out of range")),
-        ([("x.png", PNG), ("x.json", b'{"class": 1}')], ("x.json", "label")),
-        ([("x.png", PNG), ("x.json", b"[" * 100_000)], ("x.json", "label")),
-        ([("x.png", PNG), ("x.json", b'{"label": null}')], ("x.json", "label")),
-        ([("x.png", PNG), ("x.json", b'{"label": "\\ud83d"}')], ("x.json", "label")),
-        ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], ("x", "two images")),
-        ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ("'x'", "are not next to each other")),
-        ([("readme.txt", b"hello")], ("no samples",)),
-    ],
-)
-def test_samples_that_lack_something_are_named(
-    files: list[tuple[str, bytes]], words: tuple[str, ...], tmp_path: Path, cache: str
-) -> None:
-    refused(one(tmp_path, *files), cache, "set-0.tar", *words)
-
-
-def test_other_files_than_tar(tmp_path: Path, cache: str) -> None:
-    for content, word in ((b"\x1f\x8b compressed", "gunzip"), (b"hello, this is no tar file" * 99, "tar")):
-        path = tmp_path / "set-0.tar"
-        path.write_bytes(content)
-        refused(f"webdataset:{path}", cache, "set-0.tar", word)
-
-
-def test_labels_of_two_kinds(tmp_path: Path, cache: str) -> None:
-    pack(tmp_path / "a.tar", samples(0, 4))
-    pack(tmp_path / "b.tar", [("x.png", PNG), ("x.json", b'{"label": "dog"}')])
-    refused(f"webdataset:{tmp_path}/{{a,b}}.tar", cache, "a.tar", "b.tar", "kinds")
+        cut = io.BytesIO(files + end)
+        refused(DataError, rf"^set-0\.tar: .* at byte [\d,]+; {REPACK}", module.scan, cut, "set-0.tar")
 
 
 def test_unreadable_images_are_an_error_or_left_out(tmp_path: Path, cache: str) -> None:
     broken = [("bad.png", PNG[:60]), ("bad.cls", b"0"), ("bare.png", PNG)]
     source = one(tmp_path, *samples(0, 6), *broken)
-    refused(source, cache, "set-0.tar/bare", "on_corrupt")
+    refused(DataError, r"set-0\.tar/bare: .*data\.on_corrupt=skip", opened, source, cache)
     store = opened(source, cache, on_corrupt="skip")
     assert len(store) == 6
     assert [name for name, _ in store.skipped] == ["set-0.tar/bare", "set-0.tar/bad"]
     store = opened(one(tmp_path, *samples(0, 6), *broken[:2]), cache)
-    with pytest.raises(DataError, match=r"set-0\.tar/bad"):
-        store.images[np.array([6])]
+    refused(DataError, r"set-0\.tar/bad: cannot be decoded", lambda: store.images[np.array([6])])
 
 
 @pytest.mark.parametrize("on_corrupt", ["error", "skip"])
@@ -251,7 +236,7 @@ def test_the_depth_is_that_of_all_images(tmp_path: Path, cache: str, on_corrupt:
     files = samples(0, 6)
     for number in range(6, 12):
         levels = np.random.default_rng(number).integers(0, 4000, (12, 12)).astype(np.uint16)
-        files += [(f"{number:05d}.png", encoded(levels)), (f"{number:05d}.cls", str(number % 2).encode())]
+        files += [(f"{number:05d}.png", encode(levels)), (f"{number:05d}.cls", str(number % 2).encode())]
     source = one(tmp_path, *files)
     store = opened(source, cache, on_corrupt=on_corrupt)
     assert store.rules.depth == 12
@@ -261,7 +246,7 @@ def test_the_depth_is_that_of_all_images(tmp_path: Path, cache: str, on_corrupt:
     files[-2] = (files[-2][0], files[-2][1][:80])
     source = one(tmp_path / "cut", *files)
     if on_corrupt == "error":
-        refused(source, cache, "set-0.tar/00011", "data.on_corrupt=skip")
+        refused(DataError, r"set-0\.tar/00011: .*data\.on_corrupt=skip", opened, source, cache)
     else:
         assert len(opened(source, cache, on_corrupt=on_corrupt)) == 11
 
@@ -305,8 +290,7 @@ def test_a_shard_that_shrinks_under_a_store_is_named(tmp_path: Path, cache: str)
     source = shards(tmp_path, 2)
     store = opened(source, cache)
     (tmp_path / "set-1.tar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"set-1\.tar"):
-        store.images[np.array([20])]
+    refused(DataError, r"set-1\.tar: was changed or truncated .*; restore it", lambda: store.images[np.array([20])])
 
 
 def whole_picture_crop(store: Store, op: RandomResizedCrop) -> tuple[PictureCrop, EncodedCrop]:
@@ -346,10 +330,9 @@ def test_random_crops_are_those_of_a_store_of_whole_pictures(tmp_path: Path, cac
 def test_a_window_is_the_same_with_a_copy_of_the_image(
     mode: str, channels: Literal[1, 3], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
-    Image.fromarray(noise).convert(mode).save(buffer, "PNG")
-    read = lambda: windowed(buffer.getvalue(), lambda *_: (3, 5, 20, 31), (8, 8), PreprocessRules(8, channels))  # noqa: E731
+    data = encode(Image.fromarray(noise).convert(mode))
+    read = lambda: windowed(data, lambda *_: (3, 5, 20, 31), (8, 8), PreprocessRules(8, channels))  # noqa: E731
     viewed = read()
     monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
     copied = read()
@@ -376,9 +359,8 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same(turn: bool) ->
         assert shape == upright.shape[:2]
         return top, left, height, width
 
-    buffer = io.BytesIO()
-    Image.fromarray(smooth).save(buffer, "JPEG", quality=95, **({"exif": turned_by(6)} if turn else {}))
-    pixels = windowed(buffer.getvalue(), window, (32, 32), PreprocessRules(32))
+    data = encode(smooth, "JPEG", quality=95, **({"exif": turned_by(6)} if turn else {}))
+    pixels = windowed(data, window, (32, 32), PreprocessRules(32))
     assert 2 * 32 <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= 444 / 4 + 1
     out = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((32, 32), Image.Resampling.BILINEAR))
     box = (left, top, left + width, top + height)
@@ -518,15 +500,11 @@ def test_an_interrupted_download_stops(server: tuple[str, Path, list[str]], cach
     address, folder, _ = server
     shards(folder)
 
-    def interrupted(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
     spec = DataSpec(source=f"webdataset:{address}/set-{{0..3}}.tar", cache=cache)
-    source = module.ShardSource(spec, interrupted)
+    source = module.ShardSource(spec, Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         _ = source.indexes
-    with pytest.raises(DataError, match="stopped"):
-        source.cache.open(f"{address}/set-0.tar?again")
+    refused(DataError, r"set-0\.tar\?again: .*\(stopped\)", source.cache.open, f"{address}/set-0.tar?again")
     assert len(module.ShardSource(spec).indexes) == 4
 
 
@@ -539,7 +517,7 @@ def test_a_download_that_ends_early_is_not_kept(cache: str, tmp_path: Path) -> N
             self.wfile.write(bytes(1500))
 
     with serving(Handler) as address:
-        refused(f"webdataset:{address}/set-0.tar", cache, "cannot be downloaded", "closed 500 bytes early")
+        refused(DataError, "closed 500 bytes early", opened, f"webdataset:{address}/set-0.tar", cache)
     assert not list((Path(cache) / "shards" / "remote").glob("*.tar"))
 
 
@@ -550,13 +528,14 @@ def test_shards_from_a_bucket(cache: str, tmp_path: Path, bucket: type[MemoryFil
     there = opened("webdataset:s3://data/set-{0..3}.tar", str(tmp_path / "other"))
     assert there.fingerprint == here.fingerprint
     assert np.array_equal(there.images[:], here.images[:])
-    refused("webdataset:s3://data/set-9.tar", cache, "s3://data/set-9.tar", "cannot be downloaded", "no such file")
+    absent = r"s3://data/set-9\.tar: cannot be downloaded \(there is no such file\); check the address"
+    refused(DataError, absent, opened, "webdataset:s3://data/set-9.tar", cache)
 
 
 def test_a_bucket_needs_its_library(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(MissingExtraError, match=r"^gs://data/set-0\.tar: Please install gcsfs"):
-        opened("webdataset:gs://data/set-0.tar", cache)
+    library = r"^gs://data/set-0\.tar: Please install gcsfs"
+    refused(MissingExtraError, library, opened, "webdataset:gs://data/set-0.tar", cache)
 
 
 def test_a_cache_smaller_than_a_shard_is_indexed_by_many_threads(
@@ -569,11 +548,6 @@ def test_a_cache_smaller_than_a_shard_is_indexed_by_many_threads(
     )
     there = opened("webdataset:https://x/set-{0..23}.tar", cache, shard_cache_gb=1e-9)
     assert there.fingerprint == here.fingerprint
-
-
-def test_a_star_in_a_url_is_refused() -> None:
-    with pytest.raises(DataError, match=r"`\*` is for paths; name the shards of a URL with \{000\.\.099\}"):
-        find_shards("s3://bucket/train-*.tar")
 
 
 def test_the_cache_of_urls_is_bounded(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
@@ -597,8 +571,8 @@ def test_a_shard_that_has_changed_is_not_read_by_its_old_index(server: tuple[str
     remote = Path(cache) / "shards" / "remote"
     for file in remote.glob("*.tar"):  # as to make room
         file.unlink()
-    with pytest.raises(DataError, match=r"set-0\.tar: has changed .* delete .*\.sha256"):
-        ShardCache(Path(cache) / "shards", 1e9).read(url, 0, 10)
+    again = ShardCache(Path(cache) / "shards", 1e9)
+    refused(DataError, r"set-0\.tar: has changed .* delete .*\.sha256", again.read, url, 0, 10)
     for file in remote.glob("*.sha256"):
         file.unlink()
     now = opened(f"webdataset:{url}", cache)
@@ -607,11 +581,14 @@ def test_a_shard_that_has_changed_is_not_read_by_its_old_index(server: tuple[str
 
 
 def test_urls_that_cannot_be_had(server: tuple[str, Path, list[str]], cache: str) -> None:
-    refused(f"webdataset:{server[0]}/no-such.tar", cache, "no-such.tar", "cannot be downloaded")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        refused(f"webdataset:http://127.0.0.1:{unused.getsockname()[1]}/a.tar", cache, "cannot be downloaded")
-    refused("webdataset:http://127.0.0.1:port/a.tar", cache, "a.tar", "cannot be downloaded")
+        for url in (
+            f"{server[0]}/a.tar",
+            f"http://127.0.0.1:{unused.getsockname()[1]}/a.tar",
+            "http://127.0.0.1:port/a.tar",
+        ):
+            refused(DataError, r"a\.tar: cannot be downloaded", opened, f"webdataset:{url}", cache)
     assert not [name for name in os.listdir(Path(cache) / "shards" / "remote") if name.endswith((".tar", ".tmp"))]
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ from kitae.files import cache_folder
 from kitae.preprocess import PreprocessRules, decode, probe
 from kitae.preprocess import picture as picture_of
 from tests.images import encode, picture, turned_by, write_folder, write_parquet
+from tests.refusals import refused
 
 Maker = Callable[..., Path]
 
@@ -110,8 +112,7 @@ def test_equal_images_are_known(pets: Path) -> None:
 def test_a_link_to_nothing_is_an_image_that_cannot_be_read(pets: Path) -> None:
     before = open_store(of(pets, on_corrupt="skip"))
     (pets / "cats" / "gone.png").symlink_to(pets / "nowhere.png")
-    with pytest.raises(DataError, match=r"cats/gone\.png: .*on_corrupt=skip"):
-        open_store(of(pets))
+    refused(DataError, r"cats/gone\.png: .*on_corrupt=skip", open_store, of(pets))
     store = open_store(of(pets, on_corrupt="skip"))
     assert [name for name, _ in store.skipped] == ["cats/gone.png"]
     assert list(store.names) == list(before.names)
@@ -178,8 +179,7 @@ def test_grey_sources_get_one_channel_and_mixed_ones_three(tmp_path: Path) -> No
 
 def test_mixed_sizes_ask_for_a_size(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "photos")
-    with pytest.raises(DataError, match=r"64 x 48 \(class 0/0\.jpg\) and 48 x 64 .*: set data\.image_size"):
-        open_store(of(root))
+    refused(DataError, r"64 x 48 \(class 0/0\.jpg\) and 48 x 64 .*: set data\.image_size", open_store, of(root))
     for resize in ("crop", "squash", "pad"):
         assert open_store(of(root, image_size=20, resize=resize)).rules.resize == resize
 
@@ -345,8 +345,7 @@ def test_what_an_evaluation_sees_is_as_sharp_as_from_the_files() -> None:
 def test_broken_pictures_are_named_or_left_out_as_ever(tmp_path: Path, cache: Path) -> None:
     root = large_folder(tmp_path / "photos")
     (root / "class 0" / "z.jpg").write_bytes((root / "class 0" / "0.jpg").read_bytes()[:-300])
-    with pytest.raises(DataError, match=r"class 0/z\.jpg: cannot be decoded"):
-        open_store(of(root, image_size=32))
+    refused(DataError, r"class 0/z\.jpg: cannot be decoded", open_store, of(root, image_size=32))
     assert stores(cache) == leftovers(cache) == []
     store = open_store(of(root, image_size=32, on_corrupt="skip"))
     assert [name for name, _ in store.skipped] == ["class 0/z.jpg"]
@@ -484,8 +483,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_broken_images_are_named_or_left_out_when_asked(pets: Path, cache: Path) -> None:
     (pets / "cats" / "002.png").write_bytes(b"this is no image")
     (pets / "dogs" / "004.jpg").write_bytes(encode(picture(0, 0, (16, 16)), "JPEG")[:-60])
-    with pytest.raises(DataError, match=r"cats/002\.png: not an image.*data.on_corrupt=skip"):
-        open_store(of(pets, image_size=16))
+    refused(DataError, r"cats/002\.png: not an image.*data.on_corrupt=skip", open_store, of(pets, image_size=16))
     assert stores(cache) == leftovers(cache) == []
     for _ in range(2):
         store = open_store(of(pets, on_corrupt="skip"))  # the size is found out from the others
@@ -502,27 +500,22 @@ def test_only_broken_images(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         (tmp_path / "photos" / label / "1.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="none of its 2 images can be read"):
-        open_store(of(tmp_path / "photos", on_corrupt="skip"))
-    with pytest.raises(DataError, match=r"none of its 2 images can be read; the first: a/1\.png: not an image"):
-        open_store(of(tmp_path / "photos", on_corrupt="skip", image_size=8))
+    refused(DataError, "none of its 2 images can be read", open_store, of(tmp_path / "photos", on_corrupt="skip"))
+    words, sized = "; the first: a/1\\.png: not an image", of(tmp_path / "photos", on_corrupt="skip", image_size=8)
+    refused(DataError, f"none of its 2 images can be read{words}", open_store, sized)
 
 
 def test_files_that_change_while_they_are_read(pets: Path, cache: Path) -> None:
     def disturb(done: int, total: int) -> None:
         os.utime(pets / "cats" / "000.png", ns=(0, time.time_ns()))
 
-    with pytest.raises(DataError, match="files changed while they were read"):
-        open_store(of(pets), disturb)
+    refused(DataError, "files changed while they were read", open_store, of(pets), disturb)
     assert stores(cache) == leftovers(cache) == []
 
 
 def test_an_exception_of_the_caller_leaves_nothing(pets: Path, cache: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        open_store(of(pets), interrupt)
+        open_store(of(pets), Mock(side_effect=KeyboardInterrupt))
     assert stores(cache) == leftovers(cache) == []
 
 
@@ -689,11 +682,9 @@ def test_a_cache_that_cannot_be_written_is_one_line(pets: Path, tmp_path: Path) 
 def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(of(pets))
 
-    def refused(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(Path, "mkdir", refused)
-    monkeypatch.setattr(store_module, "lock", refused)
+    denied = Mock(side_effect=PermissionError(errno.EROFS, "Read-only file system"))
+    monkeypatch.setattr(Path, "mkdir", denied)
+    monkeypatch.setattr(store_module, "lock", denied)
     assert len(open_store(of(pets))) == 12
 
 

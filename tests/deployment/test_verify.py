@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from kitae.deployment.verify import (
 )
 from kitae.errors import ExportError
 from kitae.runtime import open_session
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -42,33 +44,32 @@ def test_a_faithful_file_passes(
     assert verify_integer(content, images).flips == 0
 
 
+def add_to_a_weight(proto: onnx.ModelProto, name: str, place: tuple[int, ...], more: float) -> None:
+    weight = next(item for item in proto.graph.initializer if item.name.endswith(name) and len(item.dims) == 4)
+    values = numpy_helper.to_array(weight).copy()
+    values[place] += more
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "more"),
     [
-        {"mean": (0.5, 0.4, 0.31)},
-        {"std": (0.2, 0.25, 0.31)},
-        {"mean": (0.3, 0.4, 0.5)},  # the channels swapped
-        {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},  # no normalisation
-        {"temperature": 1.72},
+        ({"mean": (0.5, 0.4, 0.31)}, 0),
+        ({"std": (0.2, 0.25, 0.31)}, 0),
+        ({"mean": (0.3, 0.4, 0.5)}, 0),  # the channels swapped
+        ({"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, 0),  # no normalisation
+        ({"temperature": 1.72}, 0),
+        ({}, 0.5),
     ],
 )
-def test_wrong_normalisation_is_caught(
-    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8], wrong: dict[str, Any]
+def test_wrong_normalisation_or_one_wrong_weight_is_caught(
+    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8], wrong: Any, more: float
 ) -> None:
     other = replace(card, **wrong)
-    with pytest.raises(ExportError, match="does not compute what the network computes"):
-        verify_float(serialize(proto, card), torch_reference(network, other.mean, other.std, other.temperature), images)
-
-
-def test_one_changed_weight_is_caught(
-    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8]
-) -> None:
-    (weight,) = [item for item in proto.graph.initializer if item.name.endswith("left.weight")]
-    values = numpy_helper.to_array(weight).copy()
-    values[3, 2, 1, 1] += 0.5
-    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    with pytest.raises(ExportError, match="does not compute"):
-        verify_float(serialize(proto, card), torch_reference(network, card.mean, card.std, card.temperature), images)
+    add_to_a_weight(proto, "left.weight", (3, 2, 1, 1), more)
+    reference = torch_reference(network, other.mean, other.std, other.temperature)
+    words = "does not compute what the network computes"
+    refused(ExportError, words, verify_float, serialize(proto, card), reference, images)
 
 
 def test_a_batch_size_that_computes_something_else_is_caught(images: NDArray[np.uint8]) -> None:
@@ -83,44 +84,40 @@ def test_a_batch_size_that_computes_something_else_is_caught(images: NDArray[np.
     assert parity.max_error == pytest.approx(0.8)
 
 
-def test_outputs_that_are_no_distribution_are_caught(images: NDArray[np.uint8]) -> None:
-    def sums_to_two(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.ones((len(batch), 2), np.float32)
-
-    def nan(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.full((len(batch), 2), np.nan, np.float32)
-
-    with pytest.raises(ExportError, match="sum to 1"):
-        compare(sums_to_two, sums_to_two, images)
-
-    def fair(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.full((len(batch), 2), 0.5, np.float32)
-
-    with pytest.raises(ExportError, match="the network's own output is not finite"):
-        compare(fair, nan, images)
-    with pytest.raises(ExportError, match="not finite"):
-        compare(nan, sums_to_two, images)
-    with pytest.raises(ExportError, match="no image"):
-        compare(nan, nan, images[:0])
+def constant(*row: float) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    return lambda batch: np.tile(np.float32(row), (len(batch), 1))
 
 
-def test_the_graph_is_checked(proto: onnx.ModelProto) -> None:
+FAIR, DOUBLE, NAN = constant(0.5, 0.5), constant(1, 1), constant(np.nan, np.nan)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "count", "words"),
+    [
+        (DOUBLE, DOUBLE, 40, "sum to 1"),
+        (FAIR, NAN, 40, "the network's own output is not finite"),
+        (NAN, DOUBLE, 40, "not finite"),
+        (NAN, NAN, 0, "no image"),
+    ],
+)
+def test_outputs_that_are_no_distribution_are_caught(
+    got: Any, expected: Any, count: int, words: str, images: NDArray[np.uint8]
+) -> None:
+    refused(ExportError, words, compare, got, expected, images[:count])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda graph: setattr(graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 2), "batch size is fixed"),
+        (lambda graph: graph.node.append(onnx.helper.make_node("RandomNormal", [], ["x"], shape=[1])), "RandomNormal"),
+        (lambda graph: setattr(graph.input[0], "name", "pixels"), "pixels"),
+    ],
+)
+def test_the_graph_is_checked(change: Callable[[onnx.GraphProto], object], words: str, proto: onnx.ModelProto) -> None:
     check_graph(proto)
-
-    fixed = onnx.ModelProto.FromString(proto.SerializeToString())
-    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
-    with pytest.raises(ExportError, match="batch size is fixed"):
-        check_graph(fixed)
-
-    random = onnx.ModelProto.FromString(proto.SerializeToString())
-    random.graph.node.append(onnx.helper.make_node("RandomNormal", [], ["noise"], shape=[1]))
-    with pytest.raises(ExportError, match="RandomNormal"):
-        check_graph(random)
-
-    renamed = onnx.ModelProto.FromString(proto.SerializeToString())
-    renamed.graph.input[0].name = "pixels"
-    with pytest.raises(ExportError, match="pixels"):
-        check_graph(renamed)
+    change(proto.graph)
+    refused(ExportError, words, check_graph, proto)
 
 
 def test_integer_kernels_that_disagree_with_the_graph_are_caught(
@@ -135,8 +132,7 @@ def test_integer_kernels_that_disagree_with_the_graph_are_caught(
     monkeypatch.setattr(
         module, "open_session", lambda source, optimize=True: open_session(source if optimize else other)
     )
-    with pytest.raises(ExportError, match="integer kernels"):
-        verify_integer(content, images)
+    refused(ExportError, "integer kernels", verify_integer, content, images)
 
 
 def test_a_dynamic_file_is_compared_with_its_integers_in_float(
@@ -165,15 +161,10 @@ def test_rounding_that_pytorch_has_too_is_no_mistake_but_a_wrong_weight_is(
         """PyTorch in float32, if the network's activations left it three digits."""
         return np.round(exact(batch), 3)
 
-    with pytest.raises(ExportError, match="does not compute"):
-        verify_float(serialize(proto, card), coarse, images)
+    refused(ExportError, "does not compute", verify_float, serialize(proto, card), coarse, images)
     assert verify_float(serialize(proto, card), coarse, images, lambda: exact).clear_flips == 0
-    weights = next(item for item in proto.graph.initializer if len(item.dims) == 4)
-    values = numpy_helper.to_array(weights).copy()
-    values[0, 0] += 0.3
-    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    with pytest.raises(ExportError, match="does not compute"):
-        verify_float(serialize(proto, card), coarse, images, lambda: exact)
+    add_to_a_weight(proto, "", (0, 0), 0.3)
+    refused(ExportError, "does not compute", verify_float, serialize(proto, card), coarse, images, lambda: exact)
 
 
 def test_only_classes_that_were_clear_count_as_changed() -> None:

@@ -17,6 +17,7 @@ from kitae.evaluation.calibration import (
     log_probabilities,
     probabilities,
 )
+from tests.refusals import refused
 
 
 def simulate(
@@ -151,16 +152,11 @@ def test_one_image_has_no_interval() -> None:
 def test_what_cannot_be_measured() -> None:
     function = fit_temperature
     good = np.zeros((2, 3), dtype=np.float32)
-    with pytest.raises(DataError, match="no images"):
-        function(good[:0], np.zeros(0, dtype=np.int64))
-    with pytest.raises(DataError, match=r"\[N, K\]"):
-        function(good[0], np.zeros(3, dtype=np.int64))
-    with pytest.raises(DataError, match="labels must be integers"):
-        function(good, np.zeros(2))
-    with pytest.raises(DataError, match=r"labels must be in \[0, 3\), but go from 0 to 3"):
-        function(good, np.array([0, 3]))
-    with pytest.raises(DataError, match="labels must be in"):
-        function(good, np.array([-1, 0]))
+    refused(DataError, "no images", function, good[:0], np.zeros(0, dtype=np.int64))
+    refused(DataError, r"\[N, K\]", function, good[0], np.zeros(3, dtype=np.int64))
+    refused(DataError, "labels must be integers", function, good, np.zeros(2))
+    refused(DataError, r"labels must be in \[0, 3\), but go from 0 to 3", function, good, np.array([0, 3]))
+    refused(DataError, "labels must be in", function, good, np.array([-1, 0]))
     for bad in (np.nan, np.inf):
         with pytest.raises(TrainingError, match=r"not finite for 1 of 2 images \(first: position 1\)"):
             function(np.array([[0, 0, 0], [0, bad, 0]], dtype=np.float32), np.array([0, 1]))

@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from kitae.errors import DataError, TrainingError
 from kitae.evaluation.calibration import calibration_error, probabilities
 from kitae.evaluation.evaluate import evaluate, label_scores, predict_logits, predictions_table
+from tests.refusals import refused
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -153,14 +154,12 @@ def test_a_read_only_memory_map_is_fine(recwarn: pytest.WarningsRecorder) -> Non
 
 
 def test_what_cannot_be_predicted() -> None:
-    with pytest.raises(DataError, match="no images"):
-        predict_logits(Net(), Images(), np.zeros(0, dtype=np.int64))
-    with pytest.raises(DataError, match="images have 1 channels, but mean or std has 3 values"):
-        predict_logits(Net(1), Images(channels=1), np.arange(5), mean=MEAN, std=STD)
+    refused(DataError, "no images", predict_logits, Net(), Images(), np.zeros(0, dtype=np.int64))
+    words, grey = "images have 1 channels, but mean or std has 3 values", Images(channels=1)
+    refused(DataError, words, predict_logits, Net(1), grey, np.arange(5), mean=MEAN, std=STD)
     broken = Net()
     nn.init.constant_(broken.classifier.weight, float("nan"))
-    with pytest.raises(TrainingError, match="not finite for 5 of 5 images"):
-        predict_logits(broken, Images(), np.arange(5))
+    refused(TrainingError, "not finite for 5 of 5 images", predict_logits, broken, Images(), np.arange(5))
 
 
 # evaluate
@@ -250,14 +249,10 @@ def test_the_result_is_the_same_again() -> None:
 
 def test_names_must_fit() -> None:
     logits, labels = one_hot_logits([0, 1], 3), np.array([0, 1])
-    with pytest.raises(DataError, match="3 classes need 3 different names"):
-        evaluate(logits, labels, ["ant", "bee"])
-    with pytest.raises(DataError, match=r"2 different"):
-        evaluate(logits, labels, ["ant", "bee", "ant"])
-    with pytest.raises(DataError, match="empty"):
-        evaluate(logits[:0], labels[:0], CLASSES)
-    with pytest.raises(TrainingError, match="not finite"):
-        evaluate(logits * np.nan, labels, CLASSES)
+    refused(DataError, "3 classes need 3 different names", evaluate, logits, labels, ["ant", "bee"])
+    refused(DataError, r"2 different", evaluate, logits, labels, ["ant", "bee", "ant"])
+    refused(DataError, "empty", evaluate, logits[:0], labels[:0], CLASSES)
+    refused(TrainingError, "not finite", evaluate, logits * np.nan, labels, CLASSES)
 
 
 # predictions

@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from kitae.errors import DataError
 from kitae.evaluation import intervals
+from tests.refusals import refused
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -174,7 +175,5 @@ def test_paired_difference_covers_the_truth() -> None:
 
 
 def test_paired_difference_refuses_what_is_not_paired() -> None:
-    with pytest.raises(DataError, match="paired"):
-        intervals.paired_difference([0, 1], [0], [0, 1])
-    with pytest.raises(DataError, match="paired"):
-        intervals.paired_difference([], [], [])
+    refused(DataError, "paired", intervals.paired_difference, [0, 1], [0], [0, 1])
+    refused(DataError, "paired", intervals.paired_difference, [], [], [])

@@ -9,6 +9,7 @@ from kitae.experiments.study import plan_study
 from kitae.experiments.study_spec import StudySpec, ablation
 from kitae.experiments.techniques import techniques
 from kitae.recipe import Recipe, shipped
+from tests.refusals import refused
 
 
 def test_techniques_of_the_strong_recipe() -> None:
@@ -116,8 +117,7 @@ def test_a_recipe_without_techniques_has_no_ablation() -> None:
     bare = Recipe.model_validate(
         {"name": "bare", "train": {"schedule": {"name": "constant"}, "optimizer": {"weight_decay": 0.0}}}
     )
-    with pytest.raises(RecipeError, match="bare: uses no technique"):
-        ablation(bare)
+    refused(RecipeError, "bare: uses no technique", ablation, bare)
 
 
 def test_an_op_that_is_listed_twice_stays_on() -> None:

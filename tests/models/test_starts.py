@@ -14,6 +14,7 @@ from kitae.models.starts import stem_of, whiten
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.training.distributed import World
+from tests.refusals import refused
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -51,8 +52,7 @@ def test_patches_of_many_images_are_taken_in_parts(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_convolution_that_does_not_see_the_image_is_not_whitened() -> None:
-    with pytest.raises(RecipeError, match="does not see the image itself"):
-        whiten(nn.Conv2d(48, 64, 3), images())
+    refused(RecipeError, "does not see the image itself", whiten, nn.Conv2d(48, 64, 3), images())
 
 
 def test_convolutions_of_any_network_can_start_as_identities() -> None:

@@ -22,6 +22,7 @@ from kitae.models import weights
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, Package, Weights, load, within_reach
+from tests.refusals import refused
 
 NET = "test_efficientnet"
 SPEC = ModelSpec(name=f"timm:{NET}", pretrained=True)
@@ -75,14 +76,12 @@ def test_a_package_s_file_must_be_the_published_one(
 ) -> None:
     file = tmp_path / "site" / "weights_of_test" / "w.pth"
     torch.save(tensors(seed=6), file)
-    with pytest.raises(RecipeError, match=r"w\.pth is not the file"):
-        load(SPEC)
+    refused(RecipeError, r"w\.pth is not the file", load, SPEC)
     other = tensors(net="test_resnet")
     torch.save(other, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     monkeypatch.setitem(PACKAGES, NET, Package("p", "weights_of_test", "w.pth", digest))
-    with pytest.raises(RecipeError, match="do not fit"):
-        load(SPEC)
+    refused(RecipeError, "do not fit", load, SPEC)
 
 
 def test_a_run_s_weights_are_pinned(package: Package, tmp_path: Path) -> None:
@@ -90,8 +89,8 @@ def test_a_run_s_weights_are_pinned(package: Package, tmp_path: Path) -> None:
     assert load(pinned).source == "weights-of-test"
     path = tmp_path / "other.safetensors"
     save_file(tensors(seed=6), path)
-    with pytest.raises(RecipeError, match=r"other\.safetensors are not those of the recipe"):
-        load(pinned.model_copy(update={"pretrained": str(path)}))
+    others = pinned.model_copy(update={"pretrained": str(path)})
+    refused(RecipeError, r"other\.safetensors are not those of the recipe", load, others)
 
 
 def test_the_hash_is_of_values_and_names() -> None:
@@ -212,8 +211,7 @@ def test_a_missing_package_is_named(no_network: None, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setitem(PACKAGES, NET, Package("weights-of-test", "not_installed", "w.pth", ""))
-    with pytest.raises(RecipeError, match=r"\[weights\]"):
-        load(SPEC)
+    refused(RecipeError, r"\[weights\]", load, SPEC)
 
 
 def test_efficientnet_lite0_is_the_one_that_was_measured() -> None:

@@ -17,6 +17,7 @@ from kitae.experiments.study_spec import StudySpec
 from ledger import load, markdown, publish, setting
 from tests.experiments.test_study import FAKE
 from tests.images import write_parquet
+from tests.refusals import refused
 
 FACTORS: dict[str, Any] = {
     "smoothing": {"train.label_smoothing": [0.0, 0.1]},
@@ -128,8 +129,7 @@ def test_a_study_is_published_again_only_with_more_seeds(tmp_path: Path) -> None
     for place, other in (("other", {"design": "one_out"}), ("fewer", {"design": "one_in", "seeds": [0]})):
         spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "factors": FACTORS, **other})
         study(spec, tmp_path / place, executor=Inline(), **FAKE)
-        with pytest.raises(KitaeError, match=r"holds another study of this name"):
-            publish(tmp_path / place, found)
+        refused(KitaeError, r"holds another study of this name", publish, tmp_path / place, found)
     assert (found / "s" / "effects.json").read_bytes() == before
 
 
@@ -176,8 +176,7 @@ def test_an_unfinished_study_is_not_published(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         study(spec, tmp_path / "s", executor=Stops(), **FAKE)
-    with pytest.raises(KitaeError, match="the study is not finished"):
-        publish(tmp_path / "s", tmp_path / "results")
+    refused(KitaeError, "the study is not finished", publish, tmp_path / "s", tmp_path / "results")
 
 
 def test_results_of_an_earlier_loop_are_named_and_give_no_advice(results: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from kitae.training.checkpoint import (
 )
 from kitae.training.optim import build_optimizer
 from kitae.training.spec import OptimizerSpec
+from tests.refusals import refused
 from tests.training.toy_world import toy_net
 
 
@@ -55,34 +58,30 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_no_pickle_is_read(tmp_path: Path) -> None:
-    torch.save(toy_net().state_dict(), tmp_path / "c")
-    with pytest.raises(TrainingError, match="not a whole checkpoint"):
-        load_weights(tmp_path / "c")
+def pickled(path: Path) -> None:
+    torch.save(toy_net().state_dict(), path)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
+def cut(keep: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[:keep])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(pickled, "not a whole checkpoint"), (Path.unlink, "no such file")]
+    + [(cut(keep), "not a whole checkpoint") for keep in (0, 4, 100, -1)],
+)
+def test_what_is_no_checkpoint_is_named(damage: Callable[[Path], object], words: str, tmp_path: Path) -> None:
     checkpoint(tmp_path / "c")
-    whole = (tmp_path / "c").read_bytes()
-    (tmp_path / "c").write_bytes(whole[:keep])
-    with pytest.raises(TrainingError, match=rf"{tmp_path / 'c'}: not a whole checkpoint"):
-        load_weights(tmp_path / "c")
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no such file"):
-        load_weights(tmp_path / "nothing")
+    damage(tmp_path / "c")
+    refused(TrainingError, rf"{tmp_path / 'c'}: .*{words}", load_weights, tmp_path / "c")
 
 
 def test_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint(tmp_path / "c")
     before = (tmp_path / "c").read_bytes()
 
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     with pytest.raises(
         KitaeError, match=r"c: cannot be written \(No space left on device\); the previous file is kept"
     ):

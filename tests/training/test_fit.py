@@ -21,6 +21,7 @@ from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
 from kitae.training.learner import Teacher
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
+from tests.refusals import refused
 from tests.training.toy_world import ToyData, fit, toy_net
 from tests.watchers import DiesHereError, KillAt, Signal
 
@@ -238,10 +239,19 @@ def test_too_many_of_them_stop_the_run_and_keep_the_last_good_checkpoint(toy: di
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_never_finite_validation_is_an_error_not_a_model(toy: dict[str, Any]) -> None:
-    toy["validate"] = lambda model: {"val_loss": float("nan"), "val_accuracy": float("nan")}
-    with pytest.raises(TrainingError, match="no best model"):
-        fit(toy_net(), spec=spec(epochs=1), **toy)
+NEVER_FINITE = {"val_loss": float("nan"), "val_accuracy": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"validate": lambda model: NEVER_FINITE}, TrainingError, "no best model"),
+        ({"data": ToyData(1)}, DataError, "1 training images are too few"),
+        ({"world": World(0, 3, torch.device("cpu"))}, DataError, "multiple of 6"),
+    ],
+)
+def test_what_cannot_be_trained(given: dict[str, Any], error: Any, words: str, toy: dict[str, Any]) -> None:
+    refused(error, words, fit, toy_net(), spec=spec(epochs=1), **{**toy, **given})
 
 
 def test_early_stopping_waits_its_patience_and_keeps_the_best(toy: dict[str, Any]) -> None:
@@ -285,18 +295,6 @@ def test_selection_by_loss_takes_the_lowest(toy: dict[str, Any]) -> None:
     losses = iter([3.0, 1.0, 2.0])
     toy["validate"] = lambda model: {"val_loss": next(losses), "val_accuracy": 0.5}
     assert fit(toy_net(), spec=spec(select="val_loss"), **toy).best_epoch == 2
-
-
-def test_too_few_images_for_a_batch(toy: dict[str, Any]) -> None:
-    toy["data"] = ToyData(1)
-    with pytest.raises(DataError, match="1 training images are too few"):
-        fit(toy_net(), spec=spec(), **toy)
-
-
-def test_batch_that_does_not_divide_among_processes(toy: dict[str, Any]) -> None:
-    toy["world"] = World(0, 3, torch.device("cpu"))
-    with pytest.raises(DataError, match="multiple of 6"):
-        fit(toy_net(), spec=spec(batch_size=16), **toy)
 
 
 def test_masks_are_held_after_every_step(toy: dict[str, Any]) -> None:

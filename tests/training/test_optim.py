@@ -10,6 +10,7 @@ from kitae.errors import RecipeError
 from kitae.recipe import Recipe
 from kitae.training.optim import OPTIMIZERS, AveragedWeights, build_optimizer, parameter_groups, set_learning_rate
 from kitae.training.spec import OptimizerSpec
+from tests.refusals import refused
 
 
 def net() -> nn.Sequential:
@@ -53,14 +54,10 @@ def test_sgd_without_momentum_is_allowed() -> None:
     build_optimizer(nn.Linear(2, 2), OptimizerSpec(momentum=0.0, nesterov=True))
 
 
-def test_unknown_optimizer_lists_the_valid_ones() -> None:
-    with pytest.raises(RecipeError, match=r"no optimizer 'adamv'.*did you mean.*valid: .*sgd"):
-        build_optimizer(nn.Linear(2, 2), OptimizerSpec(name="adamv"))
-
-
-def test_all_frozen_is_an_error() -> None:
-    with pytest.raises(RecipeError, match="nothing to train"):
-        build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimizerSpec())
+def test_an_unknown_optimizer_and_nothing_to_train_are_refused() -> None:
+    net, unknown = nn.Linear(2, 2), OptimizerSpec(name="adamv")
+    refused(RecipeError, r"no optimizer 'adamv'.*did you mean.*valid: .*sgd", build_optimizer, net, unknown)
+    refused(RecipeError, "nothing to train", build_optimizer, net.requires_grad_(False), OptimizerSpec())
 
 
 def test_average_follows_weights_and_statistics() -> None:
