@@ -536,10 +536,7 @@ WITHOUT = "; run the same command without --overwrite to resume"
 def test_an_interruption_is_one_line_that_says_how_to_go_on(
     words: str, interrupted: str, more: str, home: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(f"kitae.{interrupted}", interrupt)
+    monkeypatch.setattr(f"kitae.{interrupted}", Mock(side_effect=KeyboardInterrupt))
     assert kitae(home, *words.split(), code=130).stderr.splitlines()[-1] == f"error: interrupted{more}"
 
 

@@ -409,14 +409,13 @@ def test_limit_keeps_proportions_and_smaller_ones_are_contained() -> None:
 # Errors
 
 
-A_AND_B = np.repeat([0, 1], 50)
+SIX, A_AND_B = [0, 0, 0, 1, 1, 1], np.repeat([0, 1], 50)
 OF_A_GROUP = fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST], groups=[1, 2, 3, 2])
 FOLD_OF_A_GROUP = fake([0, 0, 1, 1], [TRAIN, TRAIN, TRAIN, TEST], groups=[1, 2, 3, 3])
 ONE_GROUP_OF_B = fake(np.repeat([0, 1], [60, 10]), groups=np.r_[np.arange(60), np.full(10, 99)])
 # A black frame of each patient makes one group of all.
-LINKED = fake(
-    np.arange(72) // 6 % 2, groups=np.arange(72) // 6, twins=np.where(np.arange(72) % 6 == 0, 0, np.arange(72))
-)
+ROWS = np.arange(72)
+LINKED = fake(ROWS // 6 % 2, groups=ROWS // 6, twins=np.where(ROWS % 6 == 0, 0, ROWS))
 
 
 @pytest.mark.parametrize(
@@ -430,29 +429,17 @@ LINKED = fake(
         (fake([0, 1]), {}, "2 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1]), {}, "4 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST]), {}, "4 images are too few: no val image can be held out"),
-        (fake([0, 0, 0, 1, 1, 1], groups=[5] * 6), {}, r"data\.groups: all 6 images are in 1 group"),
-        (
-            fake([0, 0, 0, 1, 1, 1], groups=[5, 6] * 3),
-            {},
-            r"data\.groups: .* 2 group.*too few for train and val and test",
-        ),
+        (fake(SIX, groups=[5] * 6), {}, r"data\.groups: all 6 images are in 1 group"),
+        (fake(SIX, groups=[5, 6] * 3), {}, r"data\.groups: .* 2 group.*too few for train and val and test"),
         (ONE_GROUP_OF_B, {}, r"data\.groups: class 'class 1' is in a single group"),
         (OF_A_GROUP, {}, r"1\.png \(train\) and 3\.png \(test\) are of the same group"),
         (LINKED, {}, r"identical images link so many groups that none is left for .*kitae data fix"),
         (fake(A_AND_B), {"limit": 73}, r"data\.limit 73 is more than the 72 training images after the split; lower it"),
         (fake(A_AND_B), {"limit": 1}, r"data\.limit 1 is too small for the classes; set it to 2 or more"),
-        (fake([0, 0, 0, 1, 1, 1]), {"folds": 7}, r"7 is more than the 6 images; set it to 6"),
-        (
-            fake([0, 0, 0, 1, 1, 1], groups=[1, 1, 2, 1, 2, 2]),
-            {"folds": 3},
-            r"3 is more than the 2 groups .*; set it to 2",
-        ),
+        (fake(SIX), {"folds": 7}, r"7 is more than the 6 images; set it to 6"),
+        (fake(SIX, groups=[1, 1, 2, 1, 2, 2]), {"folds": 3}, "3 is more than the 2 groups of images; set it to 2"),
         (fake([0, 0, 0, 0, 1]), {"folds": 2}, r"class 'class 1' has all its images in one fold.*add images$"),
-        (
-            fake([0] * 8 + [1] * 4, groups=[0, 1, 2, 3] * 2 + [9] * 4),
-            {"folds": 3},
-            "class 'class 1' .* of other groups",
-        ),
+        (fake([0] * 8 + [1] * 4, groups=[0, 1, 2, 3] * 2 + [9] * 4), {"folds": 3}, "'class 1' .* of other groups"),
         (FOLD_OF_A_GROUP, {"folds": 2}, "are of the same group"),
     ],
 )

@@ -14,6 +14,7 @@ from kitae.experiments.study import plan_study
 from kitae.recipe import Recipe
 from tests.experiments import fake_train
 from tests.experiments.test_study import FAKE, STUDY, make, run
+from tests.refusals import refused
 
 OWN = "tests.experiments.fake_train:after_step"
 MEASURE = FAKE["measure"]
@@ -176,8 +177,7 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
 
 @pytest.mark.parametrize("threads", [0, -2])
 def test_threads_are_at_least_one(threads: int) -> None:
-    with pytest.raises(RecipeError, match=rf"threads: {threads} "):
-        threads_each(threads, 1)
+    refused(RecipeError, rf"threads: {threads} ", threads_each, threads, 1)
 
 
 def test_precision_auto_is_resolved_once_for_all_runs() -> None:
@@ -202,8 +202,7 @@ def test_ops_are_switched_by_their_names() -> None:
         {"augment.train.rotate.degrees": 3},
         {"augment.train": [{"rotate": {}}, {"rotate": {}}], "augment.train.rotate": None},
     ):
-        with pytest.raises(RecipeError, match=r"^here: augment\.train\.rotate"):
-            ops(wrong)
+        refused(RecipeError, r"^here: augment\.train\.rotate", ops, wrong)
 
 
 @pytest.mark.parametrize("whole", [False, True])

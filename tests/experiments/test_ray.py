@@ -27,6 +27,7 @@ from tests.experiments import fake_train
 from tests.experiments.test_real import CONTENT
 from tests.experiments.test_search import run as run_search
 from tests.experiments.test_study import FAKE, PATH, ROOT, files, make, run
+from tests.refusals import refused
 
 ray = pytest.importorskip("ray")
 
@@ -100,8 +101,7 @@ def test_runs_that_no_machine_has_room_for_are_refused(threads: int, gpus: float
 
 @pytest.mark.parametrize("gpus", [-1, 1.5, float("nan"), float("inf")])
 def test_gpus_are_counted_or_shared(gpus: float) -> None:
-    with pytest.raises(RecipeError, match="must be a whole number, or a fraction"):
-        RayCluster(gpus=gpus)
+    refused(RecipeError, "must be a whole number, or a fraction", RayCluster, gpus=gpus)
 
 
 @slow

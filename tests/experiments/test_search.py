@@ -28,6 +28,7 @@ from kitae.experiments.search_result import Arm, SearchResult
 from kitae.experiments.space import PRESETS, SUBSET, apply, suggest
 from kitae.recipe import Recipe
 from tests.experiments import fake_train
+from tests.refusals import refused, unchanged
 
 FAKE = {
     "train": "tests.experiments.fake_train:search_train",
@@ -132,11 +133,9 @@ def test_a_search_that_is_damaged_or_not_finished_is_not_opened(tmp_path: Path) 
     )  # fmt: skip
     for wrong, why in changed:
         file.write_text(json.dumps(wrong))
-        with pytest.raises(TrainingError, match=rf"search\.json.*{why}"):
-            kt.load(tmp_path / "s")
+        refused(TrainingError, rf"search\.json.*{why}", kt.load, tmp_path / "s")
     file.unlink()
-    with pytest.raises(TrainingError, match=r"no finished search there \(it has no search\.json\)"):
-        kt.load(tmp_path / "s")
+    refused(TrainingError, r"no finished search there \(it has no search\.json\)", kt.load, tmp_path / "s")
 
 
 def test_a_source_with_its_own_validation_images_is_judged_by_them_and_the_verdict_says_so(
@@ -217,8 +216,7 @@ def test_a_search_whose_presets_all_failed_is_an_error_and_says_why_each_did(
 ) -> None:
     monkeypatch.setenv("FAKE_FAIL_RUNS", "without subset")
     lines: list[str] = []
-    with pytest.raises(TrainingError, match="every preset failed"):
-        run(tmp_path / "s", arms=40, report=lines.append)
+    refused(TrainingError, "every preset failed", run, tmp_path / "s", arms=40, report=lines.append)
     assert "own: failed at 1 epoch: out of memory" in lines
 
 
@@ -258,16 +256,15 @@ def test_a_search_that_was_cut_ends_the_same(tmp_path: Path, monkeypatch: pytest
 
 def test_the_folder_is_taken_until_the_rematch_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SUBSET", "0.05")
-    refused: list[bool] = []
+    met: list[bool] = []
 
     def also_here(line: str) -> None:
         if line.startswith("Study rematch"):
-            with pytest.raises(TrainingError, match="another process"):
-                run(tmp_path / "s", overwrite=True)
-            refused.append(True)
+            refused(TrainingError, "another process", run, tmp_path / "s", overwrite=True)
+            met.append(True)
 
     run(tmp_path / "s", arms=40, report=also_here)
-    assert refused == [True]
+    assert met == [True]
 
 
 def test_an_arm_that_failed_and_is_tried_again_may_change_the_pair(
@@ -313,47 +310,38 @@ def test_a_search_is_not_resumed_on_other_images(tmp_path: Path) -> None:
         content = json.loads(file.read_text())
         assert content["store"]
         file.write_text(json.dumps({**content, "store": "of other images"}))
-    with pytest.raises(TrainingError, match=r"the images of fashion-mini have changed .* or --overwrite$"):
-        run(tmp_path / "s", arms=8)
+    refused(TrainingError, r"the images of fashion-mini have changed .* or --overwrite$", run, tmp_path / "s", arms=8)
 
 
 def test_another_search_in_the_folder_or_one_of_a_version_that_trains_differently_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "s")
     with pytest.raises(TrainingError, match=r"holds another search \(arms was 24, is 25\).* or --overwrite$"):
         run(tmp_path / "s", arms=25)
-    with pytest.raises(RecipeError, match="arms: 7 leaves nothing to search"):
-        run(tmp_path / "t", arms=7)
-    with pytest.raises(RecipeError, match="rematch_seeds: 1 gives the verdict no interval"):
-        run(tmp_path / "t", rematch_seeds=1)
-    with pytest.raises(RecipeError, match=r"data\.folds: a search compares runs that have a validation split"):
-        run(tmp_path / "t", "data.folds=5")
-    with pytest.raises(RecipeError, match=r"train\.epochs: 0 leaves nothing to compare"):
-        run(tmp_path / "t", "train.epochs=0")
-    assert not (tmp_path / "t").exists()
+    with unchanged(tmp_path):
+        refused(RecipeError, "arms: 7 leaves nothing to search", run, tmp_path / "t", arms=7)
+        refused(RecipeError, "rematch_seeds: 1 gives the verdict no interval", run, tmp_path / "t", rematch_seeds=1)
+        refused(RecipeError, r"data\.folds: a search compares runs that have", run, tmp_path / "t", "data.folds=5")
+        refused(RecipeError, r"train\.epochs: 0 leaves nothing to compare", run, tmp_path / "t", "train.epochs=0")
     file = tmp_path / "s" / "search.yaml"
     file.write_text(file.read_text().replace("numerics: 3\n", ""))
-    with pytest.raises(TrainingError, match=r"version of Kitae.*--overwrite$"):
-        run(tmp_path / "s")
+    refused(TrainingError, r"version of Kitae.*--overwrite$", run, tmp_path / "s")
 
 
 def test_another_search_takes_the_folder_only_when_asked_to(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     run(folder)
     (folder / "arms" / "old.json").write_text("{}")
-    with pytest.raises(RecipeError, match="epochs"):
-        run(folder, "train.epochs=-1", overwrite=True)
+    refused(RecipeError, "epochs", run, folder, "train.epochs=-1", overwrite=True)
     assert (folder / "arms" / "old.json").is_file(), "a mistake costs nothing"
     assert len(run(folder, arms=10, overwrite=True).arms) == 10
     assert not (folder / "arms" / "old.json").exists()
     (folder / "mine.txt").write_text("notes")
-    with pytest.raises(TrainingError, match=r"mine\.txt.* choose another --out"):
-        run(folder, overwrite=True)
+    refused(TrainingError, r"mine\.txt.* choose another --out", run, folder, overwrite=True)
     assert (folder / "search.json").is_file()
     strange = tmp_path / "t"
     strange.mkdir()
     (strange / "photo.jpg").write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"photo\.jpg.* choose another --out"):
-        run(strange)
+    refused(TrainingError, r"photo\.jpg.* choose another --out", run, strange)
     assert [path.name for path in strange.iterdir()] == ["photo.jpg"], "no lock is left in a folder that is not ours"
 
 

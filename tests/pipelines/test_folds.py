@@ -35,6 +35,7 @@ from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.fit import Record
 from tests.images import picture, write_parquet
+from tests.refusals import refused
 from tests.watchers import Watcher
 
 training = importlib.import_module("kitae.pipelines.train")
@@ -147,8 +148,7 @@ def test_a_fold_without_its_logits_is_named(run: Run, tmp_path: Path, damage: st
     else:
         (copy.fold(2) / "test_logits.npy").write_bytes(b"")
     folds = [Run.open(copy.fold(number)) for number in (1, 2, 3)]
-    with pytest.raises(TrainingError, match=r"2: test_logits\.npy cannot be read; remove the folder"):
-        out_of_fold(Setup.of(copy), folds)
+    refused(TrainingError, r"2: test_logits\.npy cannot be read; remove the folder", out_of_fold, Setup.of(copy), folds)
 
 
 def test_the_model_on_everything_is_like_any_other(run: Run, tmp_path: Path) -> None:
@@ -159,10 +159,8 @@ def test_the_model_on_everything_is_like_any_other(run: Run, tmp_path: Path) -> 
     assert export(again, tmp_path / "m.onnx").path.is_file()
     assert again.evaluate("train")["count"] == 48
     for split in ("val", "test"):
-        with pytest.raises(RecipeError, match="out_of_fold"):
-            again.evaluate(split)
-    with pytest.raises(CompressionError, match=r"data\.folds"):
-        compress(again, out=tmp_path / "small")
+        refused(RecipeError, "out_of_fold", again.evaluate, split)
+    refused(CompressionError, r"data\.folds", compress, again, out=tmp_path / "small")
     page = report(run.path).read_text()
     assert "Out-of-fold accuracy" in page
     assert "Every fold" in page
@@ -217,8 +215,7 @@ def test_folds_follow_images_that_were_moved(asked: Recipe, tmp_path: Path) -> N
     fields = ("data.folds=2", f"data.cache={tmp_path / 'cache'}")
     recipes = [asked.override(*fields, f"data.source=folder:{place}") for place in places]
     folder = tmp_path / "run"
-    with pytest.raises(TrainingInterruptedError):
-        train(recipes[0], folder, watcher=StopIn("fold 2"))
+    refused(TrainingInterruptedError, "", train, recipes[0], folder, watcher=StopIn("fold 2"))
     for old, new, recipe in zip(places, places[1:], recipes[1:], strict=False):
         old.rename(new)
         assert train(recipe, folder, resume=True).finished
@@ -276,15 +273,12 @@ def test_a_test_split_that_is_given_stays_a_test_split(tmp_path: Path) -> None:
     assert evaluation["out_of_fold"]["count"] == 48
     assert run.test_openings == 1
     assert all("val_accuracy" not in row for row in run.metrics())
-    with pytest.raises(RecipeError, match="early_stopping"):
-        train(recipe.override("train.early_stopping={}"), tmp_path / "other")
-    with pytest.raises(RecipeError, match="early_stopping"):
-        estimate(recipe.override("train.early_stopping={}"))
+    refused(RecipeError, "early_stopping", train, recipe.override("train.early_stopping={}"), tmp_path / "other")
+    refused(RecipeError, "early_stopping", estimate, recipe.override("train.early_stopping={}"))
     expected = estimate(recipe)
     assert (expected["recipe"].data.folds, expected["recipe"].data.fold) == (2, None)
     assert expected["train"] < 48
-    with pytest.raises(RecipeError, match=r"data\.folds"):
-        train_without_test(recipe, tmp_path / "third", resume=False)
+    refused(RecipeError, r"data\.folds", train_without_test, recipe, tmp_path / "third", resume=False)
 
 
 def test_minutes_cover_all_folds(asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,5 +317,4 @@ def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> Non
     one = plan(asked.data.source, 2, planner.Choices(set=("data.folds=4", "data.fold=2")))
     assert one.recipe.data.fold == 2
     assert not any("4 folds" in line for line in one.lines)
-    with pytest.raises(RecipeError, match="minutes: 0: must be"):
-        plan(asked.data.source, 0)
+    refused(RecipeError, "minutes: 0: must be", plan, asked.data.source, 0)

@@ -21,6 +21,7 @@ from kitae.reporting.results import RunRecord
 from kitae.reporting.samples import Samples
 from kitae.run import Run
 from tests.data.shard_files import pack, samples, shards
+from tests.refusals import refused
 from tests.test_resume import assert_same, go, outcome
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -85,8 +86,7 @@ def test_an_unreadable_image_stops_a_training_with_its_name(tmp_path: Path) -> N
         f"data.source=webdataset:{tmp_path}/{{train,val,test}}-0.tar",
         "data.normalize={mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}", "data.channels=3", CROPS,
     )  # fmt: skip
-    with pytest.raises(DataError, match=r"train-0\.tar/[xy]"):
-        train(wanted, tmp_path / "run")
+    refused(DataError, r"train-0\.tar/[xy]", train, wanted, tmp_path / "run")
 
 
 def test_shards_are_planned_for_as_other_data(source: str) -> None:

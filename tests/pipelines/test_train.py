@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,7 @@ from kitae.training.distributed import World
 from kitae.training.spec import TrainSpec
 from tests.images import encode, picture, turned_by, write_folder, write_parquet
 from tests.pipelines.conftest import undescribed
+from tests.refusals import refused, unchanged
 from tests.watchers import DiesHereError, KillAt
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -180,10 +182,7 @@ def test_a_finished_run_is_returned_as_it_is(run: Run) -> None:
 def test_no_test_image_is_touched_before_the_end(
     tmp_path: Path, small: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(self: Splits, counter: Any) -> None:
-        raise AssertionError("test was opened")
-
-    monkeypatch.setattr(Splits, "open_test", closed)
+    monkeypatch.setattr(Splits, "open_test", Mock(side_effect=AssertionError("test was opened")))
     with pytest.raises(AssertionError, match="test was opened"):
         train(small(), tmp_path / "run")
     interrupted = Run.open(tmp_path / "run")
@@ -322,8 +321,8 @@ def test_a_network_of_one_size_cannot_start_with_smaller_pictures() -> None:
     assert not any("progressive" in note for note in noted(setup))
     channels, height, width = setup.store.rules.shape
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 10))
-    with pytest.raises(RecipeError, match=r"train\.progressive: resnet8 for images of 28 x 28 cannot take 20 x 20"):
-        notes_of(setup, fixed)
+    words = r"train\.progressive: resnet8 for images of 28 x 28 cannot take 20 x 20"
+    refused(RecipeError, words, notes_of, setup, fixed)
 
 
 def test_fine_tuning_scales_every_rate_and_takes_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,12 +371,9 @@ SMALLER = "augment.train=[{random_crop: {size: 24}}]"
 def test_what_cannot_be_trained_is_refused_by_plan_and_training_and_leaves_no_folder(
     fields: list[str], error: type[KitaeError], told: str, tmp_path: Path
 ) -> None:
-    recipe = tiny(*fields)
-    with pytest.raises(error, match=told):
-        estimate(recipe)
-    with pytest.raises(error, match=told):
-        train(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    with unchanged(tmp_path):
+        refused(error, told, estimate, tiny(*fields))
+        refused(error, told, train, tiny(*fields), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -431,8 +427,7 @@ def test_one_image_is_an_image(run: Run, tmp_path: Path) -> None:
     listed = run.predict([tmp_path / "p.png"]).probabilities
     for one in (tmp_path / "p.png", str(tmp_path / "p.png"), grey, np.asarray(grey)):
         np.testing.assert_array_equal(run.predict(one).probabilities, listed)
-    with pytest.raises(DataError, match="not int"):
-        run.predict(3)  # type: ignore[arg-type]
+    refused(DataError, "not int", run.predict, 3)
 
 
 def test_tensorboard_gets_every_epoch(tmp_path: Path, small: Callable[..., Recipe]) -> None:
@@ -448,15 +443,13 @@ def test_given_normalisation_is_used() -> None:
     setup = Setup.without_run(tiny("data.normalize={mean: [0.5], std: [0.25]}"))
     assert setup.normalization == ((0.5,), (0.25,))
     wrong = Setup.without_run(tiny("data.normalize={mean: [0.5, 0.5, 0.5], std: [1, 1, 1]}"))
-    with pytest.raises(RecipeError, match=r"data\.normalize: mean and std need 1 value"):
-        _ = wrong.normalization
+    refused(RecipeError, r"data\.normalize: mean and std need 1 value", lambda: wrong.normalization)
 
 
 def test_the_normalisation_of_weights_from_a_run_is_asked_for(tmp_path: Path) -> None:
     own = tiny("model.name=resnet8", f"model.pretrained={tmp_path / 'best.safetensors'}")
     assert any("mean and std of the run that they come from" in note for note in estimate(own)["notes"])
-    with pytest.raises(RecipeError, match=r"names no normalisation; .*model\.json"):
-        estimate(own.override("data.normalize=pretrained"))
+    refused(RecipeError, r"names no normalisation; .*model\.json", estimate, own.override("data.normalize=pretrained"))
 
 
 def test_another_machine_is_told_at_resume(run: Run) -> None:
@@ -481,8 +474,7 @@ def test_plan_resolves_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_run_is_locked_until_it_is_closed(tmp_path: Path) -> None:
     run = Run.create(tmp_path, Recipe())
-    with pytest.raises(TrainingError, match="another process"):
-        Run.create(tmp_path, Recipe(), resume=True)
+    refused(TrainingError, "another process", Run.create, tmp_path, Recipe(), resume=True)
     run.close()
     Run.create(tmp_path, Recipe(), resume=True).close()
 
@@ -514,18 +506,21 @@ def test_a_folder_with_a_run_needs_a_word_and_its_own_recipe(
 ) -> None:
     old = begun(tmp_path, before)
     assert begun(tmp_path, before, resume=True) == old
-    with pytest.raises(TrainingError, match=told):
-        begun(tmp_path, now, **options)
+    refused(TrainingError, told, begun, tmp_path, now, **options)
     assert Run.open(tmp_path).recipe == old
     assert begun(tmp_path, now, overwrite=True) == Run.open(tmp_path).recipe == Recipe().override(now)
 
 
-def test_overwrite_deletes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
+def test_where_no_run_can_be_and_none_is(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(TrainingError, match=r"thesis\.tex"):
-        Run.create(tmp_path, Recipe(), overwrite=True)
-    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"], "nor leaves anything there"
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    with unchanged(tmp_path):
+        refused(TrainingError, r"thesis\.tex", Run.create, tmp_path, Recipe(), overwrite=True)
+        refused(TrainingError, r"is a file.*--out", Run.create, tmp_path / "thesis.tex", Recipe())
+        refused(TrainingError, "not a run folder", Run.open, tmp_path)
+    run = Run.create(tmp_path / "begun", Recipe())
+    for ask in (run.evaluation, run.load_model, run.predictions):
+        refused(TrainingError, "; resume it with: kitae train --resume", ask)
+    refused(TrainingError, "the run was never started", run.environment)
 
 
 def test_a_strange_file_is_in_no_resumed_runs_way(tmp_path: Path) -> None:
@@ -540,23 +535,6 @@ def test_a_resolved_precision_is_no_other_recipe(tmp_path: Path) -> None:
     run.resolve(Recipe().override("train.precision=bf16"))
     run.close()
     assert Run.create(tmp_path, Recipe(), resume=True).recipe.train.precision == "bf16"
-
-
-def test_where_no_run_can_be(tmp_path: Path) -> None:
-    (tmp_path / "f").write_text("x")
-    with pytest.raises(TrainingError, match=r"is a file.*--out"):
-        Run.create(tmp_path / "f", Recipe())
-    with pytest.raises(TrainingError, match="not a run folder"):
-        Run.open(tmp_path)
-
-
-def test_unfinished_run_says_so(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, Recipe())
-    for ask in (run.evaluation, run.load_model, run.predictions):
-        with pytest.raises(TrainingError, match="; resume it with: kitae train --resume"):
-            ask()
-    with pytest.raises(TrainingError, match="the run was never started"):
-        run.environment()
 
 
 def of_format(number: int, content: bytes) -> bytes:
@@ -579,16 +557,14 @@ def test_damaged_files_and_those_of_a_newer_version_are_named(
 ) -> None:  # fmt: skip
     file = copied.path / name
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(error, match=f"{name}.*{told}"):
-        read(Run.open(copied.path))
+    refused(error, f"{name}.*{told}", read, Run.open(copied.path))
 
 
 def test_data_that_changed_are_noticed(tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "d.parquet")
     made = train(tiny_of(f"parquet:{source}", "train.epochs=1"), tmp_path / "run")
     write_parquet(source, train=21)
-    with pytest.raises(DataError, match="has changed since"):
-        made.evaluate("val")
+    refused(DataError, "has changed since", made.evaluate, "val")
 
 
 def test_full_disk_is_one_line_and_keeps_the_last_state(
@@ -610,8 +586,7 @@ def test_full_disk_is_one_line_and_keeps_the_last_state(
     whole = train(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(KitaeError, match="No space left on device"):
-            train(recipe, tmp_path / "run")
+        refused(KitaeError, "No space left on device", train, recipe, tmp_path / "run")
     resumed = train(recipe, tmp_path / "run", resume=True)
     a, b = load_weights(whole.best)[0], load_weights(resumed.best)[0]
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -624,8 +599,8 @@ def test_running_out_of_memory_in_validation_does_not_blame_the_training_batch(
         raise MemoryError
 
     monkeypatch.setattr(importlib.import_module("kitae.pipelines.setup"), "predict_logits", full)
-    with pytest.raises(TrainingError, match=r"out of memory at evaluate\.batch_size 100: halve it"):
-        train(tiny("evaluate.batch_size=100"), tmp_path / "run")
+    cure, recipe = r"out of memory at evaluate\.batch_size 100: halve it", tiny("evaluate.batch_size=100")
+    refused(TrainingError, cure, train, recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -636,8 +611,7 @@ def test_overwrite_gives_the_old_run_back_if_the_new_one_cannot_start(
     if killed:  # before its first epoch ended
         Run.create(copied.path, small("train.seed=5"), overwrite=True).close()
         assert not copied.best.exists()
-    with pytest.raises(KitaeError):
-        train(tiny("data.source=folder:nowhere"), copied.path, overwrite=True)
+    refused(DataError, "nowhere", train, tiny("data.source=folder:nowhere"), copied.path, overwrite=True)
     old = Run.open(copied.path)
     assert old.finished
     assert old.best.read_bytes() == before
@@ -663,8 +637,7 @@ def test_a_process_that_is_killed_while_it_overwrites_leaves_one_run_or_the_othe
         patched.setattr(Path, "rename", dying)
         with pytest.raises(KeyboardInterrupt):
             Run.create(copied.path, tiny("train.seed=5"), overwrite=True)
-    with pytest.raises(KitaeError):
-        train(tiny("data.source=folder:nowhere"), copied.path, overwrite=True)
+    refused(DataError, "nowhere", train, tiny("data.source=folder:nowhere"), copied.path, overwrite=True)
     old = Run.open(copied.path)
     assert old.evaluation() == run.evaluation()
     assert old.best.read_bytes() == run.best.read_bytes()
@@ -681,10 +654,7 @@ def test_openings_of_test_by_several_processes_are_all_counted(copied: Run, run:
 def test_only_the_main_process_refuses_a_folder_that_holds_a_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one may look after the main process has made it."""
 
-    def planning(*_: Any) -> None:
-        raise InterruptedError
-
-    monkeypatch.setattr(importlib.import_module("kitae.pipelines.train"), "asked", planning)
+    monkeypatch.setattr(importlib.import_module("kitae.pipelines.train"), "asked", Mock(side_effect=InterruptedError))
     for rank, error in (("0", TrainingError), ("1", InterruptedError)):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(error):
@@ -708,8 +678,7 @@ def test_names_that_are_not_utf8_cost_no_result(tmp_path: Path) -> None:
 def test_test_stays_closed_until_the_run_has_ended(copied: Run) -> None:
     (copied.path / "evaluation.json").unlink()
     unfinished = Run.open(copied.path)
-    with pytest.raises(TrainingError, match="not finished"):
-        unfinished.evaluate("test")
+    refused(TrainingError, "not finished", unfinished.evaluate, "test")
     assert unfinished.evaluate("val")["count"] == 600
 
 
@@ -744,11 +713,25 @@ def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
         train(tiny("train.optimizer.lr=1e30", "train.epochs=1"), tmp_path / "run", watcher=view)
 
 
-def test_only_the_first_process_of_torchrun_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ABOVE_0 = r"minutes: .*: must be a number above 0"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "words"),
+    [
+        *((tiny(), {"minutes": minutes}, ABOVE_0) for minutes in (0, -1, float("nan"), float("inf"), 1e308, "5")),
+        (np.zeros(3), {}, "not ndarray"),
+        ("long" * 100, {}, "no such recipe"),
+        ("fashion-mini", {"batch_size": -1, "show": True}, "batch_size: should be a multiple of 2"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_every_process_of_torchrun_and_leaves_no_folder(
+    recipe: Any, options: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(console, "TrainingView", lambda _: pytest.fail("a second bar"))
-    with pytest.raises(RecipeError, match="batch_size: should be a multiple of 2"):
-        train("fashion-mini", tmp_path / "run", batch_size=-1, show=True)
+    with unchanged(tmp_path):
+        refused(RecipeError, words, train, recipe, tmp_path / "run", **options)
 
 
 def test_an_estimate_times_a_process_s_share_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -809,13 +792,11 @@ def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
     assert run.best.read_bytes() == whole.best.read_bytes()
     assert Run.open(tmp_path / "whole").evaluate("val")["accuracy"] == whole.evaluation()["val"]["accuracy"]
     shutil.rmtree(tmp_path / "cache" / "stores")
-    with pytest.raises(
-        DataError, match=r"photos: no such file or folder; if the images were moved, correct data\.source in"
-    ):
-        train(saved, tmp_path / "moved", resume=True)
+    where = r"photos: no such file or folder; if the images were moved, correct data\.source in"
+    refused(DataError, where, train, saved, tmp_path / "moved", resume=True)
     other = write_folder(tmp_path / "other", train=20, classes=4)
-    with pytest.raises(DataError, match="has changed since"):
-        train(saved.override(f"data.source=folder:{other}"), tmp_path / "moved", resume=True)
+    now = saved.override(f"data.source=folder:{other}")
+    refused(DataError, "has changed since", train, now, tmp_path / "moved", resume=True)
     run = train(saved.override("data.source=folder:elsewhere"), tmp_path / "moved", resume=True)
     assert run.best.read_bytes() == whole.best.read_bytes()
     assert Run.open(run.path).recipe.data.source == "folder:elsewhere"
@@ -830,8 +811,7 @@ def test_the_images_of_a_finished_run_are_found_where_they_were_moved(
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     write_folder(tmp_path / "other", train=20, classes=4)
     for source, message in (("other", "has changed since"), ("nowhere", "nowhere: no such folder")):
-        with pytest.raises(DataError, match=message):
-            train(run.recipe.override(f"data.source=folder:{source}"), run.path, resume=True)
+        refused(DataError, message, train, run.recipe.override(f"data.source=folder:{source}"), run.path, resume=True)
     assert Run.open(run.path).recipe.data.source == "folder:photos"
     for source in ("elsewhere", "./elsewhere"):
         found = train(run.recipe.override(f"data.source=folder:{source}"), run.path, resume=True)
@@ -857,20 +837,6 @@ def test_images_left_out_and_classes_without_images_are_named(tmp_path: Path, mo
     assert advice.endswith(f"set it to {len(setup.images) // 20 * 2} or less")
 
 
-@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf"), 1e308, "5"])
-def test_minutes_are_a_number_above_0(minutes: Any, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"minutes: .*: must be a number above 0"):
-        train(tiny(), tmp_path / "run", minutes=minutes)
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_is_no_recipe_and_no_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="not ndarray"):
-        train(np.zeros(3), tmp_path / "run")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="no such recipe"):
-        train("long" * 100, tmp_path / "run")
-
-
 def test_a_run_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     recipe = tiny("train.epochs=1")
@@ -879,5 +845,4 @@ def test_a_run_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     assert (run.recipe.train.threads, run.recipe.model.width) == (before + 1, 4)
     assert run.environment()["threads"] == before + 1
     assert torch.get_num_threads() == before
-    with pytest.raises(TrainingError, match="without a test"):
-        run.predictions()
+    refused(TrainingError, "without a test", run.predictions)

@@ -23,6 +23,7 @@ from kitae.recipe import Recipe
 from kitae.reporting.results import RunRecord
 from kitae.reporting.samples import Samples
 from kitae.run import Run
+from tests.refusals import refused
 from tests.test_resume import assert_same, go, outcome
 from tests.watchers import Signal
 
@@ -108,8 +109,7 @@ def test_an_exported_file_prepares_pictures_in_the_same_two_steps(run: Run, tmp_
 
 
 def test_a_stopped_training_on_crops_resumes_bit_exactly(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(TrainingInterruptedError):
-        train(recipe(), tmp_path / "run", watcher=Signal(2))
+    refused(TrainingInterruptedError, "", train, recipe(), tmp_path / "run", watcher=Signal(2))
     train(recipe(), tmp_path / "run", resume=True)
     assert_same(outcome(tmp_path / "run"), outcome(run.path))
 
