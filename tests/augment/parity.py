@@ -112,12 +112,6 @@ def one_by_one(function: Callable[..., torch.Tensor], images: Batch, parameters:
     return torch.stack(out).numpy()
 
 
-def spread(values: Iterable[Any], count: int) -> list[Any]:
-    """`count` values, going round."""
-    given = list(values)
-    return [given[i % len(given)] for i in range(count)]
-
-
 def check(ours: Any, reference: Batch, levels: int, what: str) -> float:
     """Assert that no value is more than `levels` away from torchvision's; the share of equal values."""
     mine = ours.numpy() if isinstance(ours, torch.Tensor) else ours

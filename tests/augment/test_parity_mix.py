@@ -15,7 +15,7 @@ from kitae.augment import Augment
 from kitae.augment import functional as F
 from kitae.augment import ops as o
 from kitae.errors import AugmentError
-from tests.augment.parity import BATCHES, EXECUTORS, Batch, batch, check, one_by_one
+from tests.augment.parity import BATCHES, EXECUTORS, Batch, batch, one_by_one
 from tests.augment.parity import one_thread as one_thread
 
 pytestmark = [pytest.mark.parametrize("executor", EXECUTORS)]
@@ -54,22 +54,6 @@ def test_normalize(name: str, executor: str) -> None:
     close(F.normalize(images, mean, std, executor=executor), normalised(images), name)
     aug: Any = Augment([], mean=mean, std=std, executor=executor)
     close(aug(images, epoch=0, index=np.arange(len(images))), normalised(images), name)
-
-
-@every
-def test_erase(name: str, executor: str) -> None:
-    images = batch(name)
-    n, c, h, w = images.shape
-    rng = np.random.default_rng(41)
-    for value in (0.0, 255.0, 131.0, (10.0, 200.0, 77.0)[:c]):
-        height, width = rng.integers(0, h + 1, n), rng.integers(0, w + 1, n)
-        top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
-        height[0], width[0], top[0], left[0] = h, w, 0, 0
-        levels = torch.tensor(value if isinstance(value, tuple) else [value], dtype=torch.uint8).view(-1, 1, 1)
-        boxes = np.stack([top, left, height, width], 1).tolist()
-        reference = one_by_one(lambda x, i, j, a, b, v=levels: tv.erase(x, i, j, a, b, v), images, boxes)
-        mine = F.erase(images, top, left, height, width, value, executor=executor)
-        check(mine, reference, 0, f"erase {value}")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -101,42 +101,46 @@ class Stream:
         return [float(u) for u in keyed.uniforms(self.seed, self.epoch, self.index, keyed.op_slot(self.name) + slot)]
 
 
-def signed(magnitude: float, is_signed: bool, u: float) -> float:
-    return -magnitude if is_signed and u < 0.5 else magnitude
-
-
 Sub = tuple[str, float] | None  # a torchvision op and its magnitude; None where the step does nothing
 
 
-def draw_auto(draw: Stream, policy: str, height: int, width: int) -> list[Sub]:
+def draw_auto(draw: Stream, height: int, width: int, policy: str = "imagenet") -> list[Sub]:
     theirs = v2.AutoAugment(v2.AutoAugmentPolicy(policy))
     out: list[Sub] = []
     for step, (op, chance, level) in enumerate(theirs._policies[int(draw(0)[0] * 25)]):
         run, sign = draw(1)[2 * step : 2 * step + 2]
-        function, has_sign = theirs._AUGMENTATION_SPACE[op]
-        table = function(10, height, width)
-        magnitude = 0.0 if table is None else signed(float(table[level]), has_sign, sign)
-        out.append((op, magnitude) if run < chance else None)
+        sub = drawn(theirs._AUGMENTATION_SPACE, op, 10, height, width, level, sign)
+        out.append(sub if run < chance else None)
     return out
 
 
-def draw_rand(draw: Stream, ops: int, magnitude: int, bins: int, height: int, width: int) -> list[Sub]:
+def draw_rand(
+    draw: Stream, height: int, width: int, num_ops: int = 2, magnitude: int = 9, num_magnitude_bins: int = 31
+) -> list[Sub]:
     out: list[Sub] = []
-    for step in range(ops):
+    for step in range(num_ops):
         which, sign, *_ = draw(step)
         op = NAMES[p.POLICY_OPS[int(which * 14)]]
-        function, has_sign = v2.RandAugment._AUGMENTATION_SPACE[op]
-        table = function(bins, height, width)
-        out.append((op, 0.0 if table is None else signed(float(table[magnitude]), has_sign, sign)))
+        space = v2.RandAugment._AUGMENTATION_SPACE
+        out.append(drawn(space, op, num_magnitude_bins, height, width, magnitude, sign))
     return out
 
 
-def draw_trivial(draw: Stream, bins: int, height: int, width: int) -> list[Sub]:
+def draw_trivial(draw: Stream, height: int, width: int) -> list[Sub]:
     which, level, sign, _ = draw(0)
     op = NAMES[p.POLICY_OPS[int(which * 14)]]
-    function, has_sign = v2.TrivialAugmentWide._AUGMENTATION_SPACE[op]
+    return [drawn(v2.TrivialAugmentWide._AUGMENTATION_SPACE, op, 31, height, width, int(level * 31), sign)]
+
+
+def drawn(space: dict[str, Any], op: str, bins: int, height: int, width: int, level: int, sign: float) -> Sub:
+    """An op and the signed entry of torchvision's own table of its magnitudes."""
+    function, has_sign = space[op]
     table = function(bins, height, width)
-    return [(op, 0.0 if table is None else signed(float(table[int(level * bins)]), has_sign, sign))]
+    magnitude = 0.0 if table is None else float(table[level])
+    return op, -magnitude if has_sign and sign < 0.5 else magnitude
+
+
+DRAW: dict[str, Any] = {"auto_augment": draw_auto, "rand_augment": draw_rand, "trivial_augment_wide": draw_trivial}
 
 
 # Replay ---------------------------------------------------------------------------------------------------------------
@@ -190,77 +194,69 @@ def images_for(count: int, channels: int, size: tuple[int, int]) -> Batch:
     return np.ascontiguousarray(images[:, :channels])
 
 
-def replay(
-    name: str,
-    settings: dict[str, Any],
-    drawn: Any,
-    size: tuple[int, int],
-    channels: int,
-    executor: Any,
-    count: int,
-    seed: int = 3,
-    epoch: int = 2,
-    interpolation: str = "nearest",
-    fill: Any = None,
-) -> None:
-    """Augment a batch, then go through every sample step by step with torchvision."""
-    given = {**settings, "interpolation": interpolation, **({} if fill is None else {"fill": fill})}
-    aug = Augment([{name: given}], seed=seed, executor=executor)
-    images = images_for(count, channels, size)
-    index = np.arange(count) * 977 + (np.arange(count) % 2 << 32)
+class Row(NamedTuple):
+    """So many samples of a policy, step by step with torchvision."""
+
+    policy: str
+    settings: dict[str, Any]
+    size: tuple[int, int]
+    count: int
+    channels: int = 3
+    interpolation: str = "nearest"
+    fill: Any = None
+
+
+def replay(row: Row, executor: Any, seed: int = 3, epoch: int = 2) -> None:
+    fill, size, channels = row.fill, row.size, row.channels
+    given = {**row.settings, "interpolation": row.interpolation, **({} if fill is None else {"fill": fill})}
+    aug = Augment([{row.policy: given}], seed=seed, executor=executor)
+    images = images_for(row.count, channels, size)
+    index = np.arange(row.count) * 977 + (np.arange(row.count) % 2 << 32)
     program = aug.plan(epoch=epoch, index=index, size=size, channels=channels)
     stages = [images] + [aug.replay(images, cut(program, k + 1)) for k in range(program.codes.shape[1])]
     np.testing.assert_array_equal(aug(images, epoch=epoch, index=index), stages[-1])
-    for i in range(count):
-        subs = drawn(Stream(name, seed, epoch, int(index[i])))
+    for i in range(row.count):
+        subs = DRAW[row.policy](Stream(row.policy, seed, epoch, int(index[i])), *size, **row.settings)
         assert len(subs) == len(stages) - 1
         words = aug.explain(epoch=epoch, index=int(index[i]), size=size, channels=channels)
         moving = [sub for sub in subs if sub is not None and sub[0] != "Identity"]
         assert len(words) == len(moving), f"{words} against {subs}"
         for k, sub in enumerate(subs):
-            what = f"{name} {executor} sample {i} step {k}"
+            what = f"{row.policy} {executor} sample {i} step {k}"
             level = fill[:channels] if isinstance(fill, tuple) else fill
-            check_sub_op(stages[k][i], stages[k + 1][i], sub, interpolation, level, what)
+            check_sub_op(stages[k][i], stages[k + 1][i], sub, row.interpolation, level, what)
 
 
-@pytest.mark.parametrize("policy", ["cifar10", "imagenet", "svhn"])
-@covering("size, executor", [(32, 32), (33, 47)], EXECUTORS)
-def test_auto_augment(policy: str, size: tuple[int, int], executor: str) -> None:
-    replay("auto_augment", {"policy": policy}, lambda d: draw_auto(d, policy, *size), size, 3, executor, 160)
+POLICIES = ({"policy": "cifar10"}, {"policy": "imagenet"}, {"policy": "svhn"})
+MORE_OPS = {"num_ops": 3, "magnitude": 4, "num_magnitude_bins": 5}
+FILLED = (("nearest", 128), ("bilinear", None), ("bilinear", (124, 116, 104)))
+BY_EXECUTOR = [  # one size on each
+    [
+        *(Row("auto_augment", policy, size, 160) for policy in POLICIES),
+        Row("rand_augment", {}, size, 160),
+        Row("rand_augment", MORE_OPS, size, 60),
+        Row("trivial_augment_wide", {}, size, 240),
+    ]
+    for size in ((32, 32), (33, 47))
+]
+ON_BOTH = [
+    Row("auto_augment", {"policy": "svhn"}, (28, 28), 60, channels=1),
+    Row("rand_augment", {}, (28, 28), 60, channels=1),
+    Row("trivial_augment_wide", {}, (28, 28), 60, channels=1),
+    Row("auto_augment", {}, (224, 224), 12),
+    Row("trivial_augment_wide", {}, (224, 224), 12),
+    *(Row("auto_augment", {"policy": "svhn"}, (32, 40), 80, 3, *filled) for filled in FILLED),
+    *(Row("trivial_augment_wide", {}, (32, 40), 120, 3, *filled) for filled in FILLED),
+]
 
 
-@covering("size, executor", [(32, 32), (33, 47)], EXECUTORS)
-def test_rand_augment(size: tuple[int, int], executor: str) -> None:
-    replay("rand_augment", {}, lambda d: draw_rand(d, 2, 9, 31, *size), size, 3, executor, 160)
-    more = {"num_ops": 3, "magnitude": 4, "num_magnitude_bins": 5}
-    replay("rand_augment", more, lambda d: draw_rand(d, 3, 4, 5, *size), size, 3, executor, 60)
-
-
-@covering("size, executor", [(32, 32), (33, 47)], EXECUTORS)
-def test_trivial_augment_wide(size: tuple[int, int], executor: str) -> None:
-    replay("trivial_augment_wide", {}, lambda d: draw_trivial(d, 31, *size), size, 3, executor, 240)
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_policies_on_grey_and_large_images(executor: str) -> None:
-    grey = (28, 28)
-    replay("auto_augment", {"policy": "svhn"}, lambda d: draw_auto(d, "svhn", *grey), grey, 1, executor, 60)
-    replay("rand_augment", {}, lambda d: draw_rand(d, 2, 9, 31, *grey), grey, 1, executor, 60)
-    replay("trivial_augment_wide", {}, lambda d: draw_trivial(d, 31, *grey), grey, 1, executor, 60)
-    large = (224, 224)
-    replay("auto_augment", {}, lambda d: draw_auto(d, "imagenet", *large), large, 3, executor, 12)
-    replay("trivial_augment_wide", {}, lambda d: draw_trivial(d, 31, *large), large, 3, executor, 12)
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
-    ("interpolation", "fill"), [("nearest", 128), ("bilinear", None), ("bilinear", (124, 116, 104))]
+    ("row", "executor"),
+    [(row, executor) for executor, rows in zip(EXECUTORS, BY_EXECUTOR, strict=True) for row in (*rows, *ON_BOTH)],
+    ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value)),
 )
-def test_policies_with_fill_and_interpolation(interpolation: str, fill: Any, executor: str) -> None:
-    size = (32, 40)
-    more = {"interpolation": interpolation, "fill": fill}
-    replay("auto_augment", {"policy": "svhn"}, lambda d: draw_auto(d, "svhn", *size), size, 3, executor, 80, **more)
-    replay("trivial_augment_wide", {}, lambda d: draw_trivial(d, 31, *size), size, 3, executor, 120, **more)
+def test_policies(row: Row, executor: str) -> None:
+    replay(row, executor)
 
 
 @pytest.mark.slow
@@ -268,14 +264,10 @@ def test_policies_with_fill_and_interpolation(interpolation: str, fill: Any, exe
 @pytest.mark.parametrize("seed", range(4))
 def test_policies_with_more_draws(seed: int, executor: str) -> None:
     for size in ((32, 32), (64, 48)):
-        for policy in ("cifar10", "imagenet", "svhn"):
-
-            def drawn(d: Stream, policy: str = policy, size: tuple[int, int] = size) -> list[Sub]:
-                return draw_auto(d, policy, *size)
-
-            replay("auto_augment", {"policy": policy}, drawn, size, 3, executor, 800, seed)
-        replay("rand_augment", {}, lambda d, s=size: draw_rand(d, 2, 9, 31, *s), size, 3, executor, 800, seed)
-        replay("trivial_augment_wide", {}, lambda d, s=size: draw_trivial(d, 31, *s), size, 3, executor, 1600, seed)
+        for policy in POLICIES:
+            replay(Row("auto_augment", policy, size, 800), executor, seed)
+        replay(Row("rand_augment", {}, size, 800), executor, seed)
+        replay(Row("trivial_augment_wide", {}, size, 1600), executor, seed)
 
 
 # AugMix ---------------------------------------------------------------------------------------------------------------
@@ -296,9 +288,8 @@ def draw_augmix(
         for link in range(steps):
             which, level, sign, _ = draw(slot + 1 + link)
             op = list(v2.AugMix._AUGMENTATION_SPACE)[int(which * 13)]
-            function, has_sign = v2.AugMix._AUGMENTATION_SPACE[op]
-            table = function(10, height, width)
-            subs.append((op, 0.0 if table is None else signed(float(table[int(level * severity)]), has_sign, sign)))
+            space = v2.AugMix._AUGMENTATION_SPACE
+            subs.append(drawn(space, op, 10, height, width, int(level * severity), sign))
         slot += 1 + (3 if depth < 0 else depth)
         chains.append((rest * piece, subs))
         rest *= 1.0 - piece
