@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from kitae.experiments.design import expand
+from kitae.experiments.result import StudyResult
+from kitae.experiments.study_spec import StudySpec, shipped
 from kitae.recipe import Recipe
-from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_page
+from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_labels, study_page
 from kitae.reporting.compression_results import Candidate, CompressionRecord
 from kitae.reporting.effects import Analysis, Effect, measured, verdict
 from kitae.reporting.results import RunRecord
-from kitae.reporting.study_results import StudyRecord
+from kitae.reporting.study_results import StudyRecord, study_of
 from kitae.run import Run
 from tests.reporting.conftest import measured_compression
 
@@ -145,21 +148,30 @@ def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Ru
         ("a", {"train.epochs": "<b>"}, "a"),
         ("a", {"train.ema": "<b>"}, "a"),  # not what it should be
         ("a", {"train.clip_norm": 1.0}, "with train.clip_norm 1"),
-        ("my_own", {"train.epochs": 3, "data.limit": 9}, "my own"),
-        ("my_own", {"train.progressive": {"start": 0.75}}, "my own"),
+        ("my_own", {"train.epochs": 3, "data.limit": 9}, "with 3 epochs and 9 images"),
+        ("my_own", {"train.epochs": 3, "train.clip_norm": 1.0}, "my own"),
+        ("my_own", {"augment.train.cutout.size": 8}, "with augment.train.cutout.size 8"),
+        ("my_own", {"train.optimizer": {"name": "sgd"}}, "my own"),
+        ("small first", {"train.progressive": {"start": 0.75}}, "with smaller images first"),
+        (
+            "a",
+            {"train.precision": "fp32", "train.ema": None, "data.balance": "sampler"},
+            "with rare classes drawn more often, in fp32, without averaged weights",
+        ),
         ("my_own", {"augment.train": [{"horizontal_flip": {}}]}, "with flips"),
         (
             "and jitter",
             {"augment.train": [{"random_crop": {"padding": 4}}, {"horizontal_flip": {}}, {"color_jitter": {}}]},
             "with random crops, flips and colour jitter",
         ),
-        ("my_own", {"augment.train": [{"horizontal_flip": {}}] * 4}, "my own"),
+        ("my_own", {"augment.train": [{"horizontal_flip": {}}] * 5}, "my own"),
+        ("strong", {"augment.train": [{"horizontal_flip": {}}] * 5}, "with strong augmentation"),
         ("my_own", {"augment.train": "<b>"}, "my own"),
         ("reference", {}, "reference"),
     ],
 )
 def test_variants_in_words(name: str, overrides: dict[str, Any], told: str) -> None:
-    assert study_page.variant_label(name, overrides) == told
+    assert study_labels.variant_label(name, overrides) == told
 
 
 def effect(
@@ -283,21 +295,88 @@ def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> Non
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_every_published_study_says_what_to_do_next(folder: Path) -> None:
-    asked = study_page._study((folder / "study.yaml").read_text(encoding="utf-8"))
-    assert study_page.commands(StudyRecord.open(folder), folder, asked)
+    assert study_page.commands(StudyRecord.open(folder), folder, study_of(folder))
+
+
+def in_words(found: StudyRecord) -> dict[str, str]:
+    """The label of each effect; none of them may read like a file."""
+    labels = {one.name: study_labels.effect_label(found, one.name) for one in found.main.effects}
+    for name, label in labels.items():
+        assert label not in (name, name.replace("_", " "), f"with {name}")
+        assert not label.startswith("and ")
+        assert not {"{", "_", "="} & {*label}
+        assert " over " not in label
+    return labels
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_effects_of_published_studies_are_told_in_words(folder: Path) -> None:
     found = StudyRecord.open(folder)
     assert found is not None
-    labels = [study_page.effect_label(found, one) for one in found.main.effects]
-    assert not [label for label in labels if label.startswith("and ") or "{" in label or "_" in label]
+    labels = in_words(found)
     if found.design in ("one_out", "screening"):
-        assert labels == [
+        assert list(labels.values()) == [
             "with random crops", "with flips", "with AutoAugment", "with random erasing", "with MixUp and CutMix",
             "with label smoothing 0.1", "with a cosine schedule",
         ]  # fmt: skip
+    for pair, told in (
+        ("full over none", "everything against no augmentation"),
+        ("jitter over none", "random crops, flips and colour jitter against no augmentation"),
+        ("cutmix over mixup", "CutMix against MixUp"),
+        ("basic over none", "flip and crop against no augmentation"),
+        ("sampler", "rare classes drawn more often, added to random crops and flips"),
+    ):
+        assert labels.get(pair, told) == told
+    page = " ".join(study_page.content(found, folder)["sentences"] + study_page.answer(found))
+    assert " over none" not in page
+    assert "and jitter" not in page
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_effects_of_shipped_studies_are_told_in_words(name: str) -> None:
+    spec = StudySpec.load(name)
+    design = expand(spec)
+    effects = [{"name": one, "metric": spec.metric} for one in design.effects]
+    found = StudyRecord.model_validate({
+        "name": name, "metric": spec.metric, "design": spec.design, "contrasts": spec.contrasts,
+        "factors": design.factors, "levels": {one.name: one.levels for one in design.variants},
+        "variants": [{"name": one.name, "runs": 1, "overrides": one.overrides} for one in design.variants],
+        "analyses": {spec.metric: {"noise": {"reference": design.reference}, "effects": effects}},
+    })  # fmt: skip
+    labels = in_words(found)
+    assert len(set(labels.values())) == len(labels)
+    variants = study_labels.variant_labels(found)
+    assert len(set(variants.values())) == len(variants)
+    if name == "minority":
+        assert labels["augmentation x balance=loss"] == (
+            "random crops and flips × rare classes weighted more in the loss"
+        )
+    if name == "full-pipeline-ablation":
+        assert variants["all"] == "with all of them"
+        assert variants["without cosine schedule"] == "with a constant learning rate"
+
+
+def test_contrasts_that_study_yaml_does_not_tell_keep_their_names(tmp_path: Path) -> None:
+    whole = StudyRecord.open(PUBLISHED[4])
+    assert whole is not None
+    for text in ("{", "study: {contrasts: 3}", "study: {contrasts: {cutmix over mixup: [mixup]}}"):
+        (tmp_path / "study.yaml").write_text(text)
+        (tmp_path / "effects.json").write_bytes((PUBLISHED[4] / "effects.json").read_bytes())
+        found = StudyRecord.open(tmp_path)
+        assert found is not None
+        assert study_labels.effect_label(found, "cutmix over mixup") == "cutmix over mixup"
+        assert study_labels.effect_label(found, "mixup") == "with MixUp"
+
+
+def test_a_label_without_room_beside_its_value_is_told_in_two_lines() -> None:
+    long = "random crops, flips and colour jitter against no augmentation"
+    effects = (effect(6.4, name=long), effect(1.0, name="short"))
+    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=effects), str, "x", "f")
+    assert drawn is not None
+    text = drawn.__html__()
+    assert ">random crops, flips and colour</text>" in text
+    assert ">jitter against no augmentation</text>" in text
+    assert "…" not in text
 
 
 def test_what_helped_is_trained_with_what_all_variants_share() -> None:
@@ -328,7 +407,7 @@ def test_a_variant_is_told_in_words_only_if_they_say_how_it_differs_from_the_ref
     mixing = {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0}}
     for of_reference, told in (({}, "with MixUp"), ({"augment.mix": None}, "with MixUp"), ({"train.ema": 0.9}, "a b")):
         found = compared({"none": of_reference, "a_b": mixing}, "none")
-        assert study_page.variant_labels(found)["a_b"] == told
+        assert study_labels.variant_labels(found)["a_b"] == told
 
 
 def test_the_probe_is_no_epoch_of_the_curves_of_a_study() -> None:
@@ -342,9 +421,7 @@ def test_the_probe_is_no_epoch_of_the_curves_of_a_study() -> None:
 
 def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
     effects = [effect(13.0, name="far"), *(effect(0.1 * k, name=f"near {k}", half=0.2) for k in range(9))]
-    drawn = study_charts.forest(
-        Analysis(unit="points", better=1, effects=tuple(effects)), lambda one: one.name, "x", "f"
-    )
+    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=tuple(effects)), str, "x", "f")
     assert drawn is not None
     text = drawn.__html__()
     assert "cut off" not in text
@@ -452,3 +529,10 @@ def test_a_speed_up_within_the_noise_of_its_control_is_none() -> None:
     for noise, said in ((0.05, "3.90× smaller and as fast"), (0.02, "3.90× smaller and 1.04× faster")):
         record = CompressionRecord.model_validate({**found, "latency": {"noise": noise}})
         assert compression_page.answer(record)[0].startswith(said)
+
+
+def test_the_terminal_tells_effects_in_words_too() -> None:
+    folder = next(one for one in PUBLISHED if one.name == "ledger-trained")
+    sentences = StudyResult.open(folder).table().splitlines()
+    assert "everything against no augmentation: helps, +13.1 points (interval +12.7 to +13.5, 5 seeds)" in sentences
+    assert not [line for line in sentences if line.startswith("full over none:")]

@@ -28,6 +28,7 @@ from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_json, write_parquet
 from kitae.reporting.effects import Analysis, Effect, amount, interval, metric, noise_line, sentence
+from kitae.reporting.study_labels import effect_label
 from kitae.reporting.study_results import StudyRecord
 
 Verdict = Literal["confirmed", "not shown", "refuted"]
@@ -164,6 +165,18 @@ class StudyResult:
             return f"{effect.name}: nothing can be said: no finished run has a value of {effect.metric}"
         return sentence(effect, len(self.spec.seeds), len(self.runs))
 
+    def _in_words(self) -> list[str]:
+        """`sentences`, each with what was changed in words instead of the effect's name, as on the page."""
+        main, design = self.analyses[self.spec.metric], self.design
+        record = StudyRecord.model_validate({
+            "name": self.spec.name, "metric": self.spec.metric, "design": design.kind, "contrasts": self.spec.contrasts,
+            "factors": design.factors, "levels": {one.name: one.levels for one in design.variants},
+            "variants": [{"name": one.name, "runs": 0, "overrides": one.overrides} for one in design.variants],
+            "analyses": {self.spec.metric: {"noise": {"reference": design.reference}}},
+        })  # fmt: skip
+        labels = {one.name: effect_label(record, one.name) for one in main.effects}
+        return [self._sentence(one.model_copy(update={"name": labels[one.name]})) for one in main.effects]
+
     @property
     def claims(self) -> list[dict[str, Any]]:
         """Each claim with its effect and verdict: name, says, effect, metric, estimate, low, high, verdict, remark."""
@@ -201,7 +214,7 @@ class StudyResult:
             noise_line(main),
             *(["", wording.aliases_text(self.design)] if self.design.aliases else []),
             "",
-            *self.sentences,
+            *self._in_words(),
         ]
         if any(effect.uneven for effect in main.effects):
             parts.append(

@@ -9,7 +9,7 @@ from typing import Any
 
 from kitae.console import plural
 from kitae.reporting.charts import per_cent, robust
-from kitae.reporting.effects import Analysis, Effect, interval, verdict
+from kitae.reporting.effects import Analysis, interval, verdict
 from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, frame, interval_mark, legend, rows_chart, series
 from kitae.reporting.values import share
@@ -18,7 +18,7 @@ _LEFT = 46.0
 MOST_EFFECTS = 40
 
 
-def forest(analysis: Analysis, label: Callable[[Effect], str], what: str, name: str) -> Chart | None:
+def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str) -> Chart | None:
     """Every effect with its 95 % interval, the best first, and the noise of one run as a band.
 
     An effect that is shown after Holm's correction is filled, in one colour where it helps and another where it hurts;
@@ -34,8 +34,8 @@ def forest(analysis: Analysis, label: Callable[[Effect], str], what: str, name: 
         said, span = verdict(effect), f"({interval(effect)})" if effect.bounded else ""
         mark = partial(interval_mark, value=effect.estimate, ends=(effect.low, effect.high) if span else None,
                        look=look, about=f"{said} {span}".strip(), hollow=not effect.shown)  # fmt: skip
-        rows.append(Row(label(effect), said, mark, span=span))
-        told.append(f"{label(effect)}: {said} {span}".strip())
+        rows.append(Row(label(effect.name), said, mark, span=span))
+        told.append(f"{label(effect.name)}: {said} {span}".strip())
     every = [(e.estimate, e.low, e.high) if e.bounded else (e.estimate,) for e in known]
     ends = [end for three in every for end in three if end > 0 or not ratio]
     keep = [end for e in known if e.shown for end in (e.estimate, e.low, e.high)]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-import yaml
-
-from kitae.augment.spec import MixSpec
 from kitae.console import plural
 from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError
@@ -21,9 +18,9 @@ from kitae.folders import SIGNS
 from kitae.recipe import OPS_BY_NAME
 from kitae.reporting import effects, study_charts
 from kitae.reporting.effects import Analysis, Effect, measured
-from kitae.reporting.study_results import StudyRecord, Variant
+from kitae.reporting.study_labels import effect_label, variant_labels
+from kitae.reporting.study_results import StudyRecord, Variant, study_of
 from kitae.reporting.svg import Chart
-from kitae.reporting.values import finite, words
 
 _METRICS = {
     "test.accuracy": "accuracy on test",
@@ -35,18 +32,6 @@ _METRICS = {
     "epoch_seconds": "time of an epoch",
     "training_seconds": "time of training",
     "peak_memory_bytes": "peak memory",
-}
-_PARTS = {
-    "random_crop": "random crops",
-    "horizontal_flip": "flips",
-    "vertical_flip": "vertical flips",
-    "color_jitter": "colour jitter",
-    "auto_augment": "AutoAugment",
-    "rand_augment": "RandAugment",
-    "trivial_augment_wide": "TrivialAugment",
-    "augmix": "AugMix",
-    "random_resized_crop": "random resized crops",
-    "cutout": "Cutout",
 }
 # What `set` says about a study's own images does not hold for others.
 _OF_THESE_IMAGES = frozenset({*SPLIT, "data.limit", "data.cache"})
@@ -63,7 +48,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise KitaeError(f"{folder / 'study.yaml'}: cannot be read ({error})") from error
     common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked,
-                              "commands": commands(record, folder, _study(asked))}  # fmt: skip
+                              "commands": commands(record, folder, study_of(folder))}  # fmt: skip
     if record is None:
         waiting = "This study is not finished: its effects have not been computed yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
@@ -84,18 +69,20 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         "variant_label": labels,
         "metric_label": metric_label,
         "words": effects,
+        "sentences": _sentences(record),
         "curves": study_charts.curves(record, labels),
         "response": study_charts.response(record),
     }  # fmt: skip
 
 
-def _study(asked: str) -> Mapping[str, Any]:
-    """The study in the text of study.yaml; empty if it is damaged."""
-    try:
-        study = yaml.safe_load(asked)["study"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):
-        return {}
-    return study if isinstance(study, Mapping) else {}
+def _sentences(record: StudyRecord) -> list[str]:
+    """The sentences on the effects, then the notes; a sentence starts with the effect's name, here with its label."""
+    names, found = [effect.name for effect in record.main.effects], []
+    for place, sentence in enumerate(record.sentences):
+        name = names[place] if place < len(names) else ""
+        own = sentence.startswith(f"{name}: ")
+        found.append(effect_label(record, name) + sentence.removeprefix(name) if own else sentence)
+    return found
 
 
 def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
@@ -109,97 +96,6 @@ def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> C
 def metric_label(name: str) -> str:
     """A metric in words."""
     return _METRICS.get(name) or name.replace("_", " ").replace(".", " ")
-
-
-def effect_label(record: StudyRecord, effect: Effect) -> str:
-    """What was changed: of a variant by its overrides, of a factor or contrast by its name."""
-    if record.design in ("compare", "sweep"):
-        return variant_labels(record).get(effect.name) or effect.name.replace("_", " ")
-    return _factor_label(record, effect.name)
-
-
-def _factor_label(record: StudyRecord, name: str) -> str:
-    """A factor in words, by the one field in which the variants with it differ from those without; else its name."""
-    on: list[Mapping[str, Any]] = []
-    off: list[Mapping[str, Any]] = []
-    for variant in record.variants:
-        without = variant.name == f"without {name}"
-        has = not without if record.design == "one_out" else name in variant.name.split(" + ")
-        (on if has else off).append(variant.overrides)
-    changed = {
-        field: value
-        for field, value in (on[0] if on and off else {}).items()
-        if all(one.get(field) == value for one in on) and all(one.get(field) != value for one in off)
-    }
-    return variant_label(name, changed)
-
-
-def variant_labels(record: StudyRecord) -> dict[str, str]:
-    """Every variant in words, by its name.
-
-    Words tell what a variant changes in the base recipe, so they are used only if that is also how it differs from the
-    reference: if the reference changes nothing, or the same fields.
-    """
-    reference = record.main.noise.reference
-    fields: set[str] = next((set(one.overrides) for one in record.variants if one.name == reference), set())
-    return {
-        variant.name: variant_label(variant.name, variant.overrides)
-        if not fields or fields == set(variant.overrides)
-        else variant.name.replace("_", " ")
-        for variant in record.variants
-    }
-
-
-def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
-    """A variant in words: `without augmentation`, `with MixUp`; its own name where its changes are many.
-
-    >>> variant_label("none", {"augment.train": []})
-    'without augmentation'
-    """
-    if len(overrides) != 1:
-        return name.replace("_", " ")
-    ((field, value),) = overrides.items()
-    last = field.rpartition(".")[2]
-    if field == "augment.train":
-        return _pipeline(name, value) if value else "without augmentation"
-    if field == "augment.mix":
-        return _mixing(value)
-    if field.startswith("augment.train."):
-        part = _PARTS.get(last, last.replace("_", " "))
-        return f"without {part}" if value is None else f"with {part}"
-    known: dict[str, Callable[[Any], str]] = {
-        "train.label_smoothing": lambda v: f"with label smoothing {v:g}" if v else "without label smoothing",
-        "train.schedule.name": lambda v: "with a constant learning rate" if v == "constant"
-        else f"with a {str(v).replace('_', ' ')} schedule",
-        "train.ema": lambda v: "without averaged weights" if v is None else f"with averaged weights ({v:g})",
-        "train.precision": lambda v: f"in {v}",
-        "model.stochastic_depth": lambda v: f"with stochastic depth {v:g}" if v else "without stochastic depth",
-        "data.limit": lambda v: f"with {v:,} images",
-        "train.epochs": lambda v: f"with {plural(v, 'epoch')}",
-    }  # fmt: skip
-    try:
-        if field in known:
-            return known[field](value)
-    except (TypeError, ValueError):
-        return name
-    return name.replace("_", " ") if isinstance(value, Mapping | list) else f"with {field} {words(value)}"
-
-
-def _pipeline(name: str, ops: Any) -> str:
-    """A pipeline of up to three ops in words; a longer one by its name."""
-    if not isinstance(ops, list) or len(ops) > 3 or not all(isinstance(op, Mapping) and len(op) == 1 for op in ops):
-        return name.replace("_", " ")
-    *parts, last = (_PARTS.get(op_name, op_name.replace("_", " ")) for op in ops for op_name in op)
-    return f"with {', '.join(parts)} and {last}" if parts else f"with {last}"
-
-
-def _mixing(value: Any) -> str:
-    if not isinstance(value, Mapping) or finite(value.get("prob", 1.0)) == 0:
-        return "without mixing"
-    mix = {**MixSpec().model_dump(), **value}
-    alphas = (("MixUp", mix["mixup_alpha"]), ("CutMix", mix["cutmix_alpha"]))
-    parts = [part for part, alpha in alphas if finite(alpha)]
-    return f"with {' and '.join(parts)}" if parts else "without mixing"
 
 
 def answer(record: StudyRecord) -> list[str]:
@@ -216,7 +112,7 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     shown = [effect for effect in known if effect.shown]
     tested = sum(effect.bounded for effect in known) or len(known)
     if not shown and len(known) == 1:
-        return f"{effect_label(record, known[0])}: no difference could be shown on {metric}{base}."
+        return f"{effect_label(record, known[0].name)}: no difference could be shown on {metric}{base}."
     if not shown:
         return f"None of {tested} changes made a difference that could be shown on {metric}{base}."
     good = sum(effect.helps for effect in shown)
@@ -226,7 +122,7 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
         return f"{count} of {tested} comparisons {'shows' if count == 1 else 'show'}"
 
     def told(effect: Effect) -> str:
-        return f"{effect_label(record, effect)}: {measured(effect)}"
+        return f"{effect_label(record, effect.name)}: {measured(effect)}"
 
     def most(count: int) -> str:
         return "most of all " if count > 1 else ""
@@ -304,7 +200,7 @@ def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
         return f"Every comparison gave a clear answer.{blind}"
     if len(known) == 1:
         return blind.strip()
-    names = [effect_label(record, effect) for effect in unclear]
+    names = [effect_label(record, effect.name) for effect in unclear]
     listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"Not decided: {listed}.{blind}"
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from kitae.errors import KitaeError
 from kitae.files import read_json, require_format
+from kitae.folders import SIGNS
 from kitae.reporting.effects import Analysis, Effect
 from kitae.reporting.results import Number, Record
 
 STUDY_FORMAT = 1
 """The format of effects.json that this version writes."""
+
+
+def study_of(folder: Path) -> Mapping[str, Any]:
+    """The study that a folder's study.yaml records; empty if it is damaged."""
+    try:
+        study = yaml.safe_load((folder / SIGNS["study"]).read_text(encoding="utf-8"))["study"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        return {}
+    return study if isinstance(study, Mapping) else {}
+
+
+def _contrasts(folder: Path) -> dict[str, list[str]]:
+    found = study_of(folder).get("contrasts")
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    return {str(name): [*map(str, pair)] for name, pair in pairs if isinstance(pair, list) and len(pair) == 2}
 
 
 class Claim(Record):
@@ -80,7 +98,7 @@ class StudyRuns(Record):
 
 
 class StudyRecord(Record):
-    """effects.json."""
+    """effects.json, and of study.yaml the pairs of variants that its contrasts compare, `[this, minus that]`."""
 
     format: int = STUDY_FORMAT
     name: str
@@ -95,6 +113,7 @@ class StudyRecord(Record):
     analyses: dict[str, Analysis] = Field(default_factory=dict)
     sentences: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
+    contrasts: dict[str, tuple[str, str]] = Field(default_factory=dict, exclude=True)
     variants: tuple[Variant, ...] = ()
     curves: dict[str, Curve] = Field(default_factory=dict)
     levels: dict[str, dict[str, int]] = Field(default_factory=dict)
@@ -114,7 +133,7 @@ class StudyRecord(Record):
             return None
         facts = read_json(file)
         require_format(facts, STUDY_FORMAT, file, KitaeError)
-        return cls.checked(facts, file)
+        return cls.checked({**facts, "contrasts": _contrasts(folder)}, file)
 
     def effect(self, metric: str, name: str) -> Effect | None:
         """The effect of this name on a metric; None if it was not measured."""

@@ -309,6 +309,15 @@ def interval_mark(
     chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
 
 
+def _beside(text: str, room: float) -> list[str]:
+    """A label in lines, of which the last has `room` beside a value; cut after two lines."""
+    head: list[str] = []
+    rest = text.split(" ")
+    while text_width(" ".join(rest)) > room and text_width(" ".join([*head, rest[0]])) <= WIDTH - 20 and len(rest) > 1:
+        head.append(rest.pop(0))
+    return [" ".join(head), " ".join(rest)] if head else [text]
+
+
 def rows_chart(
     name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float, form: Form, *,
     label: str = "", log: bool = False, neutral: float | None = None, dashed: float | None = None,
@@ -323,7 +332,9 @@ def rows_chart(
     """
     chart = Chart(name, title, description, 0)
     top = legend(chart, 10, 14, items) if items else 6.0
-    bottom = top + ROW * len(rows)
+    rooms = [WIDTH - 28 - text_width(row.value, SIZE * 1.08) for row in rows]  # bold is wider
+    labels = [_beside(row.label, room) for row, room in zip(rows, rooms, strict=True)]
+    bottom = top + ROW * len(rows) + LINE * sum(len(lines) - 1 for lines in labels)
     chart.height = bottom + (2 * LINE + 8 if label else LINE + 6)
     scale = Scale(low, high, 10, WIDTH - 10, log)
     if dashed is not None:
@@ -334,14 +345,17 @@ def rows_chart(
     plot.axes(label, form, y_ticks=(), upright=True)
     if neutral is not None:
         chart.line(scale(neutral), top, scale(neutral), bottom, "a")
-    for place, row in enumerate(rows):
-        y = top + ROW * place
-        taken, span = text_width(row.value, SIZE * 1.08), row.span  # bold is wider
-        if span and taken + text_width(span + row.label) + 16 > WIDTH - 20:
+    y = top
+    for row, room, (*above, last) in zip(rows, rooms, labels, strict=True):
+        for line in above:
+            chart.text(10, y + 15, line, "l")
+            y += LINE
+        span = row.span
+        if span and text_width(span + last) + 8 > room:
             span = ""  # rather than cut the label
-        room = WIDTH - 28 - taken - (text_width(span) + 4 if span else 0)
-        shown = fit(row.label, room)
-        whole = f"<title>{escape(row.label)}</title>" if shown != row.label else ""
+        room -= text_width(span) + 4 if span else 0
+        shown = fit(last, room)
+        whole = f"<title>{escape(row.label)}</title>" if shown != last else ""
         about = (
             f'<tspan class="t"> {escape(row.about)}</tspan>'
             if row.about and text_width(shown + row.about) + 6 <= room
@@ -352,6 +366,7 @@ def rows_chart(
         value = f'<tspan class="v">{escape(row.value)}</tspan>{more}'
         chart.parts.append(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end">{value}</text>')
         row.draw(chart, scale, y + 27)
+        y += ROW
     return chart
 
 
