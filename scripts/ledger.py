@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kitae.augment.spec import MixSpec
+from kitae.console import data_name
 from kitae.errors import KitaeError
 from kitae.experiments.folder import NUMERICS, plan_again, read_study, study_difference, write_settings
 from kitae.experiments.result import StudyResult
@@ -306,9 +307,7 @@ def _machines(result: StudyResult, threads: str) -> str:
 
 
 def setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
-    # The plain name of a source: `parquet:data/cifar10.parquet` and `cifar10:/data` are cifar10.
-    kind, _, path = str(settings.get("source")).partition(":")
-    data = {"parquet": Path(path).stem, "csv": Path(path).stem, "folder": Path(path).name}.get(kind) or kind
+    data = data_name(str(settings.get("source")))
     width = f", width {settings['width']}" if settings.get("width") else ""
     images = settings.get("images")
     parts = [

@@ -151,3 +151,15 @@ def test_images_are_counted_on_a_terminal_and_in_a_notebook(
     with console.counter(lambda done, _: mine.append(done), "reading images") as counted:
         counted(1, 2)
     assert mine == [1]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("parquet:/home/me/cifar10.parquet", "cifar10"), ("csv:birds.csv", "birds"), ("folder:/data/photos/", "photos"),
+        ("folder:v1.2", "v1.2"), ("folder:.", "folder"), ("cifar10:/data", "cifar10"), ("photos-mini", "photos-mini"),
+        ("webdataset:https://example.org/train-{000..099}.tar", "train"), ("webdataset:shards/*.tar", "webdataset"),
+    ],
+)  # fmt: skip
+def test_data_are_named_without_path_and_ending(source: str, name: str) -> None:
+    assert console.data_name(source) == name

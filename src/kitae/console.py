@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import sys
 import time
@@ -174,6 +175,21 @@ def change(ratio: float, more: str, less: str) -> tuple[float, str]:
 def plural(number: int, what: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def data_name(source: str) -> str:
+    """The name of a data.source: of a known set its own, of files and folders theirs without path and ending.
+
+    >>> data_name("parquet:/data/photos.parquet"), data_name("webdataset:train-{000..099}.tar"), data_name("cifar10:/d")
+    ('photos', 'train', 'cifar10')
+    """
+    kind, _, path = source.partition(":")
+    if kind not in ("folder", "parquet", "csv", "webdataset"):
+        return kind
+    name = os.path.basename(path.rstrip("/"))
+    if kind != "folder":
+        name = re.split(r"[{*?\[]", os.path.splitext(name)[0])[0].rstrip("-_.")
+    return kind if name in ("", ".", "..") else name
 
 
 def duration(seconds: float) -> str:

@@ -94,7 +94,13 @@ def run_line(run: RunLike) -> str:
     except _DAMAGED:
         state = "damaged"
     recipe = run.recipe
-    return console.printable(f"Run({run.path}: {recipe.model.name} on {recipe.data.source}, {state})")
+    return console.printable(
+        f"Run({run.path}: {recipe.model.name} on {console.data_name(recipe.data.source)}, {state})"
+    )
+
+
+def _trained(run: RunLike) -> str:
+    return f"{run.recipe.model.name} on {console.data_name(run.recipe.data.source)}"
 
 
 def _state(run: RunLike) -> str:
@@ -121,8 +127,7 @@ def run_html(run: RunLike) -> str:
             lines = [f"{_state(run)}; resume it with: {run.resume_command}"]
     except _DAMAGED as error:
         rows, lines = [], [f"cannot be shown: {error}"]
-    recipe = run.recipe
-    title = f"{recipe.name}: {recipe.model.name} on {recipe.data.source} ({run.path})"
+    title = f"{run.recipe.name}: {_trained(run)} ({run.path})"
     return block(title, lines, ["", "value (95 % interval)"], rows, most=len(rows))
 
 

@@ -47,7 +47,7 @@ def test_it_is_planned_on_a_folder_of_photographs(home: Path, capsys: pytest.Cap
     research.study("mine.yaml", set_=list(SMALL[:-1]), plan=True, threads=1)
     text = " ".join(capsys.readouterr().out.split())
     assert "Study mine: screening, 8 variants x 3 seeds" in text
-    assert "24, 2 epochs each, resnet9 on folder:photos" in text
+    assert "24, 2 epochs each, resnet9 on photos" in text
     assert "of training" in text, "a few steps were timed, on these photographs"
     assert "metric val.accuracy" in text
     assert "Aliases: main effects are clear of two-factor interactions." in text

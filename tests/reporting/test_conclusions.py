@@ -328,6 +328,7 @@ def test_effects_of_published_studies_are_told_in_words(folder: Path) -> None:
     ):
         assert labels.get(pair, told) == told
     page = " ".join(study_page.content(found, folder)["sentences"] + study_page.answer(found))
+    assert "parquet" not in page
     assert " over none" not in page
     assert "and jitter" not in page
 

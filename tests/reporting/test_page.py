@@ -752,6 +752,21 @@ def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     assert len(rows_of(text, "Recall of each class, on test")) == 1 + len(HOSTILE)
 
 
+def test_data_are_named_without_their_path(make_run: Callable[..., Run]) -> None:
+    def of(name: str, source: str) -> Run:
+        run = make_run(name)
+        run.recipe = run.recipe.override(f"data.source={source}")
+        run.recipe.save(run.recipe_file)
+        return run
+
+    one, other, elsewhere = of("one", "parquet:/d/a.parquet"), of("two", "folder:/d/b"), of("three", "folder:/e/b")
+    assert "resnet9 on a" in page(one)[1]
+    sources = {row[0]: row[1:] for row in rows_of(page(one, other)[0], "Differences")}["data.source"]
+    assert sources == ["a", "b"]
+    sources = {row[0]: row[1:] for row in rows_of(page(other, elsewhere)[0], "Differences")}["data.source"]
+    assert sources == ["folder:/d/b", "folder:/e/b"]  # the name alone would be the same
+
+
 def test_runs_of_other_images_or_classes_are_not_ranked(make_run: Callable[..., Run]) -> None:
     one, two, three = (make_run(name) for name in ("one", "two", "three"))
     more = make_run("more", classes=(*HOSTILE, "one more"))

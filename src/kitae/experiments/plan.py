@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy import optimize, stats
 
-from kitae.console import plural, rough_duration
+from kitae.console import data_name, plural, rough_duration
 from kitae.errors import RecipeError
 from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
@@ -177,7 +177,7 @@ class Plan:
         return "\n".join([
             f"Study {spec.name}: {spec.design}, {len(design.variants)} variants x {plural(len(spec.seeds), 'seed')}",
             *([f"  {spec.about}"] if spec.about else []),
-            f"  runs      {len(self.jobs)}{shared}, {each} each, {first.model.name} on {first.data.source}",
+            f"  runs      {len(self.jobs)}{shared}, {each} each, {first.model.name} on {data_name(first.data.source)}",
             *self._time_lines(),
             self._power_line(),
             *self._claim_lines(),

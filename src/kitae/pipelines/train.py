@@ -274,7 +274,7 @@ def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
     threads = f", {console.plural(torch.get_num_threads(), 'thread')}" if world.device.type == "cpu" else ""
     processes = f", {world.size} processes" if world.size > 1 else ""
     return (
-        f"{recipe.model.name} ({count_parameters(model):,} parameters) on {recipe.data.source}: "
+        f"{recipe.model.name} ({count_parameters(model):,} parameters) on {console.data_name(recipe.data.source)}: "
         f"{len(setup.store.classes)} classes, {images} images; {world.device}, {recipe.train.precision}{threads}"
         f"{processes}; everything goes to {run.path}"
     )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kitae.console import data_name
 from kitae.evaluation.intervals import paired_difference
 from kitae.reporting import charts
 from kitae.reporting.results import RunRecord, Split
@@ -169,7 +170,10 @@ def fields(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     """The fields of the recipes that differ, with each run's value; a list of ops is one field."""
     recipes = [_flat(record.recipe.model_dump(mode="json")) for record in records]
     names = sorted({name for recipe in recipes for name in recipe} - {"name"})
-    rows = [(name, [recipe.get(name) for recipe in recipes]) for name in names]
+    rows: list[tuple[str, list[Any]]] = [(name, [recipe.get(name) for recipe in recipes]) for name in names]
+    short = [data_name(str(recipe["data.source"])) for recipe in recipes]
+    if len(set(short)) == len({recipe["data.source"] for recipe in recipes}):  # else only the paths tell them apart
+        rows = [(name, short if name == "data.source" else row) for name, row in rows]
     return [(name, [_text(value) for value in row]) for name, row in rows if any(value != row[0] for value in row)]
 
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from kitae.console import data_name
 from kitae.errors import KitaeError
 from kitae.reporting import charts
 from kitae.reporting.compression_results import CompressionRecord
@@ -41,7 +42,7 @@ def content(record: RunRecord) -> dict[str, Any]:
     return {
         "over": "Training run",
         "title": record.recipe.name,
-        "subtitle": f"{record.recipe.model.name} on {record.recipe.data.source}",
+        "subtitle": f"{record.recipe.model.name} on {data_name(record.recipe.data.source)}",
         "warnings": [],
         "answer": answer(record),
         "commands": commands(record),

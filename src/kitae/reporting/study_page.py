@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from kitae.console import plural
+from kitae.console import data_name, plural
 from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError
 from kitae.folders import SIGNS
@@ -209,7 +209,7 @@ def regime(record: StudyRecord) -> str:
     """Under which conditions all this was measured."""
     found, parts = record.settings, []
     if isinstance(found.get("images"), int):
-        parts.append(f"{found['images']:,} training images of {found.get('source')}")
+        parts.append(f"{found['images']:,} training images of {data_name(str(found.get('source')))}")
     if found.get("model"):
         width = f" of width {found['width']}" if found.get("width") else ""
         parts.append(f"{found['model']}{width}")
