@@ -59,6 +59,7 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/infer.py
 	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/first_line.py
 	$(BIN)/python benchmarks/store.py
 
 clean:

@@ -264,7 +264,7 @@ class TrainingView:
         self.epochs = epochs
         self._bar: Progress | None = None
         self._job: Any = None
-        self._last_line = time.monotonic()
+        self._last_line = -math.inf  # so the first step has a line
         self._first: tuple[int, float] | None = None  # the first step since `on_plan`, and when it ended
         if console.is_terminal:
             self._bar = Progress(

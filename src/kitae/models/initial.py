@@ -82,6 +82,11 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._in: dict[int, frozenset[int]] = {}  # storage -> numbers of the operations in it
         self._alive: list[torch.UntypedStorage] = []  # as long as a storage lives, no other one has its address
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch asks this; with the default it imports torch._dynamo at the first operation, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         drawn = self._drawn((*args, *kwargs.values())) if self._in else frozenset()

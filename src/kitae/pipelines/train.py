@@ -171,11 +171,12 @@ def _train(
                     "minutes": limit if run.recipe.data.fold is None else None,  # folds are resumed with their run
                 }
             )
-            run.write_facts(setup.facts(model))
             run.resolve(resolved(run.recipe, setup, world, model, weights))
         run.recipe = distributed.from_main(run.recipe, world)
         if run.recipe.data.fold is None:
             watcher.note(_header(run, setup, model, world))
+        if world.is_main:  # after the first line, since counting operations imports much of torch
+            run.write_facts(setup.facts(model))
         tuning = Tuning(one_of_many=run.recipe.data.fold is not None)
         if run.recipe.data.whole:
             tuning = Tuning(keep="last")
