@@ -1,8 +1,8 @@
-"""Draw what technique pages show: docs/images/label-smoothing.png, stochastic-depth.png and curves.svg.
+"""Draw what pages about augmentation and techniques show: docs/images/*.png, but for ledger-when.png, and curves.svg.
 
     python scripts/doc_pictures.py
 
-The pictures of augmentation come from `kitae show augment`, those of results from the studies and benchmarks.
+The pictures of augmentation are those of `kitae show augment`; those of results come from the studies and benchmarks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from axes import BLUE, GRID, ORANGE, dress, legend, percent
+from kitae.cli.research import augment
 from kitae.models.layers import linear_rates
 from kitae.reporting import charts
 from kitae.reporting.results import Epoch
@@ -99,7 +100,7 @@ def draw_curves(path: Path, run: Path) -> Path:
 
 
 def draw(folder: Path) -> list[Path]:
-    """The three pictures, into a folder."""
+    """The pictures of definitions, and curves, into a folder."""
     return [
         draw_label_smoothing(folder / "label-smoothing.png"),
         draw_stochastic_depth(folder / "stochastic-depth.png", [1 - rate for rate in linear_rates(0.2, 27)]),
@@ -108,5 +109,6 @@ def draw(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
+    augment("fashion-mini", out=IMAGES)
     for file in draw(IMAGES):
         print(file)

@@ -282,11 +282,23 @@ def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
     doc_pictures = importlib.import_module("doc_pictures")
     *pictures, curves = doc_pictures.draw(tmp_path)
     assert curves.read_text() == (doc_pictures.IMAGES / curves.name).read_text()
+    assert_alike(pictures, doc_pictures.IMAGES)
+
+
+def test_pictures_of_augmentation_are_up_to_date(tmp_path: Path) -> None:
+    doc_pictures = importlib.import_module("doc_pictures")
+    doc_pictures.augment("fashion-mini", out=tmp_path)
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 8
+    assert_alike(pictures, doc_pictures.IMAGES)
+
+
+def assert_alike(pictures: list[Path], committed: Path) -> None:
     for file in pictures:
-        with Image.open(file) as new, Image.open(doc_pictures.IMAGES / file.name) as old:
-            assert new.size == old.size
+        with Image.open(file) as new, Image.open(committed / file.name) as old:
+            assert new.size == old.size, file.name
             difference = np.abs(np.asarray(new.convert("L"), np.int16) - np.asarray(old.convert("L"), np.int16))
-        assert difference.mean() < 2  # fonts differ a little between versions of matplotlib
+        assert difference.mean() < 2, file.name  # fonts differ a little between versions of matplotlib
 
 
 def test_the_api_pages_have_what_the_package_hands_out() -> None:
