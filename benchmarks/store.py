@@ -301,8 +301,8 @@ def one_pass(name: str, folder: Path, cache: Path, epoch: int) -> dict[str, floa
     assert isinstance(pictures, Pictures)
     order = "blocks" if name == "blocks" else "full"
     spec = spec.model_copy(update={"order": order, "shuffle_buffer": max(2, len(store) // 8)})
-    blocks = blocks_of(pictures, spec, BATCH)
     rows = np.arange(len(store))
+    blocks = blocks_of(pictures, rows, spec, BATCH)
     images = ImageSet(
         pictures, rows, store.labels, store.classes, crop=PictureCrop(RandomResizedCrop(), pictures, cores),
         blocks=blocks, ahead=None if blocks is None else ReadAhead(pictures),

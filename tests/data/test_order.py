@@ -51,6 +51,12 @@ def test_processes_that_divide_the_lanes_read_different_blocks() -> None:
     assert halves[0].isdisjoint(halves[1])
 
 
+def test_no_window_of_another_lane_follows_the_last_of_a_lane() -> None:
+    windows = order(Blocks(OF, 64, lanes=4, batch=16))[1]
+    lanes = np.unique(windows)
+    assert np.count_nonzero(np.diff(lanes) > 1) == 3
+
+
 def test_an_image_left_out_moves_none_to_another_block_s_place() -> None:
     fewer = np.delete(ROWS, 5)
     turns = [tuple(dict.fromkeys(OF[order(Blocks(OF, 2), rows=rows)[0]])) for rows in (ROWS, fewer)]
@@ -58,7 +64,8 @@ def test_an_image_left_out_moves_none_to_another_block_s_place() -> None:
 
 
 def test_lanes_need_shards_and_even_shares() -> None:
-    assert lanes_of(100, 128) == 8
+    assert lanes_of(100, 128) == 16
+    assert lanes_of(31, 128) == 8
     assert lanes_of(5, 128) == 2
     assert lanes_of(1, 128) == 1
     assert lanes_of(100, 6) == 1

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kitae.data import loader
 from kitae.data.encoded import Encoded
 from kitae.data.order import Blocks
+from kitae.data.remote import ShardCache
 from kitae.errors import DataError
 from kitae.pipelines.choices import Choices
 from kitae.pipelines.plan import plan
@@ -20,6 +23,9 @@ from kitae.recipe import Recipe
 from kitae.reporting.results import RunRecord
 from kitae.reporting.samples import Samples
 from kitae.run import Run
+from kitae.training import distributed
+from kitae.training.batches import augmented_batches, epoch_shape
+from kitae.training.distributed import World
 from tests.data.shard_files import pack, samples, shards
 from tests.refusals import refused
 from tests.test_resume import assert_same, go, outcome
@@ -75,6 +81,44 @@ def test_validation_shards_validate(tmp_path: Path) -> None:
     pack(tmp_path / "val-0.tar", samples(900, 6))
     setup = Setup.without_run(tiny(f"data.source={train_shards}::{tmp_path}/val-0.tar"))
     assert setup.splits.val.tolist() == list(range(40, 46))
+
+
+def test_each_process_opens_shards_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, opened = 16, set()
+    shards(tmp_path, 2 * processes, 4, name="train")
+    for number in range(processes):  # they validate, and give the lanes nothing
+        pack(tmp_path / f"val-{number}.tar", samples(900 + 2 * number, 2))
+    pack(tmp_path / "test-0.tar", samples(950, 2))
+    setup = Setup.without_run(
+        tiny(
+            f"data.source=webdataset:{tmp_path}/*.tar", "train.batch_size=32", "data.shuffle_buffer=32",
+            "data.channels=3", "data.normalize={mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
+        )
+    )  # fmt: skip
+    read = ShardCache.read
+
+    def noted(cache: ShardCache, shard: str, offset: int, size: int) -> bytes:
+        opened.add(Path(shard).stem)
+        return read(cache, shard, offset, size)
+
+    monkeypatch.setattr(ShardCache, "read", noted)
+    monkeypatch.setattr(distributed, "gather_rows", lambda local, rows, total, world: np.zeros((total, 2), np.float32))
+    augment, shape = setup.augment(0).prepare(*setup.drawn), epoch_shape(len(setup.images), setup.recipe.train)
+    model = setup.initial_model(World(0, 1, torch.device("cpu")))
+    trained, validated = [], []
+    for rank in range(processes):
+        world = World(rank, processes, torch.device("cpu"))
+        opened.clear()
+        assert len(list(augmented_batches(setup.images, augment, shape, world, seed=0, epoch=0, first=0))) == 4
+        for thread in threading.enumerate():
+            if thread.name == "kitae-ahead":
+                thread.join()
+        trained += opened
+        opened.clear()
+        setup.validator(world)(model)
+        validated += opened
+    assert len(trained) == len(set(trained)) == 2 * processes
+    assert len(validated) == len(set(validated)) == 3 * processes
 
 
 def test_an_unreadable_image_stops_a_training_with_its_name(tmp_path: Path) -> None:

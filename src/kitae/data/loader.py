@@ -31,12 +31,19 @@ _CHUNK_BYTES = 8 << 20
 _STRETCH_BYTES = 4 << 20  # bytes of a store that are read sequentially, so that reading takes longer than a disk seek
 
 
-def blocks_of(images: NDArray[np.uint8] | Pictures | Encoded, spec: DataSpec, batch_size: int) -> Blocks | None:
-    """The blocks of a store's images if an epoch is shuffled by blocks; None if all images are shuffled at once."""
+def blocks_of(
+    images: NDArray[np.uint8] | Pictures | Encoded, rows: NDArray[np.int64], spec: DataSpec, batch_size: int
+) -> Blocks | None:
+    """The blocks of a store's images if an epoch is shuffled by blocks; None if all images are shuffled at once.
+
+    Args:
+        rows: int64 [n], those of the training images, whose shards the lanes share.
+    """
     if spec.order == "full":
         return None
     if isinstance(images, Encoded):
-        return Blocks(images.of, spec.shuffle_buffer, lanes_of(len(images.shards), batch_size), batch_size)
+        shards = len(np.unique(images.of[rows]))
+        return Blocks(images.of, spec.shuffle_buffer, lanes_of(shards, batch_size), batch_size)
     if spec.order == "auto" and images.nbytes <= memory_bytes() / 2:
         return None
     stretch = max(1, _STRETCH_BYTES * len(images) // images.nbytes)

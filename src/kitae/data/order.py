@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kitae import keyed
 
-MAX_LANES = 8
+MAX_LANES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Blocks:
 
 
 def lanes_of(blocks: int, batch: int) -> int:
-    """How many lanes: 8, 4, 2 or 1, with at least two shards for each, and even shares of a batch."""
+    """How many lanes: 16, 8, 4, 2 or 1, with at least two shards for each, and even shares of a batch."""
     lanes = MAX_LANES
     while lanes > 1 and (blocks < 2 * lanes or batch % (2 * lanes)):
         lanes //= 2
@@ -58,7 +58,7 @@ def block_order(
 
     Returns:
         int64 [n], the indices in order; int32 [n], the window of each. The windows of a lane are numbered one after the
-        other, and no number is used by two lanes.
+        other. No number is used by two lanes, nor is the one that follows a lane's last.
     """
     of = blocks.of[rows]
     present, sizes = np.unique(of, return_counts=True)
@@ -87,7 +87,7 @@ def block_order(
         inside = np.lexsort((shuffle[part], window))
         streams.append(index[part[inside]])
         windows.append((window + used).astype(np.int32))
-        used += int(window[-1]) + 1
+        used += int(window[-1]) + 2
     return _interleaved(streams, blocks.batch // lanes), _interleaved(windows, blocks.batch // lanes)
 
 

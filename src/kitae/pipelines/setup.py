@@ -110,7 +110,7 @@ class Setup:
     @cached_property
     def blocks(self) -> Blocks | None:
         """The blocks of images if an epoch is shuffled by blocks; None if all images are shuffled at once."""
-        return blocks_of(self.store.images, self.recipe.data, self.recipe.train.batch_size)
+        return blocks_of(self.store.images, self.splits.train, self.recipe.data, self.recipe.train.batch_size)
 
     @cached_property
     def _drawing(self) -> tuple[PictureCrop | EncodedCrop | None, tuple[Op, ...]]:

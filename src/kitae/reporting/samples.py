@@ -166,10 +166,9 @@ class Samples:
             )  # fmt: skip
         except KitaeError:
             return []
-        blocks = blocks_of(store.images, begun_order(store.images, recipe.data), recipe.train.batch_size)
-        images = ImageSet(
-            store.images, self.splits.train, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks
-        )
+        rows, data = self.splits.train, begun_order(store.images, recipe.data)
+        blocks = blocks_of(store.images, rows, data, recipe.train.batch_size)
+        images = ImageSet(store.images, rows, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks)
         shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
         ended = max((row.epoch for row in self.record.epochs), default=0)  # fewer than planned where it stopped early
         # Of each epoch its first pass through the images.

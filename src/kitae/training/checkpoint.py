@@ -24,7 +24,8 @@ from kitae.files import write_atomically
 _KEY = "kitae"
 
 # Increased when the same recipe and seed train differently. Version 1 trained on a short last batch, with a full step.
-# Version 2 had other gradients of depthwise convolutions in bfloat16, and weighed smoothed targets by every class.
+# Version 2 had other gradients of depthwise convolutions in bfloat16, weighed smoothed targets by every class, and drew
+# many shards in another order.
 LOOP = 3
 
 
