@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -231,12 +232,45 @@ def report_pages(page: Path) -> str:
     return f"{table(head, rows)}\n\nAt 390 and 1280 px, light and dark; axe-core {found['axe']}, {found['browser']}."
 
 
+def processes(page: Path) -> str:
+    """A table of trainings with several processes, and a paragraph on lost workers and machines of a Ray cluster."""
+    found = json.loads((RESULTS / "processes.json").read_text())
+    rows = []
+    for size, row in found["processes"].items():
+        alone = size == "1"
+        rows.append([
+            size, _spread(row["images_per_second"], ",.0f"),
+            "" if alone else f"{row['largest_difference_of_losses']:.0e}",
+            "" if alone else f"{_spread(found['killed'][size]['seconds'], '.1f')} s",
+        ])  # fmt: skip
+    head = ["Processes", "Images/s", "Largest difference of losses from one", "From SIGKILL of one to the end of all"]
+    fed, ray, machine = found["batches"], found["ray"], found["machine"]
+    assert fed["equal"]
+    assert ray["same_as_one_process"]
+    again = {what: f"{_spread(seconds, '.1f')} s" for what, seconds in ray["seconds_until_run_again"].items()}
+    text = (
+        f"The {fed['batches']} batches of two epochs have the same SHA-256 with 1, 2 and 3 processes. In studies of "
+        f"{ray['tasks']} runs on a Ray cluster of {ray['machines']} machines, all processes of this one, the run of a "
+        f"killed worker began again after {again['worker']}, that of a lost machine after {again['machine']}. Median, "
+        f"lowest and highest; {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
+        f"{machine['when'][:10]}."
+    )
+    return f"{table(head, rows)}\n\n{textwrap.fill(text, 120)}"
+
+
+def _spread(values: Mapping[str, Any], digits: str) -> str:
+    """The median of a spread, and its extremes where there are several."""
+    span = f" ({values['min']:{digits}} to {values['max']:{digits}})" if values["n"] > 1 else ""
+    return f"{values['median']:{digits}}{span}"
+
+
 MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "recalls": recalls,
     "step times": step_times,
     "controls": controls,
     "controls of seeds": seeds_of_controls,
     "pages": report_pages,
+    "processes": processes,
     "pruned": partial(compressions, pruned=True),
     "quantized": partial(compressions, pruned=False),
 }

@@ -24,6 +24,7 @@ from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
 from kitae.training.checkpoint import load_weights
 from tests.experiments import fake_train
+from tests.experiments.raylets import Loses, cluster_of, trainings
 from tests.experiments.test_real import CONTENT
 from tests.experiments.test_search import run as run_search
 from tests.experiments.test_study import FAKE, PATH, ROOT, files, make, run
@@ -49,33 +50,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A cluster of a head that runs nothing and three machines of one processor, each a raylet of its own."""
-    from ray.cluster_utils import Cluster
-
+    """A cluster of three machines."""
     monkeypatch.setenv("PYTHONPATH", PATH)
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
+    monkeypatch.setenv("FAKE_SUBSET", "0.05")
     monkeypatch.chdir(ROOT)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(3):
-        cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-    cluster.wait_for_nodes()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-class Kills(RayCluster):
-    """Ends a Ray worker, with the run that it is waiting for, once a run has ended and others are at work."""
-
-    killed: int | None = None
-
-    def outcomes(self, units: Any) -> Any:
-        for outcome in super().outcomes(units):
-            yield outcome
-            if self.killed is None:
-                self.killed = _a_ray_worker()
-                os.kill(self.killed, signal.SIGKILL)
+    with cluster_of(3) as cluster:
+        yield cluster
 
 
 def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads() -> None:
@@ -114,27 +95,31 @@ def test_the_same_study_on_a_cluster(tmp_path: Path, cluster: Any) -> None:
 
 @slow
 def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
-    spec, place = make(seeds=[0, 1]), Kills()
+    spec, place = make(seeds=[0, 1]), Loses()
     run(tmp_path / "inline", spec, threads=1)
     result = study(spec, tmp_path / "ray", executor=place, threads=1, **FAKE)
-    assert place.killed
+    assert place.run
     assert len(result.failed) == 0
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
 
 @slow
-def test_a_search_on_a_cluster_that_loses_a_worker_is_that_of_one_process(tmp_path: Path, cluster: Any) -> None:
-    found = []
-    for place in (Inline(), Kills()):
+@pytest.mark.parametrize("lost", ["worker", "machine"])
+def test_a_search_that_loses_a_worker_or_a_machine_is_that_of_one_process(
+    lost: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("nodes" if lost == "machine" else "cluster")
+    found, remote = [], Loses(machine=lost == "machine")
+    for place in (Inline(), remote):
         folder = tmp_path / type(place).__name__
-        # Rounds of three arms, so that one is at work on the two processors when the first has ended.
+        # Rounds of three arms, so that one is at work on the others when the first has ended.
         run_search(
             folder, "train.epochs=3", executor=place, arms=len(PRESETS) + 5, workers=3, threads=1, rematch_seeds=2
         )
         (rematch,) = (folder / "rematch").iterdir()
         texts = [(folder / name).read_text() for name in ("search.json", "winner.yaml")]
         found.append((texts, files(rematch)))
-    assert place.killed
+    assert remote.run
     assert found[0] == found[1]
 
 
@@ -152,23 +137,12 @@ def test_each_run_sees_its_own_gpus(tmp_path: Path, cluster: Any) -> None:
 @slow
 def test_a_machine_lost_in_the_middle_of_a_study(tmp_path: Path, nodes: Any) -> None:
     """The runs of a lost machine are resumed on the others, and the study is that of one process."""
-    spec = make(seeds=[0, 1, 2])
+    spec, place = make(seeds=[0, 1, 2]), Loses(machine=True)
     run(tmp_path / "inline", spec, threads=1)
-    machines, lost = set(), []
-
-    class Loses(RayCluster):
-        def outcomes(self, units: Any) -> Any:
-            for outcome in super().outcomes(units):
-                yield outcome
-                if not lost:  # the others are busy now
-                    machines.update(node["NodeID"] for node in ray.nodes() if node["Alive"])
-                    lost.append(next(node for node in nodes.worker_nodes if _at_work_on(node)))
-                    nodes.remove_node(lost[0], allow_graceful=False)
-
-    result = study(spec, tmp_path / "ray", executor=Loses(), threads=1, **FAKE)
-    assert len(machines) == 4
-    assert len(lost) == 1
-    assert not lost[0].any_processes_alive()
+    assert sum(node["Alive"] for node in ray.nodes()) == 4
+    result = study(spec, tmp_path / "ray", executor=place, threads=1, **FAKE)
+    assert place.run
+    assert sum(node["Alive"] for node in ray.nodes()) == 3
     assert len(result.failed) == 0
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
@@ -259,43 +233,7 @@ def kills_its_ray_worker(recipe: Any, out: Path, *, resume: bool) -> None:
     time.sleep(30)
 
 
-def _a_ray_worker() -> int:
-    """A Ray worker of this process's cluster that waits for a training process."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        worker = _ray_worker_of()
-        if worker is not None:
-            return worker
-        time.sleep(0.05)
-    raise AssertionError("no Ray worker was found at work")
-
-
-def _at_work_on(node: Any) -> bool:
-    """Whether a training process runs on this machine of the cluster."""
-    (raylet,) = node.all_processes["raylet"]
-    for entry in Path("/proc").iterdir():
-        try:
-            training = b"kitae.experiments.worker" in (entry / "cmdline").read_bytes()
-            if training and _parent(_parent(int(entry.name))) == raylet.process.pid:
-                return True
-        except (OSError, ValueError, IndexError):  # no process, or it has ended
-            continue
-    return False
-
-
-def _ray_worker_of(run: str | None = None) -> int | None:
-    """The Ray worker of this process's cluster that waits for the training process of this run, or of any."""
-    for entry in Path("/proc").iterdir():
-        try:
-            training = b"kitae.experiments.worker" in (entry / "cmdline").read_bytes()
-            if training and run in (None, (entry / "fd" / "1").readlink().stem):
-                worker = _parent(int(entry.name))
-                if b"ray::" in Path(f"/proc/{worker}/cmdline").read_bytes() and _parent(_parent(worker)) == os.getpid():
-                    return worker
-        except (OSError, ValueError, IndexError):
-            continue
-    return None
-
-
-def _parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+def _ray_worker_of(run: str) -> int | None:
+    """The Ray worker of this process's cluster that waits for the training process of this run."""
+    found = (line[1] for name, line in trainings() if name == run and line[3] == os.getpid())
+    return next(found, None)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,39 +16,12 @@ from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from tests.data.shard_files import shards
 from tests.images import write_folder
+from tests.pipelines.torchrun import ROOT, crew, fed, free_port, launch
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 HIDE_CURSOR = "\x1b[?25l"  # a bar begins with it
 SCORES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def crew(out: Path, processes: int, task: str, *fields: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    out.mkdir(parents=True, exist_ok=True)
-    return launch(processes, "tests.pipelines.crew", str(out), *task.split(), *fields, check=check)
-
-
-def launch(processes: int, module: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += [f"--master-port={free_port()}", "-m", module, *words]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-def fed(out: Path, processes: int, *fields: str) -> list[list[str]]:
-    """Hashes of the samples of each batch, all processes together."""
-    crew(out, processes, "hash", *fields)
-    parts = [json.loads((out / f"{rank}.json").read_text()) for rank in range(processes)]
-    return [[sample for part in parts for sample in part[step]] for step in range(len(parts[0]))]
 
 
 def scores(out: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,180 @@
+"""Several processes on this machine: the same batches and losses, the price of the exchange, and what a loss costs.
+
+    python benchmarks/processes.py              a few minutes
+    python benchmarks/processes.py --tiny       small settings: does it run?
+
+Trainings with one, two and three processes, started by torchrun and connected by gloo, each with one thread:
+
+    batches     hashes of the augmented images and targets that each process feeds its network
+    losses      largest difference between one process and several; the network has no BatchNorm
+    images/s    of `kitae train`, from the second epoch on. There are no more cores than here, so more processes cannot
+                be faster than one with as many threads: what is shown is the price of the exchange
+    killed      seconds from SIGKILL of one process until torchrun and all others have ended, and what another one says
+
+Studies on a Ray cluster of a head and several machines of one processor, each a raylet of its own, with a stand-in for
+training that takes a fixed time for each step:
+
+    lost        seconds from SIGKILL of a Ray worker, or of all processes of a machine, until its task is run again,
+                where a machine has nothing to do
+
+Training and studies are those of tests/pipelines/crew.py and tests/experiments/fake_train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import common
+
+sys.path.insert(0, str(common.ROOT))  # for `tests`
+
+from tests.experiments import raylets
+from tests.pipelines.crew import FIELDS
+from tests.pipelines.torchrun import crew, fed, launch
+
+from kitae.experiments.executors import Inline
+from kitae.experiments.study import study
+from kitae.experiments.study_spec import StudySpec
+from kitae.run import Run
+
+PROCESSES = (1, 2, 3)
+LOSSES = ("train_loss", "val_loss")
+STUDY = {
+    "name": "processes", "base": "fashion-mini", "set": {"train.epochs": 3}, "design": "one_in", "seeds": [0, 1],
+    "factors": {
+        "smoothing": {"train.label_smoothing": [0.0, 0.1]}, "mixing": {"augment.mix": [None, {"mixup_alpha": 1.0}]},
+    },
+}  # fmt: skip
+FAKE = {"train": "tests.experiments.fake_train:train", "measure": "tests.experiments.fake_train:measure"}
+MACHINES, STEP_SECONDS = 3, 0.5
+
+
+def trained(folder: Path, fields: list[str]) -> dict[str, Any]:
+    """Images a second and losses with each number of processes."""
+    rows = {}
+    for processes in PROCESSES:
+        out = folder / f"trained-{processes}"
+        launch(processes, "kitae", "train", "fashion-mini", "--out", str(out), "--set", *FIELDS, *fields)
+        rows[processes] = Run.open(out).metrics()
+    alone = rows[1]
+    return {
+        str(processes): {
+            "images_per_second": common.spread([row["images_per_second"] for row in mine[1:]]),
+            "largest_difference_of_losses": max(
+                abs(row[name] - other[name]) for row, other in zip(mine, alone, strict=True) for name in LOSSES
+            ),
+            "losses": [{name: row[name] for name in LOSSES} for row in mine],
+        }
+        for processes, mine in rows.items()
+    }  # fmt: skip
+
+
+def batches(folder: Path) -> dict[str, Any]:
+    """What the processes feed their networks in two epochs."""
+    found = {processes: fed(folder / f"fed-{processes}", processes) for processes in PROCESSES}
+    return {
+        "batches": len(found[1]),
+        "sha256": {str(size): hashlib.sha256(json.dumps(one).encode()).hexdigest() for size, one in found.items()},
+        "equal": all(one == found[1] for one in found.values()),
+    }
+
+
+def killed(folder: Path, rounds: int) -> dict[str, Any]:
+    """Two and three processes, of which the last is killed in its fifth step."""
+    found: dict[str, Any] = {}
+    for processes in PROCESSES[1:]:
+        seconds = []
+        for number in range(rounds):
+            out = folder / f"killed-{processes}-{number}"
+            done = crew(out, processes, "die 5", check=False)
+            seconds.append(time.time() - float((out / "ended").read_text()))
+            said = next(line for line in done.stderr.splitlines() if "lost another process" in line)
+        found[str(processes)] = {
+            "seconds": common.spread(seconds),
+            "message": re.sub(r"\[[\d.]+\](:\d+)?", "[ADDRESS]", said.replace(str(out), "OUT")),
+        }
+    return found
+
+
+class Timed(raylets.Loses):
+    """Loses a worker or a machine once so few runs are left that a machine has nothing to do, and takes the time."""
+
+    seconds = 0.0
+
+    def lose(self) -> None:
+        before = {line[0] for _, line in raylets.trainings()}
+        began = time.monotonic()
+        super().lose()
+        while not any(run == self.run and line[0] not in before for run, line in raylets.trainings()):
+            if time.monotonic() - began > 120:
+                raise TimeoutError(f"{self.run} was not run again")
+            time.sleep(0.01)
+        self.seconds = time.monotonic() - began
+
+
+def clusters(folder: Path, rounds: int) -> dict[str, Any]:
+    """Studies on a Ray cluster that loses a worker, and then a machine."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(common.ROOT / "src"), str(common.ROOT)])
+    spec = StudySpec.parse(STUDY)
+    tasks = len(study(spec, folder / "inline", executor=Inline(), threads=1, **FAKE).runs)
+    os.environ["FAKE_STEP_SECONDS"] = str(STEP_SECONDS)
+    seconds: dict[str, list[float]] = {"worker": [], "machine": []}
+    same = True
+    for number in range(rounds):
+        with raylets.cluster_of(MACHINES):
+            for what, values in seconds.items():
+                place = Timed(machine=what == "machine", after=tasks - MACHINES + 1)
+                out = folder / f"{what}-{number}"
+                result = study(spec, out, executor=place, threads=1, **FAKE)
+                values.append(place.seconds)
+                texts = ((of / "effects.json").read_bytes() for of in (out, folder / "inline"))
+                same = same and not len(result.failed) and len(set(texts)) == 1
+    return {
+        "machines": MACHINES, "tasks": tasks, "step_seconds": STEP_SECONDS,
+        "same_as_one_process": same,
+        "seconds_until_run_again": {what: common.spread(values) for what, values in seconds.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="how often a process, a worker and a machine are killed")
+    parser.add_argument("--tiny", action="store_true", help="small settings: does it run?")
+    parser.add_argument("--out", type=Path, default=None, help="default benchmarks/results/processes.json")
+    given = parser.parse_args()
+    rounds = 1 if given.tiny else given.rounds
+    fields = [] if given.tiny else ["data.limit=2000", "train.batch_size=96", "train.epochs=6"]
+    out = given.out or (common.SCRATCH if given.tiny else common.RESULTS) / "processes.json"
+    machine = common.hardware(common.available_cores())
+    results: dict[str, Any] = {"what": __doc__, "machine": machine}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["KITAE_CACHE"] = str(folder / "cache")
+        results["batches"] = batches(folder)
+        results["recipe"] = ["fashion-mini", *FIELDS, *fields]
+        results["processes"] = trained(folder, fields)
+        results["killed"] = killed(folder, rounds)
+        common.save(out, results)
+        if find_spec("ray") is None:
+            results["left_out"] = {"ray": "not installed"}
+        else:
+            from ray import __version__
+
+            machine["versions"]["ray"] = __version__
+            results["ray"] = clusters(folder, rounds)
+    common.save(out, results)
+    print(f"results: {out}")
+
+
+if __name__ == "__main__":
+    main()
