@@ -134,9 +134,13 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _ahead(
-    make: Callable[[int], tuple[Tensor, Tensor]], steps: range, device: torch.device
+    make: Callable[[int], tuple[Tensor, Tensor]], steps: range, device: torch.device, cuda: Any = torch.cuda
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`map(make, steps)`, two batches ahead, in a separate thread and on a separate stream."""
+    """`map(make, steps)`, two batches ahead, in a separate thread and on a separate stream.
+
+    Args:
+        cuda: has `Stream`, `stream` and `current_stream`.
+    """
     ready: queue.Queue[Any] = queue.Queue(maxsize=2)
     closed = threading.Event()
 
@@ -148,9 +152,9 @@ def _ahead(
 
     def produce() -> None:
         try:
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream = cuda.Stream(device)
             for step in steps:
-                with torch.cuda.stream(stream):
+                with cuda.stream(stream):
                     batch = make(step)
                     done = stream.record_event()
                 hand_over((batch, done))
@@ -159,15 +163,16 @@ def _ahead(
         except BaseException as error:
             hand_over((error, None))
 
-    threading.Thread(target=produce, daemon=True).start()
+    threading.Thread(target=produce, daemon=True, name="kitae-batches").start()
     try:
         for _ in steps:
             batch, done = ready.get()
             if isinstance(batch, BaseException):
                 raise batch
-            torch.cuda.current_stream(device).wait_event(done)
+            current = cuda.current_stream(device)
+            current.wait_event(done)
             for tensor in batch:
-                tensor.record_stream(torch.cuda.current_stream(device))
+                tensor.record_stream(current)
             yield batch
     finally:
         closed.set()
