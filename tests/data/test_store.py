@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import shutil
@@ -36,6 +35,7 @@ from kitae.files import cache_folder
 from kitae.preprocess import PreprocessRules, decode, probe
 from kitae.preprocess import picture as picture_of
 from tests.images import encode, picture, turned_by, write_folder, write_parquet
+from tests.memory import anonymous_memory, needs_status
 from tests.refusals import refused
 
 Maker = Callable[..., Path]
@@ -702,13 +702,7 @@ def test_names_are_a_sequence() -> None:
         names[4]
 
 
-def anonymous_memory() -> int:
-    gc.collect()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@needs_status
 def test_an_open_store_takes_no_memory(tmp_path: Path) -> None:
     """64 MB of pixels, all read through the mapping: they are the page cache's, not ours."""
     path = write_parquet(tmp_path / "x.parquet", train=20, test=0, classes=2)

@@ -27,6 +27,8 @@ from kitae.training import distributed
 from kitae.training.batches import augmented_batches, epoch_shape
 from kitae.training.distributed import World
 from tests.data.shard_files import pack, samples, shards
+from tests.images import encode
+from tests.memory import anonymous_memory, needs_status
 from tests.refusals import refused
 from tests.test_resume import assert_same, go, outcome
 
@@ -119,6 +121,35 @@ def test_each_process_opens_shards_of_its_own(tmp_path: Path, monkeypatch: pytes
         validated += opened
     assert len(trained) == len(set(trained)) == 2 * processes
     assert len(validated) == len(set(validated)) == 3 * processes
+
+
+@pytest.mark.slow
+@needs_status
+def test_twice_the_images_take_no_more_memory(tmp_path: Path) -> None:
+    """118 MB of pixels go by, in 8 shards, of which 256 images at a time are shuffled."""
+    pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    for shard in range(8):
+        files = []
+        for number in range(300 * shard, 300 * shard + 300):
+            files.append((f"{number:04d}.jpg", encode(np.roll(pixels, number, axis=1), "JPEG", quality=95)))
+            files.append((f"{number:04d}.cls", b"%d" % (number % 2)))
+        pack(tmp_path / f"train-{shard}.tar", files)
+    pack(tmp_path / "val-0.tar", samples(9000, 6))
+    pack(tmp_path / "test-0.tar", samples(9500, 6))
+    setup = Setup.without_run(
+        tiny(
+            f"data.source=webdataset:{tmp_path}/*.tar", "data.shuffle_buffer=256", "data.channels=3", CROPS,
+            "data.normalize={mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}",
+        )
+    )  # fmt: skip
+    shape = epoch_shape(len(setup.images), setup.recipe.train)
+    augment, world = setup.augment(0).prepare(*setup.drawn), World(0, 1, torch.device("cpu"))
+    memory = {}
+    for step, _ in enumerate(augmented_batches(setup.images, augment, shape, world, seed=0, epoch=0, first=0), 1):
+        if step in (50, 100, 150):
+            memory[step] = anonymous_memory()
+    assert step == 150
+    assert max(memory.values()) - memory[50] < 2 << 20, memory
 
 
 def test_an_unreadable_image_stops_a_training_with_its_name(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class ShardIndex:
 
     places: NDArray[np.int64]
     labels: NDArray[Any]
-    keys: list[str]
+    keys: Names
     hashes: NDArray[np.uint8]
     deep: NDArray[np.bool_]
     problems: list[str]
@@ -143,7 +143,7 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         """As an .npz without pickle."""
         buffer = io.BytesIO()
-        text = json.dumps({"keys": self.keys, "problems": self.problems}).encode()
+        text = json.dumps({"keys": list(self.keys), "problems": self.problems}).encode()
         arrays = {name: getattr(self, name) for name in ("places", "labels", "hashes", "deep")}
         np.savez(buffer, **arrays, text=np.frombuffer(text, np.uint8))
         return buffer.getvalue()
@@ -153,7 +153,8 @@ class ShardIndex:
         """The inverse of `to_bytes`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             text = json.loads(arrays["text"].tobytes())
-            return cls(**{name: arrays[name] for name in arrays if name != "text"}, **text)
+            columns = {name: arrays[name] for name in arrays if name != "text"}
+            return cls(**columns, keys=Names.of(text["keys"]), problems=text["problems"])
 
 
 def scan(file: IO[bytes], name: str) -> ShardIndex:
@@ -254,7 +255,7 @@ def _indexed(
     if len({type(label) for label in labels}) > 1:
         raise DataError(f"{name}: some labels are integers and some are names; use one kind")
     return ShardIndex(
-        np.array(places, np.int64).reshape(-1, 2), np.array(labels or np.empty(0, np.int64)), keys,
+        np.array(places, np.int64).reshape(-1, 2), np.array(labels or np.empty(0, np.int64)), Names.of(keys),
         np.frombuffer(bytes(hashes), np.uint8).reshape(-1, HASH_BYTES), np.array(deep, np.bool_),
         list(problems.values()),
     )  # fmt: skip
