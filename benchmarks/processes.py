@@ -7,8 +7,8 @@ Trainings with one, two and three processes, started by torchrun and connected b
 
     batches     hashes of the augmented images and targets that each process feeds its network
     losses      largest difference between one process and several; the network has no BatchNorm
-    images/s    of `kitae train`, from the second epoch on. There are no more cores than here, so more processes cannot
-                be faster than one with as many threads: what is shown is the price of the exchange
+    images/s    of `kitae train`, from the second epoch on. With more processes than cores, this shows the price of the
+                exchange
     killed      seconds from SIGKILL of one process until torchrun and all others have ended, and what another one says
 
 Studies on a Ray cluster of a head and several machines of one processor, each a raylet of its own, with a stand-in for

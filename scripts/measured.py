@@ -235,15 +235,17 @@ def report_pages(page: Path) -> str:
 def processes(page: Path) -> str:
     """A table of trainings with several processes, and a paragraph on lost workers and machines of a Ray cluster."""
     found = json.loads((RESULTS / "processes.json").read_text())
-    rows = []
+    rows, alone = [], found["processes"]["1"]["losses"]
     for size, row in found["processes"].items():
-        alone = size == "1"
+        pairs = zip(row["losses"], alone, strict=True)
+        apart = [max(abs(mine[name] - one[name]) for name in one) for mine, one in pairs]
         rows.append([
             size, _spread(row["images_per_second"], ",.0f"),
-            "" if alone else f"{row['largest_difference_of_losses']:.0e}",
-            "" if alone else f"{_spread(found['killed'][size]['seconds'], '.1f')} s",
+            *([f"{apart[0]:.0e}", f"{max(apart):.0e}"] if any(apart) else ["", ""]),
+            f"{_spread(found['killed'][size]['seconds'], '.1f')} s" if size in found["killed"] else "",
         ])  # fmt: skip
-    head = ["Processes", "Images/s", "Largest difference of losses from one", "From SIGKILL of one to the end of all"]
+    head = ["Processes", "Images/s", "Losses differ by, in the first epoch", f"in {len(alone)} epochs"]
+    head += ["From SIGKILL of one to the end of all"]
     fed, ray, machine = found["batches"], found["ray"], found["machine"]
     assert fed["equal"]
     assert ray["same_as_one_process"]
@@ -252,8 +254,10 @@ def processes(page: Path) -> str:
         f"The {fed['batches']} batches of two epochs have the same SHA-256 with 1, 2 and 3 processes. In studies of "
         f"{ray['tasks']} runs on a Ray cluster of {ray['machines']} machines, all processes of this one, the run of a "
         f"killed worker began again after {again['worker']}, that of a lost machine after {again['machine']}. Median, "
-        f"lowest and highest; {machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
-        f"{machine['when'][:10]}."
+        f"lowest and highest of {ray['seconds_until_run_again']['worker']['n']} measurements (images/s: of "
+        f"{found['processes']['1']['images_per_second']['n']} epochs), beside other programs (load average "
+        f"{machine['load_average'][0]:.0f}); {machine['processor']}, {machine['cores']} cores, torch "
+        f"{machine['versions']['torch']}, {machine['when'][:10]}."
     )
     return f"{table(head, rows)}\n\n{textwrap.fill(text, 120)}"
 
