@@ -10,6 +10,7 @@ stand still, round after round, so that a busy moment hits all of them. Contesta
     kept          the same in a process that keeps freed memory, as Kitae's does (`training.guards.keep_freed_memory`)
     kitae         `kt.train` of a recipe, with its run folder. Without checkpoints inside an epoch: by the clock one
                   would be due in nearly every turn, after those of all the others
+    compiled      the same with `train.compile`; needs a C++ compiler, and compiles before its first turn
     tutorial      DataLoader, torchvision's transforms on PIL images, float32: what most tutorials show
     tuned         the same loop with bfloat16 and channels_last, and two workers that stay
     lightning     Lightning's Trainer, bf16-mixed and channels_last, the same DataLoader
@@ -44,7 +45,7 @@ import common
 import numpy as np
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CONTESTANTS = ("bare", "kept", "kitae", "tutorial", "tuned", "lightning", "timm")
+CONTESTANTS = ("bare", "kept", "kitae", "compiled", "tutorial", "tuned", "lightning", "timm")
 NEEDS = {"lightning": "lightning", "timm": "timm"}
 
 
@@ -390,7 +391,7 @@ def timm(row: Row, gate: Gate) -> None:
         gate.stepped()
 
 
-def kitae(row: Row, gate: Gate, *, saves: bool = False) -> None:
+def kitae(row: Row, gate: Gate, **how: bool) -> None:
     """Ours: the command, with its run folder, on the store of the same images."""
 
     class Turns:
@@ -406,7 +407,12 @@ def kitae(row: Row, gate: Gate, *, saves: bool = False) -> None:
     import kitae as kt
 
     with tempfile.TemporaryDirectory() as folder:
-        kt.train(kt.Recipe.model_validate(recipe(row, saves=saves)), Path(folder) / "run", watcher=Turns())
+        kt.train(kt.Recipe.model_validate(recipe(row, **how)), Path(folder) / "run", watcher=Turns())
+
+
+def compiled(row: Row, gate: Gate) -> None:
+    """Ours, with torch.compile."""
+    kitae(row, gate, compiles=True)
 
 
 def saving(row: Row, gate: Gate) -> None:
@@ -423,7 +429,7 @@ def parts(row: Row) -> dict[str, Any]:
     return found
 
 
-def recipe(row: Row, *, saves: bool = False) -> dict[str, Any]:
+def recipe(row: Row, *, saves: bool = False, compiles: bool = False) -> dict[str, Any]:
     """Our recipe of a row: the transforms, loss and averages of the others."""
     small = row.side <= 64 and source(row).name.startswith("cifar")
     ops: list[Any] = [
@@ -445,7 +451,7 @@ def recipe(row: Row, *, saves: bool = False) -> dict[str, Any]:
         "model": dict(row.model),
         "train": {
             "epochs": 1000, "batch_size": row.batch, "precision": "bf16",
-            "checkpoint_seconds": 1e-9 if saves else 1e9,
+            "checkpoint_seconds": 1e-9 if saves else 1e9, "compile": compiles,
             "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
             **({"label_smoothing": 0.1, "ema": 0.998} if row.strong else {}),
         },
@@ -453,8 +459,8 @@ def recipe(row: Row, *, saves: bool = False) -> dict[str, Any]:
 
 
 LOOPS: dict[str, Callable[[Row, Gate], None]] = {
-    "bare": bare, "kept": kept, "kitae": kitae, "tutorial": tutorial, "tuned": tuned, "lightning": lightning,
-    "timm": timm, "saving": saving,
+    "bare": bare, "kept": kept, "kitae": kitae, "compiled": compiled, "tutorial": tutorial, "tuned": tuned,
+    "lightning": lightning, "timm": timm, "saving": saving,
 }  # fmt: skip
 
 
@@ -549,7 +555,7 @@ def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict
         "kitae_over": {one: common.ratio(rates["kitae"], rates[one]) for one in rates if one != "kitae"},
         "waiting_share": {
             one: sum(turn["waited"] for turn in made) / sum(turn["seconds"] for turn in made)
-            for one, made in turns.items() if one not in ("bare", "kept", "kitae")
+            for one, made in turns.items() if one not in ("bare", "kept", "kitae", "compiled")
         },
         "memory_between_steps_bytes": {one: max(turn["memory"] for turn in made) for one, made in turns.items()},
         "peak_memory_bytes": {one: max(turn["peak"] for turn in made) for one, made in turns.items()},

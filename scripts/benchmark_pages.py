@@ -237,6 +237,7 @@ def _difference(line: dict[str, Any]) -> str:
 
 LOOPS = {
     "kitae": "`kt.train`, run folder included",
+    "compiled": "the same with `train.compile`",
     "bare": "the limit: the bare step, one batch of floats in memory",
     "kept": "the bare step in a process that keeps freed memory",
     "tutorial": "tutorial loop: DataLoader, float32",
