@@ -110,10 +110,9 @@ class Timed(raylets.Loses):
     seconds = 0.0
 
     def lose(self) -> None:
-        before = {line[0] for _, line in raylets.trainings()}
-        began = time.monotonic()
         super().lose()
-        while not any(run == self.run and line[0] not in before for run, line in raylets.trainings()):
+        began = time.monotonic()
+        while not any(run == self.run and line[0] != self.process for run, line in raylets.trainings()):
             if time.monotonic() - began > 120:
                 raise TimeoutError(f"{self.run} was not run again")
             time.sleep(0.01)

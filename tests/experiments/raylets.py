@@ -53,13 +53,14 @@ class Loses(RayCluster):
         after: outcomes that come before; others are at work then.
 
     Attributes:
-        run: what was lost with it; None before.
+        run: what was lost with it; None before. process: the one that trained it.
     """
 
     def __init__(self, *, machine: bool = False, after: int = 1) -> None:
         super().__init__()
         self.machine, self.after, self.ended = machine, after, 0
         self.run: str | None = None
+        self.process = 0
 
     def outcomes(self, units: Any) -> Iterator[Any]:
         for outcome in super().outcomes(units):
@@ -75,7 +76,7 @@ class Loses(RayCluster):
             assert time.monotonic() < deadline, "no Ray worker was found at work"
             for run, (process, worker, raylet, driver) in trainings():
                 if driver == os.getpid() and self.run is None:
-                    self.run = run
+                    self.run, self.process = run, process
                     # The raylet first, which would report the end of the others while it is alive.
                     for one in (raylet, worker, process) if self.machine else (worker,):
                         with suppress(ProcessLookupError):
