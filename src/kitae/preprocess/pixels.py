@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from typing import Any
 
 import numpy as np
@@ -76,21 +78,48 @@ def flatten(
     return (image if turn is None else image.transpose(turn)), highest
 
 
+class _Arrow(ctypes.Structure):
+    """An array in Arrow's C data interface, up to its buffers and children."""
+
+
+_Arrow._fields_ = [
+    ("length", ctypes.c_int64), ("null_count", ctypes.c_int64), ("offset", ctypes.c_int64),
+    ("n_buffers", ctypes.c_int64), ("n_children", ctypes.c_int64),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)), ("children", ctypes.POINTER(ctypes.POINTER(_Arrow))),
+]  # fmt: skip
+
+
+class _Memory:
+    """What an array needs to know about an image's memory. It keeps the image."""
+
+    def __init__(self, image: Image.Image, about: dict[str, Any]) -> None:
+        self._image, self.__array_interface__ = image, about
+
+
+@functools.cache
+def _pointer_of() -> Any:
+    """Returns the address in a capsule of Python."""
+    function = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    return function(("PyCapsule_GetPointer", ctypes.pythonapi))
+
+
 def own_memory(image: Image.Image) -> NDArray[np.uint8] | None:
     """The memory of an image of mode L or RGB itself, without a copy: uint8 [H, W, 1 or 3], with gaps between pixels.
 
-    None where it is not in one piece (above 16 MB), or with a Pillow before 11.2.
+    None where it is not in one piece (above 16 MB), or with a Pillow before 11.2. The struct is read here, since making
+    an array of it with pyarrow takes a fifth of the time of decoding.
     """
     if not hasattr(image, "__arrow_c_array__"):
         return None
-    import pyarrow as pa
-
     try:
-        values = pa.array(image)
+        _, capsule = image.__arrow_c_array__()
     except ValueError:  # in several pieces
         return None
-    flat = np.asarray(values if image.mode == "L" else values.flatten())  # of RGB, four bytes a pixel
-    return flat.reshape(image.height, image.width, -1)[:, :, :3]
+    array = _Arrow.from_address(_pointer_of()(capsule, b"arrow_array"))
+    values, pixel, channels = (array, 1, 1) if image.mode == "L" else (array.children[0].contents, 4, 3)
+    strides = (pixel * image.width, pixel, 1)
+    about = {"shape": (image.height, image.width, channels), "strides": strides, "typestr": "|u1", "version": 3}
+    return np.asarray(_Memory(image, {**about, "data": (values.buffers[1], True)}))
 
 
 def eight_bits(levels: NDArray[np.uint16], depth: Depth | None) -> tuple[NDArray[np.uint8], int]:
