@@ -11,17 +11,28 @@ from kitae.machine import processors
 def share(count: int, work: Callable[[int], None], threads: int | None = None) -> None:
     """`work(place)` for every place in [0, count), in threads; for work that releases the interpreter lock.
 
-    A pool for each call, so that none is left behind at a fork.
+    The threads, this one among them, take one place after the other, so all end at nearly the same time. A pool for
+    each call, so that none is left behind at a fork. Raises what the first place that fails raises.
     """
     threads = min(threads or processors(), count)
+    places = iter(range(count))  # of which `next` is atomic
+    failed: dict[int, BaseException] = {}
+
+    def take() -> None:
+        for place in places:
+            if failed:
+                return
+            try:
+                work(place)
+            except BaseException as error:
+                failed[place] = error
+
     if threads < 2:
-        for place in range(count):
-            work(place)
-        return
-
-    def part(number: int) -> None:
-        for place in range(number, count, 4 * threads):
-            work(place)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="kitae-share") as pool:
-        list(pool.map(part, range(4 * threads)))
+        take()
+    else:
+        with ThreadPoolExecutor(threads - 1, thread_name_prefix="kitae-share") as pool:
+            for _ in range(threads - 1):
+                pool.submit(take)
+            take()
+    if failed:
+        raise failed[min(failed)]

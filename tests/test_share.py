@@ -1,0 +1,47 @@
+"""Work that is shared among threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from kitae.native.share import share
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2, 7])
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_each_place_is_worked_on_once(count: int, threads: int | None) -> None:
+    done: list[int] = []
+    share(count, done.append, threads)
+    assert sorted(done) == list(range(count))
+
+
+def test_a_slow_place_holds_up_its_own_thread_alone() -> None:
+    others = threading.Semaphore(0)
+
+    def work(place: int) -> None:
+        if place:
+            others.release()
+        else:
+            for _ in range(49):
+                assert others.acquire(timeout=30)
+
+    share(50, work, 2)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_place_that_fails_is_the_error_and_ends_the_work(threads: int) -> None:
+    done: list[int] = []
+
+    def work(place: int) -> None:
+        done.append(place)
+        if place > 4:
+            time.sleep(0.1 if place == 5 else 0.001)
+        if place in (5, 6):
+            raise ValueError(place)
+
+    with pytest.raises(ValueError, match="5"):
+        share(1000, work, threads)
+    assert len(done) < 1000
