@@ -27,7 +27,7 @@ from kitae.augment.spec import AugmentSpec
 from kitae.data.encoded import Encoded
 from kitae.data.pictures import Pictures
 from kitae.native import jit
-from kitae.native.link import OP, PLAN, PLANES, RUN, as_f64, as_i64, as_u8, as_u64
+from kitae.native.link import PLAN, RUN, WINDOW, as_f64, as_i64, as_u8, as_u64
 from kitae.native.share import share
 
 # Not the op's own slot: a second crop later in the pipeline uses that.
@@ -88,6 +88,26 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
     return 0
 
 
+def cut_window(source: Any, line: Any, pixel: Any, channels: Any, height: Any, width: Any, target: Any, new_height: Any,
+               new_width: Any, scratch: Any) -> Any:  # fmt: skip
+    """Resize a window [height, width, channels] to [channels, new_height, new_width].
+
+    `line` and `pixel` are the bytes from a row and a pixel of the window to the next.
+    """
+    args = as_f64(scratch)
+    args[0] = 0.0
+    args[1] = 0.0
+    args[2] = height
+    args[3] = width
+    args[4] = new_height
+    args[5] = new_width
+    window = scratch + WINDOW_AT
+    planes(source, window, line, pixel, channels, height, width)
+    work = (window + channels * height * width + 63) & ~63
+    resized_crop(as_u8(window), as_u8(target), work, args, channels, height, width)
+    return 0
+
+
 def first_crop(
     spec: AugmentSpec, images: NDArray[np.uint8] | Pictures | Encoded, threads: int
 ) -> tuple[PictureCrop | EncodedCrop | None, tuple[Op, ...]]:
@@ -108,20 +128,20 @@ class _Scratch:
     """Reused scratch memory of threads. Fresh memory takes nearly as long as the crops, since the system clears it."""
 
     def __init__(self, threads: int) -> None:
-        self._free: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+        self._free: deque[tuple[NDArray[np.uint8], int]] = deque(maxlen=threads)
 
     @contextmanager
     def borrowed(self, size: int) -> Iterator[int]:
         """The 64-byte aligned address of memory for this thread alone; `size` includes 64 bytes for the alignment."""
         try:
-            memory = self._free.pop()
+            memory, at = self._free.pop()
         except IndexError:
+            memory, at = np.empty(0, np.uint8), 0
+        if len(memory) < size:
             memory = np.empty(size, np.uint8)
-        if memory.nbytes < size:
-            memory = np.empty(size, np.uint8)
-        at = memory.ctypes.data
+            at = memory.ctypes.data
         yield at + -at % 64
-        self._free.append(memory)
+        self._free.append((memory, at))
 
 
 class _Crop:
@@ -197,24 +217,29 @@ class EncodedCrop(_Crop):
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images uint8 [b, C, H, W]. Arguments as of `PictureCrop`."""
-        plan, resize = jit.by_address(plan_crop, PLAN), jit.by_address(resized_crop, OP)
-        to_planes = jit.by_address(planes, PLANES)
+        plan, cut = jit.by_address(plan_crop, PLAN), jit.by_address(cut_window, WINDOW)
+        new_height, new_width = self.shape[1:]
         out = take((len(rows), *self.shape), np.uint8)
+        keys = np.tile(np.array(sample_key(seed, epoch, 0, SLOT)), (len(rows), 1))
+        keys[:, 0], keys[:, 1] = index & 0xFFFFFFFF, index >> 32
+        codes, args = np.zeros((len(rows), 1), np.int64), np.zeros((len(rows), ARGS))
+        # Of arrays of the whole batch, since small ones for each image take longer than the plan.
+        (keys_at, key), (codes_at, code), (args_at, step), (out_at, image) = (
+            (array.ctypes.data, array.strides[0]) for array in (keys, codes, args, out)
+        )
+        numbers = self._numbers.ctypes.data
 
         def window(place: int, height: int, width: int) -> tuple[int, int, int, int]:
-            key = np.array(sample_key(seed, epoch, int(index[place]), SLOT), np.uint64)
-            codes, args = np.zeros(1, np.int64), np.zeros(ARGS)
-            plan(*(array.ctypes.data for array in (key, self._numbers, codes, args)), height, width)
-            top, left, tall, wide = args[:4].astype(np.int64).tolist()
+            plan(keys_at + place * key, numbers, codes_at + place * code, args_at + place * step, height, width)
+            top, left, tall, wide = map(int, args[place, :4].tolist())
             return top, left, tall, wide
 
         def use(place: int, pixels: NDArray[np.uint8]) -> None:
-            tall, wide, channels = pixels.shape
-            args = np.array([0, 0, tall, wide, *self.shape[1:]], np.float64)
-            held = (pixels.size + 63) & ~63  # of the window; the work area of the kernel follows
-            with self._scratch.borrowed(held + work_bytes(tall, wide, *self.shape[1:]) + 64) as at:
-                to_planes(pixels.ctypes.data, at, *pixels.strides[:2], channels, tall, wide)
-                resize(at, out[place].ctypes.data, at + held, args.ctypes.data, channels, tall, wide)
+            height, width, channels = pixels.shape
+            needed = WINDOW_AT + pixels.size + 64 + work_bytes(height, width, new_height, new_width)
+            source, target = (pixels.ctypes.data, *pixels.strides[:2]), out_at + place * image
+            with self._scratch.borrowed(needed + 64) as scratch:
+                cut(*source, channels, height, width, target, new_height, new_width, scratch)
 
         self._images.cut(rows, self.shape[1:], window, use, self._threads)
         return out

@@ -76,10 +76,12 @@ class Encoded(Prepared):
             size: (height, width) that windows are to be resized to.
             use: called with the place in `rows` and the window, uint8 [h, w, C].
         """
+        places, names = self.places[rows].tolist(), [self.names[row] for row in rows.tolist()]
 
         def prepare(place: int) -> None:
-            row = int(rows[place])
-            use(place, windowed(self.bytes_of(row), partial(window, place), size, self.rules, self.names[row]))
+            number, *stretch = places[place]
+            data = self.cache.read(self.shards[number], *stretch)
+            use(place, windowed(data, partial(window, place), size, self.rules, names[place]))
 
         share(len(rows), prepare, threads)
 

@@ -23,8 +23,8 @@ OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64
 PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 # The driver: (context, scratch) -> 0
 RUN = types.int64(types.int64, types.int64)
-# Pixels to planes: (source, target, line, pixel, channels, height, width) -> 0
-PLANES = types.int64(*[types.int64] * 7)
+# A window of decoded pixels, resized: see `crops.cut_window`
+WINDOW = types.int64(*[types.int64] * 10)
 # A part of a work, and taking one part after the other, see `native.threads`
 PART = types.int64(*[types.int64] * 7)
 TAKE = types.int64(types.int64)
