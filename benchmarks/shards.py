@@ -9,12 +9,15 @@ Photographs come from `trashnet.parquet` and `imagenette-small.parquet`, as in s
     kitae          shards in a keyed block order, random resized crop at decode, flip, normalisation; a thread a core
     torchvision    the same files by offset, v2 transforms on Pillow images, DataLoader with a worker a core
     webdataset     the library's own shuffle and decoder, the same transforms, WebLoader with a worker a core
-    decoder        what bounds all: Pillow decodes the same bytes from memory, in a thread a core; nothing else
+    decoder        Pillow decodes the same bytes from memory, in a thread a core; nothing else
+    pillow         the same at the reduced scale that suffices, and Pillow crops and resizes, to windows drawn before
     store          kitae from its decoded store of the same photographs: the path of data that fit in memory
 
-All give float32 batches of 3 x 224 x 224. Each round times each contestant once, in a process of its own, from the
-second batch on. The memory run is one pass of kitae over all shards, with RssAnon after every batch. With links the
-page cache holds the shards: reading from the disk itself is not measured. Results go to benchmarks/results/shards.json.
+The decoder and Pillow give images, all others float32 batches of 3 x 224 x 224. Kitae's processes have the settings of
+`kitae train`: threads that wait sleep soon, and freed memory is kept. Each round times each contestant once, in a
+process of its own, from the second batch on. The memory run is one pass of kitae over all shards, with RssAnon after
+every batch. With links the page cache holds the shards: reading from the disk itself is not measured. Results go to
+benchmarks/results/shards.json.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -38,10 +42,13 @@ import common
 import numpy as np
 from memory import anonymous
 
+from kitae.machine import sleep_while_waiting
+
 SIDE, BATCH, BUFFER = 224, 64, 4096
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CONTESTANTS = ("kitae", "torchvision", "webdataset", "decoder", "store")
+CONTESTANTS = ("kitae", "torchvision", "webdataset", "decoder", "pillow", "store")
 FLAT = 1.05  # the last quarter of the memory run over the second one, at most
+GAP = 2  # a JPEG is read at no less than this multiple of the target, as by Kitae
 NEAR = 0.9  # of the decoder's limit or of the store's path, at least
 
 
@@ -172,21 +179,50 @@ def batches(name: str, folder: Path, cache: Path, photos: Path, cores: int) -> I
         from PIL import Image
 
         held = [path.read_bytes() for path in sorted(photos.rglob("*.jpg"))]
+        windows = drawn(held) if name == "pillow" else []
 
         def decode(number: int) -> None:
             with Image.open(io.BytesIO(held[number % len(held)])) as image:
                 image.convert("RGB")
 
+        def crop(number: int) -> None:
+            left, top, right, bottom = windows[number % len(held)]
+            with Image.open(io.BytesIO(held[number % len(held)])) as image:
+                width, height = image.size
+                scale = GAP * max(SIDE / (bottom - top), SIDE / (right - left))
+                if scale < 1:
+                    image.draft("RGB", (math.ceil(scale * width), math.ceil(scale * height)))
+                across, down = image.width / width, image.height / height
+                box = (left * across, top * down, right * across, bottom * down)
+                image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box).convert("RGB")
+
         with ThreadPoolExecutor(cores) as pool:
             at = 0
             while True:
-                yield list(pool.map(decode, range(at, at + BATCH)))
+                yield list(pool.map(crop if windows else decode, range(at, at + BATCH)))
                 at += BATCH
+
+
+def drawn(photos: Sequence[bytes]) -> list[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of a random resized crop of each photograph."""
+    from PIL import Image
+    from torchvision.transforms import RandomResizedCrop
+
+    found = []
+    for data in photos:
+        with Image.open(io.BytesIO(data)) as image:
+            top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])  # type: ignore[arg-type]
+        found.append((left, top, left + width, top + height))
+    return found
 
 
 def child(task: str, folder: Path, cache: Path, photos: Path, seconds: float, cores: int) -> dict[str, Any]:
     """Time a contestant, or watch the memory of kitae."""
+    from kitae.training.guards import keep_freed_memory
+
     common.keep_to(cores)
+    if task in ("kitae", "store", "memory"):
+        keep_freed_memory()
     if task == "memory":
         import torch
 
@@ -229,7 +265,9 @@ def ask(task: str, folder: Path, cache: Path, photos: Path, seconds: float, core
         str(seconds),
         str(cores),
     ]
-    found = subprocess.run(command, capture_output=True, text=True)
+    environment = dict(os.environ)
+    sleep_while_waiting(environment)
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
     if found.returncode:
         return {"error": found.stderr.strip().splitlines()[-1] if found.stderr.strip() else f"exit {found.returncode}"}
     answer: dict[str, Any] = json.loads(found.stdout.strip().splitlines()[-1])
