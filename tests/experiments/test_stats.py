@@ -358,7 +358,7 @@ def test_times_and_rates_are_compared_as_ratios(metric: str, values: tuple[float
     (effect,) = analyse(pd.DataFrame(rows, columns=["variant", "seed", metric]), made, metric).effects
     assert effect.ratio
     assert effect.estimate == pytest.approx(ratio)
-    assert sentence(effect, 3).startswith(f"v1: helps, x {ratio:.2f}")
+    assert sentence(effect, 3).startswith(f"v1: x {ratio:.2f}, better")
 
 
 def test_a_difference_that_the_finished_runs_do_not_determine_is_unknown() -> None:

@@ -29,22 +29,22 @@ def effect(
     ("given", "words"),
     [
         (effect(0.1, -0.4, 0.6, 0.9), "mixing: no difference could be shown with 3 seeds (interval -0.4 to +0.6)"),
-        (effect(0.8, 0.3, 1.3), "mixing: helps, +0.8 points (interval +0.3 to +1.3, 3 seeds)"),
-        (effect(-0.8, -1.3, -0.3), "mixing: hurts, -0.8 points (interval -1.3 to -0.3, 3 seeds)"),
+        (effect(0.8, 0.3, 1.3), "mixing: 0.8 points better (interval +0.3 to +1.3, 3 seeds)"),
+        (effect(-0.8, -1.3, -0.3), "mixing: 0.8 points worse (interval -1.3 to -0.3, 3 seeds)"),
         (
             effect(0.6, 0.1, 1.1, 0.12),
             "mixing: +0.6 points (interval +0.1 to +1.1, 3 seeds), not certain after correction for the number "
             "of comparisons (Holm p = 0.12)",
         ),
-        (effect(-0.1, -0.2, -0.05, metric="test.loss"), "mixing: helps, -0.10 (interval -0.20 to -0.05, 3 seeds)"),
+        (effect(-0.1, -0.2, -0.05, metric="test.loss"), "mixing: 0.10 better (interval -0.20 to -0.05, 3 seeds)"),
         (
             effect(-0.0004, -0.0005, -0.0003, metric="test.brier", error=0.00004),
-            "mixing: helps, -0.000400 (interval -0.000500 to -0.000300, 3 seeds)",
+            "mixing: 0.000400 better (interval -0.000500 to -0.000300, 3 seeds)",
         ),
-        (effect(3.0, 2.0, 4.0, metric="best_epoch"), "mixing: differs, +3.00 (interval +2.00 to +4.00, 3 seeds)"),
+        (effect(3.0, 2.0, 4.0, metric="best_epoch"), "mixing: 3.00 more (interval +2.00 to +4.00, 3 seeds)"),
         (
             effect(-5000.0, -5500.0, -4500.0, metric="prune.parameters", error=200.0),
-            "mixing: helps, -5000 (interval -5500 to -4500, 3 seeds)",
+            "mixing: 5000 better (interval -5500 to -4500, 3 seeds)",
         ),
         (effect(0.03, -0.02, 0.08, 0.5), "mixing: no difference could be shown with 3 seeds (interval -0.02 to +0.08)"),
     ],

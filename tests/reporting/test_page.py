@@ -459,7 +459,7 @@ def test_study(study: Path) -> None:
     numbers = ["+2.2 points", "+1.5 to +2.9", "<0.001", "x 0.62", "0.49 points", "-0.5 b x c", "84.93", "30 min 00 s"]
     assert_told(words, *numbers)
     assert headings(text)[0] == "What each change does to accuracy on test"
-    assert charts(text)["Effects on accuracy on test, points"] == f"{HOSTILE[0]}: helps, +2.2 points (+1.5 to +2.9)"
+    assert charts(text)["Effects on accuracy on test, points"] == f"{HOSTILE[0]}: 2.2 points better (+1.5 to +2.9)"
     assert words.index("1 of 1 comparisons shows a gain") < words.index("84.93")
     assert "<details open" not in text
     assert "<table" not in re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)  # tables are folded
@@ -481,7 +481,10 @@ def test_published_studies_have_pages(tmp_path: Path) -> None:
     analysis = json.loads((results / "ledger-small" / "effects.json").read_text())["analyses"]["test.accuracy"]
     worse = next(effect for effect in analysis["effects"] if effect["name"] == "none")
     assert worse["estimate"] < -1
-    assert f"without augmentation: hurts, {worse['text']['estimate']}" in page(tmp_path / "ledger-small")[0]
+    assert (
+        f"without augmentation: {worse['text']['estimate'].removeprefix('-')} worse"
+        in page(tmp_path / "ledger-small")[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["ledger-precision", "ledger-small", "ledger-small-screening"])

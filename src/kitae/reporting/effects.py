@@ -213,14 +213,17 @@ def measured(effect: Effect | None) -> str:
 
 
 def verdict(effect: Effect) -> str:
-    """An effect as far as it is shown: `helps, +0.8 points`, `+0.6 points, not certain`, or `not shown`."""
+    """An effect as far as it is shown: `0.8 points better`, `x 0.62, better`, or `+0.6 points, not certain`."""
     if not effect.known:
         return "not known"
     size = amount(effect.estimate, effect)
     if not effect.bounded:
         return f"{size}, without an interval"
     if effect.shown:
-        return f"{'differs' if not metric(effect.metric).better else 'helps' if effect.helps else 'hurts'}, {size}"
+        way = ("better" if effect.helps else "worse") if metric(effect.metric).better else ""
+        if effect.ratio:
+            return f"{size}, {way}" if way else size
+        return f"{size.lstrip('+-')} {way or ('more' if effect.estimate > 0 else 'less')}"
     return "not shown" if effect.low <= effect.neutral <= effect.high else f"{size}, not certain"
 
 

@@ -17,7 +17,7 @@ from kitae.errors import KitaeError
 from kitae.folders import SIGNS
 from kitae.recipe import OPS_BY_NAME
 from kitae.reporting import effects, study_charts
-from kitae.reporting.effects import Analysis, Effect, measured
+from kitae.reporting.effects import Analysis, Effect, interval, verdict
 from kitae.reporting.study_labels import effect_label, variant_labels
 from kitae.reporting.study_results import StudyRecord, Variant, study_of
 from kitae.reporting.svg import Chart
@@ -76,13 +76,10 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
 
 
 def _sentences(record: StudyRecord) -> list[str]:
-    """The sentences on the effects, then the notes; a sentence starts with the effect's name, here with its label."""
-    names, found = [effect.name for effect in record.main.effects], []
-    for place, sentence in enumerate(record.sentences):
-        name = names[place] if place < len(names) else ""
-        own = sentence.startswith(f"{name}: ")
-        found.append(effect_label(record, name) + sentence.removeprefix(name) if own else sentence)
-    return found
+    """The sentences on the effects, told with their labels, and the notes that follow them."""
+    found, seeds, runs = record.main.effects, len(record.seeds), record.runs.planned
+    told = [effects.sentence(e.model_copy(update={"name": effect_label(record, e.name)}), seeds, runs) for e in found]
+    return [*told, *record.sentences[len(told) :]]
 
 
 def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
@@ -122,7 +119,7 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
         return f"{count} of {tested} comparisons {'shows' if count == 1 else 'show'}"
 
     def told(effect: Effect) -> str:
-        return f"{effect_label(record, effect.name)}: {measured(effect)}"
+        return f"{effect_label(record, effect.name)}: {verdict(effect)} ({interval(effect)})"
 
     def most(count: int) -> str:
         return "most of all " if count > 1 else ""
