@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -34,94 +35,185 @@ def run(script: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """A tiny run with a peer that is not installed and one whose Python does not start."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    broken = folder / "peers" / "albumentations" / "bin" / "python"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("#!/bin/sh\necho no such library >&2\nexit 3\n")
-    broken.chmod(0o755)
-    run(
-        "augment.py", "--quick", "--size", "32", "--only", "standard", "--only", "salt_and_pepper",
-        "--contestants", "kitae,torchvision-v2,kornia,albumentations,copy", "--peers", folder / "peers",
-        "--out", folder / "out.json", "--docs", folder / "docs", "--data", folder,
-    )  # fmt: skip
-    return json.loads((folder / "out.json").read_text()), folder
+def holds(found: dict[str, Any], *conditions: str) -> None:
+    """Each condition, in the words of the results."""
+    for condition in conditions:
+        assert eval(condition, dict(found)), condition
+
+
+# script, arguments, what holds of the results
+SMOKES = [
+    ("memory", "--quick --images 30", ["runs and growth_percent"]),
+    ("cold_start", "--quick", ["seconds and control_ratio and model and beyond_load"]),
+    ("infer", "--quick --batch 1 --threads 1", ["contestants and absent and batches"]),
+    ("store", "--quick", ["build and speed and sharpness"]),
+    ("store", "--quick --cold", ["images_per_second and bytes_read and blocks_over"]),
+    ("shards", "--quick", ["memory and images_per_second and kitae_over"]),
+    ("ties", "--quick", ["means and rows"]),
+    (
+        "train",  # the bare step, our command and two loops; an absent library is named
+        "--tiny --contestants bare kept kitae tuned lightning timm",
+        [
+            "all({'bare', 'kept', 'kitae', 'tuned'} <= row['images_per_second'].keys() for row in rows.values())",
+            "all(row['images_per_second'].keys() | row['left_out'].keys()"
+            " == {'bare', 'kept', 'kitae', 'tuned', 'lightning', 'timm'} for row in rows.values())",
+            "all(row['kitae_over'].keys() == row['images_per_second'].keys() - {'kitae'} for row in rows.values())",
+            "all(rate['median'] > 0 and rate['n'] == 2"
+            " for row in rows.values() for rate in row['images_per_second'].values())",
+            "all(row['peak_memory_bytes'][loop] > size > 0"
+            " for row in rows.values() for loop, size in row['memory_between_steps_bytes'].items())",
+            "all(rate['median'] > 0 for row in rows.values() for rate in row['cpu_seconds_per_1000_images'].values())",
+        ],
+    ),
+    (
+        "depthwise",
+        "--tiny",
+        [
+            "networks[0]['over_ours'].keys() == {'fp32', 'bf16', 'bf16, depthwise in fp32'}",
+            "[row['of'] for row in layers] == ['input', 'weights']",
+        ],
+    ),
+    (
+        "threads",  # while training, no processes beside
+        "--tiny",
+        [
+            "all(row['over_one'].keys() == {'two threads', 'two processes'} for row in rows if not row['training'])",
+            "all(row['over_one'].keys() == {'two threads'} for row in rows if row['training'])",
+            "{row['training'] for row in rows} == {False, True}",
+        ],
+    ),
+    (
+        "waiting",
+        "--tiny",
+        [
+            "[row['beside'] > 0 for row in rows] == [False, True]",
+            "all(row['images_per_second'].keys() == {'pytorch', 'kitae'} for row in rows)",
+            "all(row['over_pytorch']['n'] == 2 for row in rows)",
+        ],
+    ),
+]
 
 
 @pytest.mark.slow
-def test_results_are_whole(results: tuple[dict[str, Any], Path]) -> None:
-    found, _ = results
-    assert found["machine"]["processor"]
-    assert found["machine"]["versions"]["torch"]
-    assert found["quick"]
-    assert not found["complete"]
-    assert [w["work"] for w in found["works"]] == ["standard", "salt_and_pepper"]
+@pytest.mark.parametrize(("script", "words", "conditions"), SMOKES)
+def test_a_quick_run_writes_its_results(
+    script: str, words: str, conditions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITAE_DATA", str(tmp_path))  # no photographs there: some are generated
+    out = tmp_path / f"{script}.json"
+    run(f"{script}.py", *words.split(), "--out", out)
+    found = json.loads(out.read_text())
+    holds(found, "machine['processor']", *conditions, *["quick"] * ("--quick" in words))
+
+
+# script, what measures, arguments of one run after another, what holds of the results
+GROWING = [
+    (
+        "quality",  # two sets of a few pictures
+        "run",
+        [
+            "--budgets 0.05 --seeds 0 --contestants torchvision-scratch --sets {tmp}/tiny {tmp}/photos:20",
+            "--budgets 0.05 --seeds 0 --contestants kitae-scratch --sets {tmp}/tiny",
+        ],
+        [
+            "machine['contestants']['torchvision']",
+            "len(rows) == 3",
+            "all(row['n'] == 6 and row['interval'][0] <= row['accuracy'] <= row['interval'][1] for row in rows)",
+            "all(row['steps'] >= 1 and row['seconds'] > 0 and row['peak_memory_bytes'] > 50e6 for row in rows)",
+            "all(row['when'] >= machine['when'] and row['commit'] == machine['commit'] for row in rows)",
+            "[line['difference'] is None for line in paired] == [False, True, True]",
+        ],
+    ),
+    (
+        "settings",  # on validation
+        "score",
+        [
+            "--sets photos-mini:60 --seeds 0 --sizes 64",
+            "--sets photos-mini:60 --seeds 0 --rates 0.0005 --minutes 0.3",
+        ],
+        [
+            "(rows[0]['image_size'], rows[0]['epochs'], rows[0]['rate']) == (64, 0, None)",
+            "rows[0]['val_accuracy'] == rows[0]['probe_val_accuracy']",
+            "rows[1]['rate'] == 0.0005 and rows[1]['probe_val_accuracy'] is not None",
+            "len(rows) == 2",
+        ],
+    ),
+    (
+        "fine_tuning",  # in equal steps
+        "score",
+        [
+            "--sets photos-mini:60 --size 64 --steps 12 --seeds 0"
+            " --variants short=warmup:0.1 fast=train.optimizer.lr:0.001 mild=scale:0.7"
+        ],
+        [
+            "len(rows) == 3 and rows[0]['probe'] == rows[1]['probe']",  # scale changes its augmented view
+            "[len(row['epochs']) for row in rows] == [6, 6, 6]",
+            "rows[1]['learning_rate'] == 0.001 != rows[0]['learning_rate']",
+        ],
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "measure", "runs", "conditions"), GROWING)
+def test_what_was_measured_is_not_measured_again(
+    script: str, measure: str, runs: list[str], conditions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = module(monkeypatch, script)
+    monkeypatch.setattr(benchmark.common, "SCRATCH", tmp_path / "scratch")
+    for name, side in (("tiny", 24), ("photos", 80)):
+        for label, number in itertools.product(range(2), range(15)):
+            (inside := tmp_path / name / f"class {label}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels(label, number, (side, side), 2)).save(inside / f"{number}.png")
+    arguments = [[*words.format(tmp=tmp_path).split(), "--out", str(tmp_path / "out.json")] for words in runs]
+    for words in arguments:
+        assert benchmark.main(words) == 0
+    holds(json.loads((tmp_path / "out.json").read_text()), *conditions)
+    monkeypatch.setattr(benchmark, measure, lambda *_, **__: pytest.fail("is there already"))
+    assert benchmark.main(arguments[0]) == 0
+
+
+@pytest.mark.slow
+def test_augmentation_is_compared_and_who_is_not_there_is_named(tmp_path: Path) -> None:
+    """A tiny run with a peer that is not installed and one whose Python does not start."""
+    broken = tmp_path / "peers" / "albumentations" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/bin/sh\necho no such library >&2\nexit 3\n")
+    broken.chmod(0o755)
+    words = "--quick --size 32 --only standard --only salt_and_pepper"
+    contestants = "kitae,torchvision-v2,kornia,albumentations,copy"
+    places = ["--peers", tmp_path / "peers", "--out", tmp_path / "out.json", "--data", tmp_path]
+    run("augment.py", *words.split(), "--contestants", contestants, *places, "--docs", tmp_path / "docs")
+    found = json.loads((tmp_path / "out.json").read_text())
+    holds(
+        found,
+        "machine['processor'] and machine['versions']['torch'] and quick and not complete",
+        "[each['work'] for each in works] == ['standard', 'salt_and_pepper']",
+        "'peers.sh' in works[0]['absent']['kornia'] == contestants['kornia']['absent']",
+        "'no such library' in works[0]['absent']['albumentations']",
+        "works[1]['missing']['torchvision-v2'] == 'no such transform'",
+    )
     standard = found["works"][0]
     assert standard["images"].startswith("generated")
-    for entries in standard["modes"].values():
+    for mode, entries in standard["modes"].items():
         assert set(entries) == {"kitae", "kitae (control)", "torchvision-v2", "copy"}
         for entry in entries.values():
             assert entry["n"] == len(entry["values"]) == 2
             assert 0 < entry["min"] <= entry["median"] <= entry["max"]
             assert entry["output"]["std"] > 0.05
-    for mode in standard["modes"]:
         said = standard["summary"][mode]
         assert said["torchvision"]["name"] == said["peer"]["name"] == "torchvision-v2"
         assert said["peer"]["median"] > 0
         assert said["copy"]["name"] == "copy"
-
-
-@pytest.mark.slow
-def test_who_is_not_there_is_named(results: tuple[dict[str, Any], Path]) -> None:
-    found, _ = results
-    absent = found["works"][0]["absent"]
-    assert "peers.sh" in absent["kornia"]
-    assert "no such library" in absent["albumentations"]
-    assert found["contestants"]["kornia"]["absent"] == absent["kornia"]
-    assert found["works"][1]["missing"]["torchvision-v2"] == "no such transform"
-
-
-@pytest.mark.slow
-def test_page_is_made_from_the_results(results: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    found, folder = results
-    page = (folder / "docs" / "augment.md").read_text()
-    rate = found["works"][0]["modes"]["one"]["kitae"]["median"]
-    assert "| Kitae, CPU executor | " in page
-    assert "figures mean nothing" in page
-    assert "no such library" in page
-    assert f"{rate:.0f}"[:2] in page
+    page = (tmp_path / "docs" / "augment.md").read_text()
+    rate = standard["modes"]["one"]["kitae"]["median"]
+    for text in ("| Kitae, CPU executor | ", "figures mean nothing", "no such library", f"{rate:.0f}"[:2]):
+        assert text in page
     for picture in ("augment.png", "augment-peers.png"):
-        assert (folder / "docs" / picture).read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "docs" / picture).read_bytes().startswith(b"\x89PNG")
         assert picture in page
-    run("augment.py", "--docs-only", "--out", folder / "out.json", "--docs", tmp_path)
-    assert (tmp_path / "augment.md").read_text() == page
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "words", "parts"),
-    [
-        ("memory", ["--images", "30"], ["runs", "growth_percent"]),
-        ("cold_start", [], ["seconds", "control_ratio", "model", "beyond_load"]),
-        ("infer", ["--batch", "1", "--threads", "1"], ["contestants", "absent", "batches"]),
-        ("store", [], ["build", "speed", "sharpness"]),
-        ("store", ["--cold"], ["images_per_second", "bytes_read", "blocks_over"]),
-        ("shards", [], ["memory", "images_per_second", "kitae_over"]),
-        ("ties", [], ["means", "rows"]),
-    ],
-)
-def test_a_quick_run_writes_its_results(
-    script: str, words: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KITAE_DATA", str(tmp_path))  # no photographs there: some are generated
-    out = tmp_path / f"{script}.json"
-    run(f"{script}.py", "--quick", *words, "--out", out)
-    found = json.loads(out.read_text())
-    assert found["quick"]
-    assert found["machine"]["processor"]
-    assert all(found[part] for part in parts)
+    run("augment.py", "--docs-only", "--out", tmp_path / "out.json", "--docs", tmp_path / "again")
+    assert (tmp_path / "again" / "augment.md").read_text() == page
 
 
 def test_cold_start_is_what_the_command_adds_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,69 +376,6 @@ def test_what_a_gpu_shows_runs_on_a_cpu_too(tmp_path: Path) -> None:
             assert len(run["metrics"]) == run["epochs"] == 1
 
 
-@pytest.mark.slow
-def test_quality_compares_on_the_same_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sets of a few pictures, in seconds; what was measured already is not measured again."""
-    quality = module(monkeypatch, "quality")
-    monkeypatch.setattr(quality.common, "SCRATCH", tmp_path / "scratch")
-    for name, side in (("tiny", 24), ("photos", 80)):
-        for label in range(2):
-            inside = tmp_path / name / f"class {label}"
-            inside.mkdir(parents=True)
-            for number in range(15):
-                Image.fromarray(pixels(label, number, (side, side), 2)).save(inside / f"{number}.png")
-    arguments = ["--budgets", "0.05", "--seeds", "0", "--out", str(tmp_path / "quality.json")]
-    arguments += ["--contestants", "torchvision-scratch", "--sets", str(tmp_path / "tiny")]
-    assert quality.main([*arguments, f"{tmp_path / 'photos'}:20"]) == 0
-    assert quality.main([*arguments, "--contestants", "kitae-scratch"]) == 0
-    found = json.loads((tmp_path / "quality.json").read_text())
-    assert found["machine"]["contestants"]["torchvision"]
-    assert len(found["rows"]) == 3
-    for row in found["rows"]:
-        assert row["n"] == 6
-        assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
-        assert row["steps"] >= 1
-        assert row["seconds"] > 0
-        assert row["peak_memory_bytes"] > 50e6
-        assert row["when"] >= found["machine"]["when"]
-        assert row["commit"] == found["machine"]["commit"]
-    assert [line["difference"] is None for line in found["paired"]] == [False, True, True]
-    monkeypatch.setattr(quality, "run", lambda *_: pytest.fail("is there already"))
-    assert quality.main(arguments) == 0
-
-
-@pytest.mark.slow
-def test_settings_are_scored_on_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = module(monkeypatch, "settings")
-    monkeypatch.setattr(settings.common, "SCRATCH", tmp_path / "scratch")
-    arguments = ["--sets", "photos-mini:60", "--seeds", "0", "--out", str(tmp_path / "settings.json")]
-    assert settings.main([*arguments, "--sizes", "64"]) == 0
-    assert settings.main([*arguments, "--rates", "0.0005", "--minutes", "0.3"]) == 0
-    sized, rated = json.loads((tmp_path / "settings.json").read_text())["rows"]
-    assert (sized["image_size"], sized["epochs"], sized["rate"]) == (64, 0, None)
-    assert sized["val_accuracy"] == sized["probe_val_accuracy"]
-    assert rated["rate"] == 0.0005
-    assert rated["probe_val_accuracy"] is not None
-    monkeypatch.setattr(settings, "score", lambda *_, **__: pytest.fail("is there already"))
-    assert settings.main([*arguments, "--sizes", "64"]) == 0
-
-
-@pytest.mark.slow
-def test_fine_tunings_are_compared_in_equal_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuning = module(monkeypatch, "fine_tuning")
-    monkeypatch.setattr(tuning.common, "SCRATCH", tmp_path / "scratch")
-    arguments = ["--sets", "photos-mini:60", "--size", "64", "--steps", "12", "--seeds", "0"]
-    arguments += ["--variants", "short=warmup:0.1", "mild=scale:0.7,train.optimizer.lr:0.001"]
-    arguments += ["--out", str(tmp_path / "fine_tuning.json")]
-    assert tuning.main(arguments) == 0
-    short, mild = json.loads((tmp_path / "fine_tuning.json").read_text())["rows"]
-    assert short["probe"] == mild["probe"]
-    assert len(short["epochs"]) == len(mild["epochs"]) == 6
-    assert mild["learning_rate"] == 0.001 != short["learning_rate"]
-    monkeypatch.setattr(tuning, "score", lambda *_, **__: pytest.fail("is there already"))
-    assert tuning.main(arguments) == 0
-
-
 @pytest.mark.parametrize("kind", ["torchvision", "fastai", "timm"])
 def test_the_schedules_of_quality_are_not_cut(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps take four times as long as planned: fewer are made, and the rate still falls to its end."""
@@ -393,51 +422,6 @@ def test_quality_splits_class_by_class_and_pairs_seeds(monkeypatch: pytest.Monke
     said: list[str] = []
     quality.show(list(lines.values()), said.append)
     assert "-7.50" in next(line for line in said if "probe" in line)
-
-
-@pytest.mark.slow
-def test_loops_take_turns(tmp_path: Path) -> None:
-    """The bare step, our command and two loops; an absent library is named."""
-    out = tmp_path / "train.json"
-    contestants = ["bare", "kept", "kitae", "tuned", "lightning", "timm"]
-    run("train.py", "--tiny", "--out", out, "--contestants", *contestants)
-    for row in json.loads(out.read_text())["rows"].values():
-        there = set(row["images_per_second"])
-        assert {"bare", "kept", "kitae", "tuned"} <= there
-        assert there | set(row["left_out"]) == set(contestants)
-        assert set(row["kitae_over"]) == there - {"kitae"}
-        assert all(rate["median"] > 0 and rate["n"] == 2 for rate in row["images_per_second"].values())
-        between = row["memory_between_steps_bytes"]
-        assert all(row["peak_memory_bytes"][loop] > size > 0 for loop, size in between.items())
-        assert all(rate["median"] > 0 for rate in row["cpu_seconds_per_1000_images"].values())
-
-
-@pytest.mark.slow
-def test_gradients_of_depthwise_convolutions_take_turns(tmp_path: Path) -> None:
-    out = tmp_path / "depthwise.json"
-    run("depthwise.py", "--tiny", "--out", out)
-    found = json.loads(out.read_text())
-    assert set(found["networks"][0]["over_ours"]) == {"fp32", "bf16", "bf16, depthwise in fp32"}
-    assert [row["of"] for row in found["layers"]] == ["input", "weights"]
-
-
-@pytest.mark.slow
-def test_threads_and_processes_take_turns(tmp_path: Path) -> None:
-    out = tmp_path / "threads.json"
-    run("threads.py", "--tiny", "--out", out)
-    for row in json.loads(out.read_text())["rows"]:
-        assert set(row["over_one"]) == {"two threads", "two processes"}
-
-
-@pytest.mark.slow
-def test_ways_of_waiting_take_turns(tmp_path: Path) -> None:
-    out = tmp_path / "waiting.json"
-    run("waiting.py", "--tiny", "--out", out)
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["beside"] > 0 for row in rows] == [False, True]
-    for row in rows:
-        assert set(row["images_per_second"]) == {"pytorch", "kitae"}
-        assert row["over_pytorch"]["n"] == 2
 
 
 @pytest.mark.slow
