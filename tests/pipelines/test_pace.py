@@ -26,6 +26,21 @@ from tests.watchers import DiesHereError, KillAt, Watcher
 training = importlib.import_module("kitae.pipelines.train")
 
 
+SMALL = ("data.limit=200", "train.batch_size=16", "train.epochs=50")
+BRIEF = ("data.limit=160", "train.batch_size=16", "train.schedule={name: cosine, warmup_epochs: 0.5}")
+
+
+def fitted(
+    asked: Recipe, seconds: float, begun: bool = False, processes: int = 1, **limits: int
+) -> tuple[Recipe, float]:
+    clock, world = Clock(seconds, time.monotonic(), 0.0, **limits), World(0, processes, torch.device("cpu"))
+    return pace.fitted(asked, Setup.without_run(asked), nn.Identity(), clock, world, begun)
+
+
+def steps(recipe: Recipe) -> int:
+    return recipe.train.epochs * (recipe.train.epoch_steps or 0)
+
+
 def test_the_main_process_decides_whether_all_measure_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that measured again alone would wait for the others."""
     monkeypatch.setattr(pace.distributed, "from_main", lambda value, world: 0.0)
@@ -43,31 +58,21 @@ def test_two_processes_make_twice_the_steps_in_the_same_minutes(monkeypatch: pyt
         return Pace(28 * 28, 0.0, 0.0, 1.0)
 
     monkeypatch.setattr(pace, "pace_of", pace_of)
-    asked = Recipe.load("fashion-mini").override("data.limit=200", "train.batch_size=16", "train.epochs=50")
-    setup = Setup.without_run(asked)
-    clock = Clock(6400, time.monotonic(), 0.0, most=10**6)
-    steps = []
-    for processes in (1, 2):
-        fitted, _ = pace.fitted(asked, setup, nn.Identity(), clock, World(0, processes, torch.device("cpu")))
-        steps.append(fitted.train.epochs * (fitted.train.epoch_steps or 0))
+    asked = Recipe.load("fashion-mini").override(*SMALL)
+    one, two = (steps(fitted(asked, 6400, processes=processes, most=10**6)[0]) for processes in (1, 2))
     assert measured == [16, 8], "each process measures its own part of a batch"
-    assert steps[1] == pytest.approx(2 * steps[0], rel=0.05)
+    assert two == pytest.approx(2 * one, rel=0.05)
 
 
 def test_more_steps_fit_where_pictures_are_smaller_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pace is that of the full size, 784 pixels; the mean is 0.58 of them."""
     monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 1.0))
-    asked = Recipe.load("fashion-mini").override("data.limit=200", "train.batch_size=16", "train.epochs=50")
-    steps = []
-    for fields in ((), ("train.progressive={start: 0.5, until: 0.9}",)):
-        recipe = asked.override(*fields)
-        clock = Clock(6400, time.monotonic(), 0.0, most=10**6)
-        setup = Setup.without_run(recipe)
-        fitted, _ = pace.fitted(recipe, setup, nn.Identity(), clock, World(0, 1, torch.device("cpu")))
-        steps.append(fitted.train.epochs * (fitted.train.epoch_steps or 0))
-    share = progressive_share((28, 28), recipe.train.progressive)
+    asked = Recipe.load("fashion-mini").override(*SMALL)
+    growing = asked.override("train.progressive={start: 0.5, until: 0.9}")
+    share = progressive_share((28, 28), growing.train.progressive)
     assert 0.5 < share < 0.7
-    assert steps[1] * share == pytest.approx(steps[0], rel=0.05)
+    full, more = (steps(fitted(recipe, 6400, most=10**6)[0]) for recipe in (asked, growing))
+    assert more * share == pytest.approx(full, rel=0.05)
 
 
 def test_a_training_that_is_resumed_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +80,10 @@ def test_a_training_that_is_resumed_is_measured_once(monkeypatch: pytest.MonkeyP
     measured: list[int] = []
     monkeypatch.setattr(pace, "pace_of", lambda *_: measured.append(1) or Pace(28 * 28, 0.1, 0.0, 100.0))
     asked = Recipe.load("fashion-mini").override("data.limit=200", "train.epochs=5", "train.probe={views: 0}")
-    setup, world = Setup.without_run(asked), World(0, 1, torch.device("cpu"))
-    clock = Clock(600, time.monotonic(), 0.0)
-    made, end = pace.fitted(asked, setup, nn.Identity(), clock, world, True)
+    made, end = fitted(asked, 600, begun=True)
     assert (made, len(measured)) == (asked, 1)
-    assert end == pytest.approx(0.1 * setup.splits.test_count)
-    assert pace.fitted(asked, setup, nn.Identity(), clock, world) != (asked, end)
+    assert end == pytest.approx(0.1 * Setup.without_run(asked).splits.test_count)
+    assert fitted(asked, 600) != (asked, end)
     assert len(measured) == 4
 
 
@@ -98,12 +101,7 @@ def test_a_length_that_fits_is_kept(
 ) -> None:
     """An epoch has 10 steps of a second each, fewer than are ever made where the minutes choose the length."""
     monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 1 / 16))
-    asked = Recipe.load("fashion-mini").override(
-        "data.limit=160", "train.batch_size=16", "train.schedule={name: cosine, warmup_epochs: 0.5}", *fields
-    )
-    clock = Clock(600, time.monotonic(), 0.0)
-    made, _ = pace.fitted(asked, Setup.without_run(asked), nn.Identity(), clock, World(0, 1, torch.device("cpu")))
-    train = made.train
+    train = fitted(Recipe.load("fashion-mini").override(*BRIEF, *fields), 600)[0].train
     assert train.recut == ()
     if length is None:
         assert 300 < train.epochs * (train.epoch_steps or 10) <= 600
@@ -128,19 +126,15 @@ def test_a_run_is_resumed_with_the_length_that_it_was_given(
 ) -> None:
     """Whether it fitted into the minutes or not. An epoch has 10 steps of a second each."""
     monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 1 / 16))
-    asked = Recipe.load("fashion-mini").override(
-        "data.limit=160", "train.batch_size=16", "train.schedule={name: cosine, warmup_epochs: 0.5}", *fields
-    )
-    setup, clock = Setup.without_run(asked), Clock(seconds, time.monotonic(), 0.0)
-    made, _ = pace.fitted(asked, setup, nn.Identity(), clock, World(0, 1, torch.device("cpu")))
-    made = made.override("train.precision=fp32", "train.select=val_accuracy")  # as a run resolves them
+    asked = Recipe.load("fashion-mini").override(*BRIEF, *fields)
+    made = fitted(asked, seconds)[0].override("train.precision=fp32", "train.select=val_accuracy")  # as a run resolves
     with closing(Run.create(tmp_path / "run", asked)) as run:
         pace.remember_length(run)
         run.resolve(made)
         pace.remember_length(run)  # as after a kill before the first epoch
 
     def resumed(again: Recipe) -> Recipe:
-        agreed = pace.as_long_as(Run.open(tmp_path / "run"), again, clock)
+        agreed = pace.as_long_as(Run.open(tmp_path / "run"), again, Clock(seconds, time.monotonic(), 0.0))
         with closing(Run.create(tmp_path / "run", agreed, resume=True)) as run:
             return run.recipe
 

@@ -6,8 +6,9 @@ import os
 import re
 import socket
 import time
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -85,24 +86,110 @@ def steps(made: Plan) -> int:
     return made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0)
 
 
-def test_photographs_are_fine_tuned_from_a_probe(pets: str, tmp_path: Path) -> None:
-    made = plan(pets, minutes=5)
-    recipe = made.recipe
-    assert recipe.name == "pets"
-    assert recipe.data.source == pets
-    assert (recipe.model.name, recipe.model.pretrained) == ("timm:tf_efficientnet_lite0", True)
-    assert recipe.data.normalize == "pretrained"
-    assert isinstance(recipe.train.probe, ProbeSpec)
-    assert recipe.train.probe.views == 1
-    batch = recipe.train.batch_size
-    assert recipe.train.optimizer.lr == pytest.approx(3.5e-4 * (batch / 32) ** 0.5), "with 5e-4 textures failed"
-    assert steps(made) >= 300
-    first = made.lines[0]
-    assert all(part in first for part in ("90 photos", "2 classes", "efficientnet_lite0 pretrained", "px", "about"))
-    assert any("weights-of-test" in line for line in made.lines)
-    assert any("one split" in line for line in made.lines)
-    recipe.save(tmp_path / "planned.yaml")
-    assert Recipe.load(tmp_path / "planned.yaml") == recipe
+class Row(NamedTuple):
+    """A plan, the fields of its recipe and words of its lines; a line break stands before and after each line."""
+
+    data: Any
+    """A fixture, or the arguments of `photos`."""
+    choices: dict[str, Any]
+    fields: dict[str, Any]
+    says: tuple[str, ...] = ()
+    minutes: float | None = None
+    weights: str | None = "weights-of-test"
+
+
+HEAD = (
+    "\na linear head on the frozen network's features first (epoch 0, on {} images), "
+    "then 2 epochs of 14 steps, 4 images each\n"
+)
+MIXED = MixSpec(mixup_alpha=0, cutmix_alpha=1, prob=0.5)
+ALL = {"epochs": 3, "batch_size": 10, "image_size": 64, "lr": 0.02, "seed": 7, "device": "cpu"}
+SET = ("data.val_fraction=0.3", "train.label_smoothing=0.2", "augment.train=[]")
+
+PLANS = [
+    # photographs are fine-tuned from a probe; with a rate of 5e-4 textures failed
+    Row("pets", {}, {"name": "pets", "model.name": "timm:tf_efficientnet_lite0", "model.pretrained": True,
+                     "data.normalize": "pretrained", "train.probe.views": 1, "train.batch_size": 4,
+                     "train.optimizer.lr": pytest.approx(3.5e-4 * (4 / 32) ** 0.5)},
+        ("\n90 photos, 2 classes; efficientnet_lite0 pretrained; ", " px; about ", "weights-of-test", "one split"), 5),
+    Row("pets", {"set": "model.freeze=backbone"}, {"model.pretrained": True, "model.freeze": "backbone"}),
+    Row("pets", {"set": "model.pretrained=false"}, {"model.pretrained": False},
+        ("model.pretrained: false: training from scratch",)),
+    Row("pets", {"model": "timm:tf_efficientnet_lite0.in1k"}, {}, ("[weights]'",), weights=None),
+    # photographs are mixed in a training from scratch of many passes and steps
+    Row("pets", {"epochs": 80, "batch_size": 4}, {"augment.mix": MIXED}, weights=None),
+    Row("pets", {"epochs": 79, "batch_size": 4}, {"augment.mix": None}, weights=None),
+    Row("pets", {"epochs": 80, "batch_size": 8}, {"augment.mix": None}, weights=None),
+    Row("tiny", {"epochs": 80}, {"augment.mix": None}, weights=None),
+    # the minutes choose no length where one is given
+    Row("pets", {"set": "train.epoch_steps=50"}, {"clock.most": None, "train.epoch_steps": 50}, minutes=5),
+    Row("pets", {"set": "train={epoch_steps: 50}"}, {"clock.most": None, "train.epoch_steps": 50}, minutes=5),
+    Row("pets", {"set": "train.epochs=7"}, {"clock.most": None, "train.epochs": 7}, minutes=5),
+    Row("pets", {"set": "train.epochs='7'"}, {"clock.most": None, "train.epochs": 7}, minutes=5),
+    # tiny grey images are no photographs
+    Row("tiny", {}, {"model.pretrained": False, "model.stem": "auto", "data.image_size": 28, "data.val_fraction": 0.2},
+        ("28 x 28", "90 images")),
+    Row("tiny", {"set": ("data.val_fraction=0.1",)}, {"data.val_fraction": 0.1},
+        ("\nsplit: 65 train, 7 validation, 18 test\n",)),
+    Row("tiny", {"set": "train.threads=1"}, {"train.threads": 1}),
+    Row(([40, 50], (20, 30), True), {}, {"data.image_size": (20, 30)}),
+    Row(([60, 10],), {}, {}, ("classes of 10 to 60 images: the best epoch is chosen by balanced accuracy",)),
+    # every choice goes before the plan
+    Row("pets", {**ALL, "set": SET}, {"train.epochs": 3, "train.epoch_steps": None, "train.batch_size": 10,
+                                      "train.optimizer.lr": 0.02, "train.seed": 7, "train.device": "cpu",
+                                      "train.label_smoothing": 0.2, "data.image_size": 64, "data.val_fraction": 0.3,
+                                      "augment.train": ()}),
+    Row("pets", {"model": "resnet18"}, {"model.name": "resnet18", "model.pretrained": False}),
+    Row("pets", {"model": "timm:resnet18"}, {"model.pretrained": True}),
+    # the probe that is said is the one of the recipe
+    Row("pets", {"epochs": 2, "set": "train.probe=null"}, {}, ("\n2 epochs of 14 steps, 4 images each\n",)),
+    Row("pets", {"epochs": 2, "set": "train.probe=auto"}, {}, (HEAD.format(58),)),
+    Row("pets", {"epochs": 2}, {}, (HEAD.format(58),)),
+    Row("pets", {"epochs": 2, "set": "train.probe.limit=20"}, {}, (HEAD.format(20),)),
+    # what of a picture is seen
+    Row(([20, 20], (96, 128)), {}, {"data.resize": "squash", "data.crop_pct": 1}),
+    Row(([20, 20], (128, 96)), {}, {"data.resize": "squash", "data.crop_pct": 1}),
+    Row(([20, 20], (60, 200)), {}, {"data.resize": "crop", "data.crop_pct": 1}),
+    Row(([20, 20], (100, 96)), {}, {"data.resize": "crop", "data.crop_pct": 0.875}),
+    *(Row(([20, 20], size), {"set": ("data.resize=pad",)}, {"data.resize": "pad", "data.crop_pct": 1})
+      for size in ((96, 128), (128, 96), (60, 200), (100, 96))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", PLANS, ids=lambda row: f"{row.data} {row.choices} {row.minutes} {row.weights}")
+def test_plans(row: Row, tmp_path: Path, world: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    world["weights"] = row.weights
+    named = isinstance(row.data, str)
+    source = request.getfixturevalue(row.data) if named else photos(tmp_path / "d", *row.data)
+    made = plan(source, minutes=row.minutes, choices=Choices(**row.choices))
+    assert made.recipe.data.source == source
+    for field, value in row.fields.items():
+        assert attrgetter(field)(made if field.startswith("clock.") else made.recipe) == value, field
+    text = "\n".join(["", *made.lines, ""])
+    assert all(words in text for words in row.says), text
+    made.recipe.save(tmp_path / "planned.yaml")
+    assert Recipe.load(tmp_path / "planned.yaml") == made.recipe
+
+
+def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: dict[str, Any]) -> None:
+    assert steps(plan(pets, minutes=5)) >= 300
+    world["weights"] = None
+    made = plan(pets)
+    assert made.recipe.model.pretrained is False
+    assert (made.recipe.model.name, made.recipe.model.stem) == ("resnet9", "medium")
+    assert made.recipe.train.probe == "auto"
+    (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
+    assert "[weights]'" in line
+    assert steps(made) >= 300, "a few hundred steps, however few images there are"
+    assert not any("steps are few" in line for line in made.lines)
+    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 2.0)
+    made = plan(pets, minutes=2)
+    (line,) = [line for line in made.lines if "steps are few" in line]
+    assert line.startswith(f"{steps(made)} ")
+
+
+def test_a_check_splits_as_the_plan_does(tiny: str) -> None:
+    assert check(tiny).counts["val"] == {"class 000": 6, "class 001": 8}
 
 
 def test_few_minutes_leave_the_probe_and_many_a_larger_picture(tmp_path: Path, world: dict[str, Any]) -> None:
@@ -208,27 +295,6 @@ def test_a_plan_without_minutes_has_a_limit_that_training_is_held_to(tmp_path: P
     assert clock is None, "a length that is given is kept"
 
 
-def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: dict[str, Any]) -> None:
-    world["weights"] = None
-    made = plan(pets)
-    assert made.recipe.model.pretrained is False
-    assert (made.recipe.model.name, made.recipe.model.stem) == ("resnet9", "medium")
-    assert made.recipe.train.probe == "auto"
-    (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
-    assert "[weights]'" in line
-    assert steps(made) >= 300, "a few hundred steps, however few images there are"
-    assert not any("steps are few" in line for line in made.lines)
-    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 2.0)
-    made = plan(pets, minutes=2)
-    (line,) = [line for line in made.lines if "steps are few" in line]
-    assert line.startswith(f"{steps(made)} ")
-
-
-def test_the_weights_of_a_net_with_its_tag_have_the_same_cure(pets: str, world: dict[str, Any]) -> None:
-    world["weights"] = None
-    assert any("[weights]'" in line for line in planned(pets, model="timm:tf_efficientnet_lite0.in1k").lines)
-
-
 def own_weights(file: Path) -> Choices:
     """A small net and a file of weights of it, which were trained for other classes."""
     spec = ModelSpec(name="resnet8", width=4)
@@ -282,60 +348,12 @@ def test_a_dry_run_needs_no_weights_and_no_network(pets: str, monkeypatch: pytes
         assert estimate(recipe)["train"] > 0
 
 
-def test_a_plan_without_the_weights_in_reach(pets: str) -> None:
-    made = planned(pets, set="model.pretrained=false")
-    assert not made.recipe.model.pretrained
-    assert any("model.pretrained: false: training from scratch" in line for line in made.lines)
-
-
-def test_a_fixed_backbone_can_be_asked_of_a_plan(pets: str) -> None:
-    model = planned(pets, set="model.freeze=backbone").recipe.model
-    assert (model.pretrained, model.freeze) == (True, "backbone")
-
-
 def test_given_minutes_make_a_training_from_scratch_longer(pets: str, world: dict[str, Any]) -> None:
     world["weights"] = None
     usual, patient = plan(pets), plan(pets, minutes=10)
     assert steps(patient) > 2 * steps(usual)
     assert patient.clock.most == 3000
     assert usual.recipe.augment.mix is None
-
-
-def test_photographs_are_mixed_in_a_training_from_scratch_of_many_passes(
-    pets: str, tiny: str, world: dict[str, Any]
-) -> None:
-    world["weights"] = None
-    mixed = planned(pets, epochs=80, batch_size=4).recipe.augment.mix
-    assert mixed == MixSpec(mixup_alpha=0, cutmix_alpha=1, prob=0.5)
-    assert planned(pets, epochs=79, batch_size=4).recipe.augment.mix is None
-    assert planned(pets, epochs=80, batch_size=8).recipe.augment.mix is None, "too few steps"
-    assert planned(tiny, epochs=80).recipe.augment.mix is None
-
-
-@pytest.mark.parametrize(
-    "fields", ["train.epoch_steps=50", "train={epoch_steps: 50}", "train.epochs=7", "train.epochs='7'"]
-)
-def test_the_minutes_choose_no_length_where_one_is_given(pets: str, fields: str) -> None:
-    made = plan(pets, minutes=5, choices=Choices(set=fields))
-    assert made.clock.most is None
-    assert made.recipe.train.epoch_steps == 50 or made.recipe.train.epochs == 7
-
-
-def test_a_validation_fraction_that_is_given_is_kept(tiny: str) -> None:
-    assert plan(tiny).recipe.data.val_fraction == 0.2
-    made = planned(tiny, set=("data.val_fraction=0.1",))
-    assert made.recipe.data.val_fraction == 0.1
-    assert made.lines[1] == "split: 65 train, 7 validation, 18 test"
-    assert check(tiny).counts["val"] == {"class 000": 6, "class 001": 8}  # as the plan without it
-    assert planned(tiny, set="train.threads=1").recipe.train.threads == 1
-
-
-def test_tiny_grey_images_are_no_photographs(tiny: str) -> None:
-    made = plan(tiny)
-    assert made.recipe.model.pretrained is False
-    assert (made.recipe.data.image_size, made.recipe.model.stem) == (28, "auto")
-    assert any("28 x 28" in line for line in made.lines)
-    assert "90 images" in made.lines[0]
 
 
 def test_one_odd_picture_among_tiny_ones_that_was_not_looked_at(
@@ -346,8 +364,6 @@ def test_one_odd_picture_among_tiny_ones_that_was_not_looked_at(
     monkeypatch.setattr(facts, "_SAMPLE", 2)
     made = plan(source)
     assert open_store(made.recipe.data).images.shape == (121, 1, 28, 28)
-    oblong = plan(photos(tmp_path / "e", [40, 50], size=(20, 30), grey=True))
-    assert oblong.recipe.data.image_size == (20, 30)
 
 
 def test_as_many_parquet_files_as_images(tmp_path: Path) -> None:
@@ -419,18 +435,6 @@ def test_a_field_that_has_an_option_is_planned_with(pets: str, field: str, optio
     assert of_set == of_option  # but for the time, which depends on how long decoding a few images took
 
 
-def test_every_choice_goes_before_the_plan(pets: str) -> None:
-    fields = ("data.val_fraction=0.3", "train.label_smoothing=0.2", "augment.train=[]")
-    recipe = planned(pets, epochs=3, batch_size=10, image_size=64, lr=0.02, seed=7, device="cpu", set=fields).recipe
-    assert (recipe.train.epochs, recipe.train.epoch_steps) == (3, None)
-    assert (recipe.train.batch_size, recipe.train.optimizer.lr, recipe.train.seed) == (10, 0.02, 7)
-    assert (recipe.data.image_size, recipe.data.val_fraction) == (64, 0.3)
-    assert (recipe.train.device, recipe.train.label_smoothing, recipe.augment.train) == ("cpu", 0.2, ())
-    other = planned(pets, model="resnet18").recipe.model
-    assert (other.name, other.pretrained) == ("resnet18", False)
-    assert planned(pets, model="timm:resnet18").recipe.model.pretrained is True
-
-
 def test_options_of_another_type_are_taken_as_a_recipe_takes_them(pets: str) -> None:
     by_text = planned(pets, epochs="5", batch_size="8", image_size="64", lr="0.02", folds="3")
     by_number = planned(pets, epochs=5, batch_size=8, image_size=64, lr=0.02, folds=3)
@@ -491,11 +495,6 @@ def test_processes_get_even_parts_of_a_planned_batch(tmp_path: Path, monkeypatch
     assert plan(photos(tmp_path / "e", [200, 200])).recipe.train.batch_size == 30
 
 
-def test_imbalance_is_said(tmp_path: Path) -> None:
-    lines = plan(photos(tmp_path / "d", [60, 10])).lines
-    assert any("10 to 60" in line and "balanced accuracy" in line for line in lines)
-
-
 @pytest.mark.parametrize("field", ["data.test_fraction=0.2", "train.select=val_loss", "data.folds=4"])
 def test_the_metric_that_is_said_is_the_one_of_the_run(tmp_path: Path, field: str) -> None:
     """Of 37 and 12 images, 24 and 8 are trained on, and in cross-validation all."""
@@ -508,27 +507,6 @@ def test_the_metric_that_is_said_is_the_one_of_the_run(tmp_path: Path, field: st
         field, "val_accuracy"
     )
     assert any("balanced accuracy" in line for line in made.lines) == (select == "val_balanced_accuracy")
-
-
-def test_the_probe_that_is_said_is_the_one_of_the_recipe(pets: str) -> None:
-    def last(*fields: str) -> str:
-        return planned(pets, epochs=2, set=fields).lines[-1]
-
-    assert last("train.probe=null") == "2 epochs of 14 steps, 4 images each"
-    head = "a linear head on the frozen network's features first (epoch 0, on {} images), then 2 epochs of 14 steps"
-    assert last("train.probe=auto") == last() == f"{head.format(58)}, 4 images each"
-    assert last("train.probe.limit=20") == f"{head.format(20)}, 4 images each"
-
-
-@pytest.mark.parametrize(
-    ("size", "resize", "crop_pct"),
-    [((96, 128), "squash", 1), ((128, 96), "squash", 1), ((60, 200), "crop", 1), ((100, 96), "crop", 0.875)],
-)
-def test_what_of_a_picture_is_seen(tmp_path: Path, size: tuple[int, int], resize: str, crop_pct: float) -> None:
-    source = photos(tmp_path / "d", [20, 20], size=size)
-    data = plan(source).recipe.data
-    assert (data.resize, data.crop_pct) == (resize, crop_pct)
-    assert planned(source, set=("data.resize=pad",)).recipe.data.crop_pct == 1
 
 
 # Odd data: each trains, or says in one line what to do.
