@@ -124,8 +124,16 @@ def find(finished: Run, shared: Path, tmp_path: Path) -> Iterator[Finder]:
     torch.set_num_threads(threads)
 
 
+def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
+    return [row.data() for row in outcome.record.candidates]
+
+
+def left_out(outcome: Outcome) -> list[tuple[str, str]]:
+    return [(one.name, one.why) for one in outcome.record.left_out]
+
+
 def names(outcome: Outcome) -> list[str]:
-    return [row["name"] for row in outcome.rows]
+    return [row["name"] for row in rows_of(outcome)]
 
 
 def fails_at(call: int, problem: Exception, otherwise: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,7 +155,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, problem: Exception, *, at: int) -> 
 
 def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -> None:
     outcome = find(max_drop=60.0, sensitivity=True)
-    rows = {row["name"]: row for row in outcome.rows}
+    rows = {row["name"]: row for row in rows_of(outcome)}
     assert list(rows) == [
         "original fp32", "original int8-static", "25 % fp32", "25 % int8-static", "50 % fp32", "50 % int8-static"
     ]  # fmt: skip
@@ -156,7 +164,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
     best = finished.load_model()
     for name, value in find.networks().original.model.state_dict().items():
         assert torch.equal(value, best.state_dict()[name]), name
-    assert outcome.within_budget
+    assert outcome.record.within_budget
     inside = [row for row in rows.values() if row["drop"] <= 60.0]
     assert outcome.winner.row["bytes"] <= 1.01 * min(row["bytes"] for row in inside)
     assert rows[outcome.winner.name]["winner"]
@@ -170,8 +178,8 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
     small = reshape(finished.load_model(free=True), outcome.shape)
     assert outcome.winner.row["parameters"] == count_parameters(small)
     small.load_state_dict(outcome.winner.model.state_dict())
-    assert outcome.winner.name in outcome.front
-    reference, *layers = outcome.sensitivity
+    assert outcome.record.winner.front
+    reference, *layers = outcome.record.sensitivity
     assert (reference.layer, reference.divergence, reference.flips) == ("", 0.0, 0.0)
     assert reference.accuracy is not None
     assert len(layers) == len(prunable_layers(best))
@@ -182,40 +190,45 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
     setup = Setup.of(finished)
     test = setup.image_set(setup.splits.open_test(lambda: None))
     verdict = judge(outcome, test, CompressSpec(), Scoring())
-    assert verdict["count"] == len(test)
-    points = 100 * (verdict["baseline"]["accuracy"] - verdict["winner"]["accuracy"])
-    assert verdict["drop"] == pytest.approx(points)
-    assert verdict["drop_interval"][0] <= points <= verdict["drop_interval"][1]
+    assert verdict.count == len(test)
+    assert verdict.baseline.accuracy is not None
+    assert verdict.winner.accuracy is not None
+    assert verdict.drop_interval is not None
+    points = 100 * (verdict.baseline.accuracy - verdict.winner.accuracy)
+    assert verdict.drop == pytest.approx(points)
+    assert verdict.drop_interval[0] <= points <= verdict.drop_interval[1]
     images, labels = test.gather(test.rows)
     served = Model(outcome.winner.path).predict(images)
-    assert (served.labels == labels).mean() == verdict["winner"]["accuracy"]
+    assert (served.labels == labels).mean() == verdict.winner.accuracy
 
 
 def test_bytes_and_latency_bound_the_choice(find: Finder) -> None:
     tiny = find(max_bytes=100)
-    assert not tiny.within_budget
-    assert "bytes, over 100" in tiny.why_not
-    assert tiny.winner.row["bytes"] == min(row["bytes"] for row in tiny.rows)
+    assert not tiny.record.within_budget
+    assert "bytes, over 100" in tiny.record.why_not
+    assert tiny.winner.row["bytes"] == min(row["bytes"] for row in rows_of(tiny))
     slow = find(max_latency_ms=0.001, prune="none")
-    assert "takes 2 ms, more than 0.001" in slow.why_not
+    assert "takes 2 ms, more than 0.001" in slow.record.why_not
     assert find(max_latency_ms=2.5, ratios=(0.25,)).winner.precision == "int8-static"
     only_float = find(quantize=("none",), ratios=(0.25,), sensitivity=True)
     assert only_float.winner.name == "25 % fp32"
-    assert only_float.sensitivity == ()
+    assert only_float.record.sensitivity == ()
 
 
 def test_hopeless_ratios_are_abandoned_and_only_what_was_asked_for_can_win(find: Finder) -> None:
     fields = {"ratios": (0.8, 0.88), "importance": "random", "max_drop": 0.5, "quantize": ("none",)}
     outcome = find(**fields)
     assert {candidate.ratio for candidate in outcome.candidates} == {0.0, 0.8}
-    assert "ratios above 0.8 were not tried" in outcome.stopped
-    assert (outcome.winner.ratio, outcome.within_budget) == (0.8, False), "the original is not what was asked for"
-    assert "points, more than 0.5" in outcome.why_not
+    assert "ratios above 0.8 were not tried" in outcome.record.stopped
+    assert (outcome.winner.ratio, outcome.record.within_budget) == (0.8, False), (
+        "the original is not what was asked for"
+    )
+    assert "points, more than 0.5" in outcome.record.why_not
     everything = find(**fields, abandon=False)
     assert {candidate.ratio for candidate in everything.candidates} == {0.0, 0.8, 0.88}
-    assert everything.stopped == ""
+    assert everything.record.stopped == ""
     alone = find(quantize=("none",), prune="none")
-    assert (alone.winner.name, alone.within_budget) == ("original fp32", True), "there is nothing else"
+    assert (alone.winner.name, alone.record.within_budget) == ("original fp32", True), "there is nothing else"
 
 
 def test_unstructured_pruning_holds_its_zeros_into_the_file(
@@ -237,7 +250,7 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
     outcome = find(prune="unstructured", gradual=True, finetune_epochs=2, stages=tmp_path / "stages")
     assert revived
     assert not any(revived)
-    rows = {row["name"]: row for row in outcome.rows}
+    rows = {row["name"]: row for row in rows_of(outcome)}
     layers = prunable_layers(finished.load_model())
     weights = sum(layer.weight.numel() for layer in layers.values())  # type: ignore[union-attr,operator]
     for ratio in (0.25, 0.5):
@@ -252,7 +265,7 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
         zeros = sum(int((values == 0).sum()) for values in held if values.ndim > 1)
         assert zeros >= round(0.5 * weights) - len(layers)
     assert outcome.winner.ratio == 0.5, "the files are equally large, but more zeros are smaller when packed"
-    assert outcome.winner.name in outcome.front
+    assert outcome.record.winner.front
     assert [call["epochs"] for call in trainings] == [1, 1, 1, 1]
     assert len({call["seed"] for call in trainings}) == len(trainings)
 
@@ -273,7 +286,7 @@ def test_every_precision_of_one_network(find: Finder, finished: Run) -> None:
         quantize=("none", "dynamic", "static", "qat"), prune="none", calibration=("minmax", "average"),
     )  # fmt: skip
     assert names(outcome) == [f"original {kind}" for kind in ("fp32", "int8-dynamic", "int8-static", "int8-qat")]
-    rows = outcome.rows
+    rows = rows_of(outcome)
     assert all(abs(row["drop"]) < 10 for row in rows[:3])
     assert {row["calibration"] for row in rows[2:]} <= {"minmax", "average"}
     assert rows[0]["parity_flips"] == 0
@@ -291,10 +304,10 @@ def test_layers_may_lose_a_share_of_their_own(find: Finder) -> None:
     outcome = find(**FLOAT, layer_ratios=own)
     assert len(outcome.shape.kept[inner]) == 2
     assert "stem.0" not in outcome.shape.kept, "it stays whole, and with it the layers it is coupled to"
-    errors = [row["masked_error"] for row in outcome.rows]
+    errors = [row["masked_error"] for row in rows_of(outcome)]
     assert errors[0] is None
     assert all(error < 1e-5 for error in errors[1:])
-    assert [row["masked_error"] for row in find(**FLOAT, layer_ratios=own).rows] == errors, "kept with the network"
+    assert [row["masked_error"] for row in rows_of(find(**FLOAT, layer_ratios=own))] == errors, "kept with the network"
     assert len(find(**FLOAT).shape.kept[inner]) == 4, "not the network of other ratios"
     loose = find(**FLOAT, layer_ratios=own, prune="unstructured")
     zeros = {name: float((m.weight == 0).float().mean()) for name, m in prunable_layers(loose.winner.model).items()}
@@ -337,7 +350,7 @@ def test_one_scale_per_weight(find: Finder) -> None:
     scales = {}
     for per_channel in (True, False):
         outcome = find(prune="none", quantize=("static",), per_channel=per_channel, sensitivity=True)
-        assert outcome.sensitivity
+        assert outcome.record.sensitivity
         held = onnx.load(outcome.winner.path).graph
         users = [node.input[1] for node in held.node if node.op_type == "DequantizeLinear"]
         sizes = {item.name: int(np.prod(item.dims)) for item in held.initializer}
@@ -359,7 +372,7 @@ def test_an_integer_file_that_fails_its_verification_is_left_out_and_named(
     monkeypatch.setattr(candidates, "verify_integer", refuses)
     outcome = find(prune="none", quantize=("none", "static", "qat"))
     assert names(outcome) == ["original fp32", "original int8-static"]
-    assert outcome.left_out == (("original int8-qat", "the INT8 graph does not run here as its integers say"),)
+    assert left_out(outcome) == [("original int8-qat", "the INT8 graph does not run here as its integers say")]
     assert any("original int8-qat: " in line for line in find.lines)
     refused(ExportError, "as its integers say", find, prune="none", quantize=("none", "qat"))
 
@@ -375,17 +388,17 @@ def test_a_float_file_that_fails_its_check_is_left_out_but_for_the_original(
     refuse(at=2)
     outcome = find()
     assert names(outcome) == ["original fp32", "original int8-static", "50 % fp32", "50 % int8-static"]
-    assert [name for name, _ in outcome.left_out] == ["25 %"]
+    assert [name for name, _ in left_out(outcome)] == ["25 %"]
     refuse(at=1)
     refused(ExportError, "does not compute", find)
     refuse(at=3)
     outcome = find(**FLOAT, controls=("random",))
     assert outcome.winner.name == "50 % fp32"
-    assert [name for name, _ in outcome.left_out] == ["random, 50 %"]
+    assert [name for name, _ in left_out(outcome)] == ["random, 50 %"]
     refuse(at=2)  # the graph of 8-bit training, which its integers are then compared with
     outcome = find(prune="none", quantize=("none", "static", "qat"))
     assert names(outcome) == ["original fp32", "original int8-static"]
-    assert [name for name, _ in outcome.left_out] == ["original int8-qat"]
+    assert [name for name, _ in left_out(outcome)] == ["original int8-qat"]
 
 
 def test_a_fine_tuning_that_diverges_ends_the_ratios_and_not_the_search(
@@ -395,8 +408,8 @@ def test_a_fine_tuning_that_diverges_ends_the_ratios_and_not_the_search(
     failing(monkeypatch, DIVERGED, at=2)
     outcome = find(**fields, stages=tmp_path / "1")
     assert names(outcome) == ["original fp32", "25 % fp32"]
-    assert outcome.left_out == (("50 %", "val_loss was never finite"),)
-    assert outcome.stopped == "ratios above 0.5 were not tried: the fine-tuning of this one failed"
+    assert left_out(outcome) == [("50 %", "val_loss was never finite")]
+    assert outcome.record.stopped == "ratios above 0.5 were not tried: the fine-tuning of this one failed"
     assert outcome.winner.name == "25 % fp32"
     failing(monkeypatch, STOPPED, at=2)
     refused(TrainingInterruptedError, "", find, **fields, stages=tmp_path / "2")
@@ -417,13 +430,13 @@ def test_a_control_that_cannot_be_trained_leaves_the_winner(
     monkeypatch.setattr(Setup, "fit", fails_at(1, problem, pytest.fail))
     outcome = find(**FLOAT, controls=("random", "scratch"))
     assert names(outcome) == ["original fp32", "50 % fp32", "random, 50 % fp32"]
-    assert outcome.left_out == (("control scratch", str(problem)),)
+    assert left_out(outcome) == [("control scratch", str(problem))]
 
 
 def test_a_control_without_epochs_is_named(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainSpec, "last_epoch", 0)
     outcome = find(**{**FLOAT, "finetune_epochs": 0}, controls=("scratch",))
-    ((name, why),) = outcome.left_out
+    ((name, why),) = left_out(outcome)
     assert name == "control scratch"
     assert "no epochs" in why
 
@@ -446,12 +459,12 @@ def test_what_comes_last_does_not_cost_what_was_found(
     monkeypatch.setattr(candidates.quantize, "sensitivity", fails_at(1, problem, pytest.fail))
     outcome = find(sensitivity=True)
     assert outcome.winner.name == "50 % int8-static"
-    assert outcome.sensitivity == ()
-    assert outcome.left_out == (("the sensitivity of the layers", "an operation cannot be quantized"),)
+    assert outcome.record.sensitivity == ()
+    assert left_out(outcome) == [("the sensitivity of the layers", "an operation cannot be quantized")]
     monkeypatch.setattr(networks, "remove_channels", fails_at(2, problem, honest))
     outcome = find(quantize=("none",), stages=tmp_path / "1")
     assert outcome.winner.name == "25 % fp32"
-    assert outcome.stopped == "ratios above 0.5 were not tried: the pruning of this one failed"
+    assert outcome.record.stopped == "ratios above 0.5 were not tried: the pruning of this one failed"
     monkeypatch.setattr(networks, "remove_channels", fails_at(1, problem, honest))
     refused(CompressionError, "cannot be quantized", find, quantize=("none",), stages=tmp_path / "2")
 
@@ -568,7 +581,7 @@ def test_the_controls_are_timed_by_the_clock_of_the_choice(
     assert names(outcome) == ["original fp32", "original int8-static", "50 % int8-static", "random, 50 % int8-static"]
     assert clock.slower == 2.0
     assert outcome.winner.row["latency_ms"] == 2
-    control = outcome.rows[-1]
+    control = rows_of(outcome)[-1]
     assert control["latency_ms"] == 2
     assert control["latency_ms_interval"] == [1.5, 2.5]
     assert control["control"]
@@ -624,13 +637,13 @@ def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: R
 def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
     outcome = find(ratios=(0.5, 0.52), round_to=4, quantize=("none",), controls=("random",))
     assert names(outcome) == ["original fp32", "50 % fp32", "random, 50 % fp32"]
-    ((name, why),) = outcome.left_out
+    ((name, why),) = left_out(outcome)
     assert name == "52 %"
     assert "packs of 4" in why
     assert "the same network as 50 %" in why
     fixed = {name: 0.4 for name in prunable_layers(find.run.load_model()) if name != "classifier"}
     outcome = find(ratios=(0.5, 0.7), round_to=1, layer_ratios=fixed, quantize=("none",))
-    ((_, why),) = outcome.left_out
+    ((_, why),) = left_out(outcome)
     assert why == "it is the same network as 50 %: no more channels may be removed"
 
 

@@ -6,16 +6,14 @@ Three sets of images stay apart: training (fine-tuning, calibration, BatchNorm),
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from kitae.compression.counting import prunable_layers, weight_of
-from kitae.compression.quantize import Sensitivity
 from kitae.compression.shape import Shape
 from kitae.compression.spec import CompressSpec
 from kitae.console import plural
@@ -23,6 +21,7 @@ from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
 from kitae.pipelines.candidates import NAMES, Bench, Candidate, Scoring, hopeless, labels_of, predict
 from kitae.pipelines.networks import Network, Networks, Say, percent
+from kitae.reporting.compression_results import CompressionRecord, Tested
 
 _EQUAL = 1.01  # files that differ by a few names in their metadata are equally small
 _AS_FAST = 1.1
@@ -33,52 +32,23 @@ class Outcome:
     """The result of a search.
 
     Attributes:
-        candidates: the original in float32 first.
+        record: its numbers, see `CompressionResult.facts`; those of the run, the machine and test are still missing.
+        candidates: the files and their networks; the original in float32 first.
         winner: the smallest within the budget, or the one closest to it.
-        within_budget: whether the winner is within it, on validation.
-        why_not: what the closest one exceeds, in words; empty within the budget.
-        front: names of the candidates that no other beats in accuracy, bytes and latency.
-        latency: of one image, as `latency.measure` gives it, with the A/A control.
-        sensitivity: the effect of quantizing each layer of the original alone, see `quantize.sensitivity`.
         shape: rebuilds the winner's network.
         filters: first convolution of the original [O, C, h, w], and what of it the winner kept (bool).
-        stopped: why larger ratios were not tried; empty if all were.
-        sure: whether the upper end of each drop's interval was counted, see `CompressSpec.sure`.
-        least_drop: points that the validation images can show at best.
-        left_out: candidates that could not be made (a file that failed its verification), and why.
     """
 
+    record: CompressionRecord
     candidates: tuple[Candidate, ...]
     winner: Candidate
-    within_budget: bool
-    why_not: str
-    front: tuple[str, ...]
-    latency: Mapping[str, Any]
-    sensitivity: tuple[Sensitivity, ...]
     shape: Shape
     filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
-    stopped: str
-    sure: bool
-    least_drop: float
-    left_out: tuple[tuple[str, str], ...]
 
     @property
     def baseline(self) -> Candidate:
         """The original in float32."""
         return self.candidates[0]
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A row per candidate, as `CompressionResult.rows` describes it."""
-        return [
-            {
-                **candidate.row,
-                "front": candidate.name in self.front,
-                "winner": candidate is self.winner,
-                "control": candidate.control,
-            }
-            for candidate in self.candidates
-        ]
 
 
 def search(networks: Networks, bench: Bench) -> Outcome:
@@ -130,42 +100,45 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         candidates += bench.timed([candidates[0], *controls])[0][1:]
     network = next(network for network in reached if network.ratio == winner.ratio)
     wanted = spec.sensitivity and {"static", "qat"} & set(spec.quantize)
-    return Outcome(
-        candidates=tuple(candidates),
-        winner=winner,
-        within_budget=not why_not,
-        why_not=why_not,
-        front=front(candidates, spec, latency["noise"]),
-        latency=latency,
-        sensitivity=bench.sensitivity() if wanted else (),
-        shape=network.shape,
-        filters=_filters(networks.original.model, network),
-        stopped=stopped,
-        sure=spec.sure,
-        least_drop=least,
-        left_out=tuple(bench.left_out),
-    )
+    sensitivity = bench.sensitivity() if wanted else ()  # before left_out is read
+    best, size = front(candidates, spec, latency["noise"]), size_field(spec)
+    rows = [{**c.row, "front": c.name in best, "winner": c is winner, "control": c.control} for c in candidates]
+    record = CompressionRecord.model_validate({
+        "spec": networks.spec.model_dump(mode="json"),
+        "within_budget": not why_not,
+        "why_not": why_not,
+        "stopped": stopped,
+        "sure": spec.sure,
+        "metric": bench.scoring.name,
+        "least_drop": least,
+        "left_out": [{"name": name, "why": why} for name, why in bench.left_out],
+        "baseline": rows[0],
+        "winner": next(row for row in rows if row["winner"]),
+        "size": size,
+        "smaller": rows[0][size] / winner.row[size],
+        "faster": winner.row["speedup"],
+        "latency": latency,
+        "candidates": rows,
+        "sensitivity": [vars(item) for item in sensitivity],
+    })  # fmt: skip
+    return Outcome(record, tuple(candidates), winner, network.shape, _filters(networks.original.model, network))
 
 
-def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring) -> dict[str, Any]:
-    """Open test, once, for the original and the winner.
-
-    Returns:
-        What `CompressionResult.test` describes.
-    """
+def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring) -> Tested:
+    """Open test, once, for the original and the winner; see `CompressionResult.test`."""
     labels = labels_of(test)
     before, after = (
         predict(item.path.read_bytes(), test, item.precision).argmax(axis=1)
         for item in (outcome.baseline, outcome.winner)
     )
     lost = scoring.drop(before, after, labels)
-    return {
+    return Tested.model_validate({
         "baseline": {"name": outcome.baseline.name, **scoring.accuracy(before, labels)},
         "winner": {"name": outcome.winner.name, **scoring.accuracy(after, labels)},
         **lost,
         "count": len(labels),
         "within_budget": within(lost["drop"], spec),
-    }
+    })  # fmt: skip
 
 
 def within(lost: float, spec: CompressSpec) -> bool:

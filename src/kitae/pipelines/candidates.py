@@ -56,7 +56,7 @@ class Candidate:
         ratio: share of channels or weights removed.
         precision: one of `NAMES`' values.
         path: the file.
-        row: its line in the table; see `Outcome.rows`.
+        row: its numbers so far; see `CompressionResult.rows`.
         model: the network in PyTorch; for `int8-qat` with the weights learnt there.
         temperature: of the file's probabilities.
         control: measured for comparison; never the winner.

@@ -27,7 +27,7 @@ from torch import nn
 import kitae
 from kitae import console, views
 from kitae.compression.shape import Shape, reshape
-from kitae.compression.spec import CompressOptions, CompressSpec, winner_file
+from kitae.compression.spec import CompressOptions, CompressSpec
 from kitae.errors import (
     BudgetError,
     CompressionError,
@@ -42,14 +42,14 @@ from kitae.folders import LOCK, REPORT, SIGNS, Owned
 from kitae.machine import machine
 from kitae.models.build import build_seeded
 from kitae.modes import threads_restored
-from kitae.pipelines.budget import Outcome, judge, search, size_field
-from kitae.pipelines.candidates import Bench, Scoring
+from kitae.pipelines.budget import Outcome, judge, search
+from kitae.pipelines.candidates import Bench
 from kitae.pipelines.export import beside
 from kitae.pipelines.networks import Networks, Say
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe, explain, override
 from kitae.reporting import compression_page, values
-from kitae.reporting.compression_results import COMPRESSION_FORMAT, Candidate, CompressionRecord
+from kitae.reporting.compression_results import COMPRESSION_FORMAT, CompressionRecord
 from kitae.reporting.figures import filters_picture
 from kitae.run import Run
 from kitae.runtime import has_vnni
@@ -255,18 +255,27 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     except TrainingInterruptedError as error:
         kept = f"{folder} keeps the finished ratios; run the same command again to resume"
         raise TrainingInterruptedError(f"{error.where} of a fine-tuning", kept) from error
-    setup = networks.setup
-    winner = Candidate.model_validate(outcome.winner.row).label(outcome.baseline.name)
-    test: dict[str, Any] | None = None
-    if outcome.within_budget:
+    setup, found = networks.setup, outcome.record
+    winner, test = found.label(found.winner), None
+    if found.within_budget:
         say("opening test for the original and the winner")
         rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {winner}"))
         test = judge(outcome, setup.image_set(rows), spec, bench.scoring)
-    counts = {"train": len(setup.splits.train), "val": len(setup.splits.val)}
-    result = _write(folder, run, spec, outcome, test, counts)
-    if not outcome.within_budget:
-        raise BudgetError(folder, f"({winner}) {outcome.why_not}")
-    return result
+    about = {
+        "format": COMPRESSION_FORMAT,
+        "kitae": kitae.__version__,
+        "run": run.path.name,
+        "run_path": os.path.relpath(run.path, folder),
+        "recipe": run.recipe.name,
+        "machine": {**machine(), "vnni": has_vnni()},
+        "images": {"train": len(setup.splits.train), "val": len(setup.splits.val)},
+        "test": test,
+    }
+    record = found.model_copy(update=about)
+    _write(folder, run, outcome, record)
+    if not record.within_budget:
+        raise BudgetError(folder, f"({winner}) {record.why_not}")
+    return CompressionResult(folder, record)
 
 
 def resolve_spec(
@@ -293,45 +302,14 @@ def resolve_spec(
     return override(made, list(assignments))
 
 
-def _write(
-    folder: Path, run: Run, spec: CompressSpec, outcome: Outcome, test: dict[str, Any] | None, counts: dict[str, int]
-) -> CompressionResult:
-    rows = outcome.rows
-    winner = next(row for row in rows if row["winner"])
-    size = size_field(spec)
-    record = CompressionRecord.model_validate({
-        "format": COMPRESSION_FORMAT,
-        "kitae": kitae.__version__,
-        "run": run.path.name,
-        "run_path": os.path.relpath(run.path, folder),
-        "recipe": run.recipe.name,
-        "spec": spec.model_dump(mode="json"),
-        "machine": {**machine(), "vnni": has_vnni()},
-        "images": counts,
-        "within_budget": outcome.within_budget,
-        "why_not": outcome.why_not,
-        "stopped": outcome.stopped,
-        "sure": outcome.sure,
-        "metric": Scoring.of(run).name,
-        "least_drop": outcome.least_drop,
-        "left_out": [{"name": name, "why": why} for name, why in outcome.left_out],
-        "baseline": rows[0],
-        "winner": winner,
-        "size": size,
-        "smaller": rows[0][size] / winner[size],
-        "faster": winner["speedup"],
-        "test": test,
-        "latency": {name: value for name, value in outcome.latency.items() if name != "candidates"},
-        "candidates": rows,
-        "sensitivity": [vars(item) for item in outcome.sensitivity],
-    })  # fmt: skip
+def _write(folder: Path, run: Run, outcome: Outcome, record: CompressionRecord) -> None:
     new = folder / _NEW
     try:
-        write_atomically(new / winner_file(outcome.within_budget), outcome.winner.path.read_bytes())
-        write_parquet(pyarrow.Table.from_pylist(rows), new / "front.parquet")
+        write_atomically(new / record.file, outcome.winner.path.read_bytes())
+        write_parquet(pyarrow.Table.from_pylist([row.data() for row in record.candidates]), new / "front.parquet")
         save_weights(outcome.winner.model.state_dict(), new / "model.safetensors")
         write_json(new / "model.json", {
-            **run.facts(), "parameters": winner["parameters"], "macs": winner["macs"],
+            **run.facts(), "parameters": record.winner.parameters, "macs": record.winner.macs,
             "temperature": outcome.winner.temperature, "recipe": run.recipe.model_dump(mode="json"),
             "shape": outcome.shape.model_dump(mode="json"),
         })  # fmt: skip
@@ -347,4 +325,3 @@ def _write(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(folder / _CANDIDATES, ignore_errors=True)
-    return CompressionResult(folder, record)
