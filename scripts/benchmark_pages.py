@@ -35,9 +35,10 @@ sets, so photos-mini and Imagenette are the more independent rows.{cut}
 
 Rows marked † are of today's plans and steps. They were measured when the machine was slower: in its five minutes on
 textile, the fine-tuning loop made {slow} steps, where it had made 198 to 219. Kitae's other rows, from scratch, are of
-earlier plans, and so is its minute of Imagenette, whose linear head did not see the stages of the network yet. In the minutes of Kitae with a
-linear head, other work ran on the machine for a part of the time, so one of textile took 78 s. A plan of
-one minute for 200 images of TrashNet or textile leaves no time to fine-tune at that speed, and ends after half a minute.
+earlier plans, and so is its minute of Imagenette, whose linear head did not see the stages of the network yet. In
+Kitae's minutes with a linear head alone, other work ran on the machine for a part of the time, so one of textile took
+78 s. A plan of one minute for 200 images of TrashNet or textile leaves no time to fine-tune at that speed, and ends
+after half a minute.
 
 Not measured: five and fifteen minutes for Imagenette, CIFAR-10 and fashion-mini, and fifteen for all other contestants
 and sets but TrashNet; CIFAR-10 enlarged to 160 px; the default command on CIFAR-10 and fashion-mini, whose rows are
