@@ -229,6 +229,15 @@ def test_a_study_concludes_in_three_sentences() -> None:
     assert "too few runs" in study_page.answer(study())[0]
 
 
+def test_sentences_are_told_with_labels_and_keep_what_only_the_study_knew() -> None:
+    lost = "nothing can be said: no finished run has a value of test.accuracy"
+    recorded = ("a: helps, +2.0 points (interval +1.0 to +3.0, 3 seeds)", f"b_c: {lost}", "a note")
+    found = study(effect(2.0, name="a"), effect(None, name="b_c")).model_copy(update={"sentences": recorded})
+    told = study_page._sentences(found)
+    assert told[0].startswith("a: 2.0 points better (interval +1.0 to +3.0, ")
+    assert told[1:] == [f"b c: {lost}", "a note"]
+
+
 @pytest.mark.parametrize(
     ("sizes", "largest"),
     [

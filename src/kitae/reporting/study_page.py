@@ -78,8 +78,14 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
 def _sentences(record: StudyRecord) -> list[str]:
     """The sentences on the effects, told with their labels, and the notes that follow them."""
     found, seeds, runs = record.main.effects, len(record.seeds), record.runs.planned
-    told = [effects.sentence(e.model_copy(update={"name": effect_label(record, e.name)}), seeds, runs) for e in found]
-    return [*told, *record.sentences[len(told) :]]
+    told = []
+    for place, effect in enumerate(found):
+        label, recorded = effect_label(record, effect.name), record.sentences[place : place + 1]
+        if effect.known or not recorded:
+            told.append(effects.sentence(effect.model_copy(update={"name": label}), seeds, runs))
+        else:  # only the study knew why there is no number
+            told.append(label + recorded[0].removeprefix(effect.name))
+    return [*told, *record.sentences[len(found) :]]
 
 
 def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
