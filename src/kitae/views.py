@@ -93,10 +93,7 @@ def run_line(run: RunLike) -> str:
         state = _state(run)
     except _DAMAGED:
         state = "damaged"
-    recipe = run.recipe
-    return console.printable(
-        f"Run({run.path}: {recipe.model.name} on {console.data_name(recipe.data.source)}, {state})"
-    )
+    return console.printable(f"Run({run.path}: {_trained(run)}, {state})")
 
 
 def _trained(run: RunLike) -> str:
