@@ -167,13 +167,22 @@ def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
         "train.threads=1", "train.precision=fp32", "train.schedule.warmup_epochs=3",
     )  # fmt: skip
     length = ("train.epochs=2", "train.epoch_steps=4", "train.schedule.warmup_epochs=0.6667", "train.recut=[]")
-    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe.override(*length), 0.0))
+    left: list[float] = []
+
+    def fitted(recipe: Recipe, _setup: Any, _model: Any, clock: Clock, *_: Any) -> tuple[Recipe, float]:
+        left.append(clock.left)
+        return recipe.override(*length), 0.0
+
+    monkeypatch.setattr(training, "fitted", fitted)
     monkeypatch.setattr(pace.Recutter, "__call__", lambda *_: None)
     with pytest.raises(DiesHereError):
         training.train(asked, tmp_path / "run", minutes=60, resume=True, watcher=KillAt(6))
+    run = Run.open(tmp_path / "run")
+    run.write_metrics([{**row, "seconds": 1000.0, "validation_seconds": 200.0} for row in run.metrics()])
     run = training.train(asked, tmp_path / "run", minutes=60, resume=True)
     assert run.finished
     assert len(run.metrics()) == 2
+    assert left == pytest.approx([0.96 * 3600, 0.96 * 3600 - 1200], abs=60), "the first epoch counts"
     for options in ({}, {"epochs": 9}, {"set": "train.epochs=9"}):
         assert training.train(asked, tmp_path / "run", minutes=60, resume=True, **options).recipe == run.recipe
     with pytest.raises(TrainingError, match=r"another recipe \(model\.width was 4, is 8\)"):

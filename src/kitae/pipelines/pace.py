@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -89,6 +89,11 @@ class Clock:
     def left(self) -> float:
         """Seconds until the end that a plan may fill."""
         return self.begun + _SHARE * self.seconds - time.monotonic()
+
+    def resumed(self, rows: Sequence[Mapping[str, Any]]) -> Clock:
+        """The clock of a run that is resumed, less the time of the epochs that it has; `rows` as in `Run.metrics`."""
+        spent = sum(row["seconds"] + row["validation_seconds"] for row in rows)
+        return replace(self, begun=self.begun - spent)
 
     def share(self, runs: int) -> Clock:
         """The clock of a fold that is one of `runs` runs, with an equal share of the time left."""

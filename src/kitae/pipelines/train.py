@@ -190,6 +190,8 @@ def _train(
         probe_alone = probes and (not run.recipe.train.epochs or (bool(folds) and not tunes(folds)))
         if probe_alone and run.recipe.train.epochs:
             watcher.note("fine-tuning was no better than the probe in most folds, so this model is not fine-tuned")
+        if minutes is not None and begun:
+            minutes = minutes.resumed(run.metrics())
         if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
             timed, end = fitted(run.recipe, setup, model, minutes, world, begun)
             if world.is_main and not begun:
