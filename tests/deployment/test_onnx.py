@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from kitae.deployment.verify import probe_images, torch_reference
 from kitae.errors import ExportError
 from kitae.runtime import Model, content_hash, metadata_checksum
 from tests.refusals import refused
+
+pytestmark = pytest.mark.usefixtures("operators_read_once")
 
 
 def test_the_file_predicts_what_the_network_predicts(network: nn.Module, card: Card, tmp_path: Path) -> None:

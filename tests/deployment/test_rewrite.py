@@ -11,6 +11,8 @@ from kitae.deployment.onnx import Card, to_onnx
 from kitae.deployment.verify import file_reference, probe_images, torch_reference
 from kitae.preprocess import PreprocessRules
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 CARD = Card(tuple("abcde"), PreprocessRules(16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), temperature=1.7)
 
 

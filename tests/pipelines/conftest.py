@@ -46,8 +46,10 @@ def _graphs() -> dict[bytes, onnx.ModelProto]:
 
 
 @pytest.fixture
-def export_once(_graphs: dict[bytes, onnx.ModelProto], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of equal weights are exported once: that takes longer than anything else here."""
+def export_once(
+    _graphs: dict[bytes, onnx.ModelProto], operators_read_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks of equal weights are exported once, and files timed briefly: nothing else here takes longer."""
     export = candidates.to_onnx
 
     def to_onnx(model: nn.Module, card: Any) -> onnx.ModelProto:
@@ -57,3 +59,4 @@ def export_once(_graphs: dict[bytes, onnx.ModelProto], monkeypatch: pytest.Monke
         return copy.deepcopy(_graphs[key])
 
     monkeypatch.setattr(candidates, "to_onnx", to_onnx)
+    monkeypatch.setattr(candidates, "_TIMINGS", 6)  # the fewest that give an interval
