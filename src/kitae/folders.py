@@ -126,6 +126,8 @@ class Owned:
     def locked(self, folder: Path, *, check: bool = False) -> Iterator[None]:
         """Create the folder if necessary, and lock it for this process. The lock ends with the process; its file stays.
 
+        A folder that was made for nothing, since an error came before the first file, is removed.
+
         Args:
             check: `check` the folder first, so that no lock is left in one that is not ours.
 
@@ -134,6 +136,7 @@ class Owned:
         """
         if check:
             self.check(folder)
+        made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / LOCK).touch()
@@ -147,6 +150,9 @@ class Owned:
         finally:
             with suppress(OSError):  # the folder may be gone
                 (folder / LOCK).touch()  # some versions of filelock remove it
+                if made and os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 @contextmanager

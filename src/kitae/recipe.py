@@ -184,7 +184,7 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
     except OSError as error:
         raise RecipeError(f"{path}: cannot read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text") from error
+        raise RecipeError(f"{path}: not UTF-8 text; save it as UTF-8") from error
 
 
 def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:

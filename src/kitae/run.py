@@ -410,7 +410,7 @@ class Run:
         try:
             model.load_state_dict(load_weights(self.best)[0])
         except RuntimeError as error:
-            raise TrainingError(f"{self.best}: its weights do not fit the model of recipe.yaml") from error
+            raise TrainingError(f"{self.best}: does not fit recipe.yaml's model; restore it, or train again") from error
         return model.eval()
 
     def predictor(self, model: nn.Module | None = None, tta: Tta | None = None) -> Predictor:

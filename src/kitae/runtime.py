@@ -246,9 +246,9 @@ def open_session(
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if isinstance(source, bytes) and not source:
-        raise ExportError(f"{name}: the file is empty")
+        raise ExportError(f"{name}: the file is empty; export or copy it again")
     if isinstance(source, bytes) and source[:1] != b"\x08":  # every ONNX file starts with its ir_version
-        raise ExportError(f"{name}: not an ONNX file")
+        raise ExportError(f"{name}: not an ONNX file; give one that `kitae export` or `kitae compress` wrote")
     try:
         session: onnxruntime.InferenceSession = ort.InferenceSession(
             source, options, providers=["CPUExecutionProvider"]
@@ -282,7 +282,10 @@ def read_metadata(
     try:
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
-            raise ExportError(f"{name}: an ONNX file, but not one that kitae wrote (it carries no kitae metadata)")
+            raise ExportError(
+                f"{name}: an ONNX file, but not one that kitae wrote (it carries no kitae metadata); export a run with "
+                "`kitae export`"
+            )
         metadata = json.loads(text)
         version = int(metadata["format"])
         recorded = str(metadata["sha256"])

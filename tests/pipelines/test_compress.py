@@ -373,7 +373,9 @@ def test_what_is_wrong_is_said_and_leaves_nothing(finished: Run, tmp_path: Path)
         refused(CompressionError, "no compression there", CompressionResult.open, tmp_path)
         refused(TrainingError, "not a run folder", compress, tmp_path, tmp_path / "c")
         refused(CompressionError, "is a file", compress, finished, tmp_path / "file", **small())
-    refused(CompressionError, "no layer 'nowhere'", compress, finished, tmp_path / "b", **small(skip=("nowhere",)))
+        for field in ({"skip": ("nowhere",)}, {"layer_ratios": {"nowhere": 0.5}}):
+            words = f"{next(iter(field))}: there is no layer 'nowhere'"
+            refused(CompressionError, words, compress, finished, tmp_path / "b", **small(**field))
 
 
 def test_a_run_without_a_best_model(finished: Run, tmp_path: Path) -> None:

@@ -157,7 +157,9 @@ def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any]
         if array.dtype.kind != "f":
             raise AugmentError(f"targets [N, K] must be float32, not {array.dtype}")
         if num_classes is not None and array.shape[1] != num_classes:
-            raise AugmentError(f"targets have {array.shape[1]} classes, num_classes is {num_classes}")
+            raise AugmentError(
+                f"targets have {array.shape[1]} classes, num_classes is {num_classes}: give one of the two"
+            )
         return np.ascontiguousarray(array, np.float32)
     if array.size and array.dtype.kind not in "iu":
         raise AugmentError(f"targets [N] must be integer labels, not {array.dtype}")

@@ -40,10 +40,15 @@ def prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     constants = {item.name for item in work.graph.initializer}
     for node in work.graph.node:
         if node.op_type in _HOLDS_WEIGHTS and any(name in constants for name in node.input):
-            raise CompressionError(f"the operation {node.op_type} ({node.name}) holds weights that cannot be quantized")
+            raise CompressionError(
+                f"the operation {node.op_type} ({node.name}) holds weights that cannot be quantized; set quantize to "
+                "none"
+            )
     weighted = set(weighted_nodes(work))
     if not weighted:
-        raise CompressionError("there is nothing to quantize in this graph: no convolution or linear layer")
+        raise CompressionError(
+            "there is nothing to quantize in this graph: no convolution or linear layer; set quantize to none"
+        )
     # An optional input or output that is not used has an empty name; it ties no nodes together.
     after: set[str] = set()  # tensors computed from a weighted node
     for node in work.graph.node:

@@ -237,11 +237,11 @@ def _idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path}: cannot be read ({error})") from error
     if content[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions")
+        raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions; download it again")
     begin = 4 + 4 * dimensions
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, begin, 4)]
     if len(content) < begin + math.prod(shape):
-        raise DataError(f"{path}: truncated")
+        raise DataError(f"{path}: truncated; download it again")
     return np.frombuffer(content, np.uint8, math.prod(shape), begin).reshape(shape)
 
 

@@ -90,7 +90,7 @@ class Table:
             raise DataError("there are no images")
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise DataError(f"two classes are called {twice!r}")
+            raise DataError(f"two classes are called {twice!r}; rename one")
         if len({printable(name) for name in self.classes}) != len(self.classes):
             shown = [printable(name) for name in self.classes]
             twice = next(name for name in shown if shown.count(name) > 1)

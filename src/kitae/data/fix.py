@@ -73,7 +73,9 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
     path = Path(out)
     kept = [row for row in range(len(source)) if row not in report.excluded]
     if not kept:
-        raise DataError(f"{source.name}: no image is left, so nothing was written")
+        raise DataError(
+            f"{source.name}: no image is left, so nothing was written; `kitae data check` says what is wrong with them"
+        )
     if isinstance(source, ParquetSource):
         _write_parquet(source, set(kept), path)
     else:

@@ -97,7 +97,9 @@ class ParquetSource(Source):
             with self._pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20) as file:
                 yield file
         except self._pa.ArrowException as error:
-            raise DataError(f"{path}: not a Parquet file, or a broken one ({one_line(error)})") from error
+            raise DataError(
+                f"{path}: not a Parquet file, or a broken one ({one_line(error)}); download or write it again"
+            ) from error
         except OSError as error:
             raise DataError(f"{path}: {one_line(error)}") from error
 
@@ -165,7 +167,9 @@ class ParquetSource(Source):
             lacking = [path for path, (columns, _) in zip(self._files, files, strict=True) if kind not in columns]
             if 0 < len(lacking) < len(files):
                 name = self._group if kind == "group" else kind
-                raise DataError(f"{lacking[0]}: no column {name!r}, which other files have")
+                raise DataError(
+                    f"{lacking[0]}: no column {name!r}, which other files have; add it, or leave this file out"
+                )
         kinds = ("label", "class_name", "split", "group", "name", "path", KEY)
         whole = {kind: [value for columns, _ in files for value in columns.get(kind, ())] for kind in kinds}
         if not whole["label"]:
@@ -257,7 +261,7 @@ def _classes(
     if wrong:
         raise DataError(
             f"{names[wrong[0]]}: label {values[wrong[0]]} is out of range "
-            f"({len(wrong)} such labels; some hub data sets hide their test labels this way)"
+            f"({len(wrong)} such labels; some hub data sets hide their test labels this way); leave these rows out"
         )
     if any(known for _, known, _ in named_by_file):
         return _united_classes(named_by_file, np.array(values, np.int64))
@@ -269,7 +273,9 @@ def _classes(
         number = classes[label]
         name = composed(name)
         if named.setdefault(number, name) != name:
-            raise DataError(f"{image}: label {number} is called {name!r} here and {named[number]!r} elsewhere")
+            raise DataError(
+                f"{image}: label {number} is called {name!r} here and {named[number]!r} elsewhere; correct one of them"
+            )
     return tuple(named[number] for number in classes), labels
 
 
@@ -289,7 +295,10 @@ def _united_classes(files: list[_Named], labels: NDArray[np.int64]) -> tuple[tup
         names = known or given
         own = labels[start:end]
         if own.size and own.max() >= len(names):
-            raise DataError(f"{path}: label {own.max()} is out of range, its metadata names {len(names)} classes")
+            raise DataError(
+                f"{path}: label {own.max()} is out of range, its metadata names {len(names)} classes; correct the "
+                "label or the metadata"
+            )
         united[start:end] = np.array([place[name] for name in names], np.int64)[own]
         start = end
     return classes, united

@@ -445,7 +445,8 @@ def _classes(indexes: Sequence[ShardIndex], names: Sequence[str]) -> tuple[tuple
     if len(kinds) > 1:
         first, second = kinds.values()
         raise DataError(
-            f"labels of {first} and of {second} are of different kinds: integers in one, names in the other"
+            f"labels of {first} and of {second} are of different kinds: integers in one, names in the other; pack them "
+            "again with one kind"
         )
     distinct, ranks = np.unique(np.concatenate([array for array in labels if len(array)]), return_inverse=True)
     classes, places = numbered(distinct.tolist())

@@ -150,10 +150,10 @@ def compare(
             raise ExportError(f"{size} images give {list(part.shape)}, not {[size, wanted.shape[1]]}")
     got = np.concatenate([*trials, sweep])
     expected = np.concatenate([*(wanted[:size] for size in sizes), wanted])
-    if not np.isfinite(got).all():
-        raise ExportError("an output is not finite")
     if not np.isfinite(expected).all():  # no difference from it would count as too large
-        raise ExportError("the network's own output is not finite")
+        raise ExportError("the network's own output is not finite; train again with a smaller train.optimizer.lr")
+    if not np.isfinite(got).all():
+        raise ExportError("an output is not finite, though the network's are")
     if float(np.abs(got.sum(axis=1) - 1.0).max()) > 1e-3:
         raise ExportError("an output is not a distribution: its probabilities do not sum to 1")
     rows, said, true = np.arange(len(images)), sweep.argmax(axis=1), wanted.argmax(axis=1)

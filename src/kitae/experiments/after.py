@@ -83,7 +83,9 @@ def step(name: str) -> Callable[..., Any]:
     except Exception as error:  # whatever the user's module does
         raise RecipeError(f"after.{name}: cannot be imported ({one_line(error)})") from error
     if not callable(found):
-        raise RecipeError(f"after.{name}: is not a function, but {type(found).__name__}")
+        raise RecipeError(
+            f"after.{name}: is not a function, but {type(found).__name__}; name a function of that module"
+        )
     return found
 
 

@@ -122,7 +122,7 @@ def expand(spec: StudySpec) -> Design:
     names = [variant.name for variant in variants]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise RecipeError(f"{spec.name}: two variants are called {twice!r}")
+        raise RecipeError(f"{spec.name}: two variants are called {twice!r}; rename one")
     if len(names) * len(spec.seeds) > MAX_RUNS:
         raise RecipeError(
             f"{spec.name}: {len(names)} variants x {len(spec.seeds)} seeds are more than {MAX_RUNS} runs; "

@@ -328,7 +328,7 @@ def _jobs(spec: StudySpec, resolved: Mapping[str, Resolved]) -> tuple[Job, ...]:
         same = seen.setdefault(_fingerprint(recipe, after), name)
         if same != name:
             raise RecipeError(
-                f"{spec.name}: variants {same!r} and {name!r} are the same recipe, so nothing is compared"
+                f"{spec.name}: variants {same!r} and {name!r} are the same recipe, so nothing is compared; remove one"
             )
     jobs = []
     folders: dict[str, str] = {}  # jobs of the same training share the folder of the first of them

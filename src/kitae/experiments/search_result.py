@@ -103,7 +103,7 @@ class SearchResult:
             winner = Recipe.model_validate(facts["winner"])
             return cls(folder, tuple(arms.values()), facts["metric"], best, preset, rematch, facts["verdict"], winner)
         except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{file}: is damaged ({one_line(error)})") from error
+            raise TrainingError(f"{file}: is damaged ({one_line(error)}); search again, with another --out") from error
 
     def data(self) -> dict[str, Any]:
         """What search.json holds; plain values."""

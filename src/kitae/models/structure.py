@@ -64,7 +64,7 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     else:
         names = tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))[-1:]
     if not names:
-        raise RecipeError("model: no linear or convolutional layer that could be the classifier")
+        raise RecipeError("model: no linear or convolutional layer that could be the classifier; give the model one")
     return names
 
 

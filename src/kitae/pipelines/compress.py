@@ -58,6 +58,7 @@ from kitae.training.checkpoint import load_weights, save_weights
 if TYPE_CHECKING:
     import pandas as pd
 
+_AGAIN = "compress the run again"
 _FACTS = SIGNS["compression"]
 _FILES = (_FACTS, "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors", REPORT)
 _CANDIDATES = "candidates"
@@ -186,14 +187,16 @@ class CompressionResult:
         except MissingExtraError:
             raise
         except (KitaeError, ValueError, TypeError) as error:
-            raise CompressionError(f"{file}: is damaged ({one_line(error)})") from error
+            raise CompressionError(f"{file}: is damaged ({one_line(error)}); {_AGAIN}") from error
         file = self.path / "model.safetensors"
         try:
             model.load_state_dict(load_weights(file)[0])
         except TrainingError as error:  # it names the file
             raise CompressionError(str(error)) from error
         except RuntimeError as error:
-            raise CompressionError(f"{file}: its weights are not those of the network in model.json") from error
+            raise CompressionError(
+                f"{file}: its weights are not those of the network in model.json; {_AGAIN}"
+            ) from error
         return model.eval()
 
 

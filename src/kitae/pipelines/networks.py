@@ -82,6 +82,9 @@ class Networks:
 
     Attributes:
         original: the run's best network; never changed.
+
+    Raises:
+        CompressionError: a field names a layer that the network does not have, or that cannot be pruned.
     """
 
     def __init__(self, run: Run, spec: CompressSpec, folder: Path, say: Say) -> None:
@@ -92,6 +95,9 @@ class Networks:
         origin = run.best.read_bytes() + f"{self.setup.store.fingerprint}{run.recipe.training_fingerprint}".encode()
         self._origin = hashlib.sha256(origin).hexdigest()
         model = run.load_model(free=True).to(self.device)
+        layers = prunable_layers(model)
+        require_layers(layers, spec.layer_ratios, "layer_ratios: ")
+        require_layers(layers, spec.skip, "skip: ")
         self.original = Network(0.0, model, UNCHANGED, self._key([]))
         self._teacher = _teacher(model) if spec.distill else None
         self._batches = partial(self.setup.clean_batches, self.device)
@@ -304,9 +310,9 @@ class Networks:
 
     def _by_layer(self, model: nn.Module, ratio: float) -> dict[str, float]:
         """The ratio of each layer: its own if it has one, else `ratio`."""
-        own, layers = self.spec.layer_ratios, prunable_layers(model)
-        require_layers(layers, own, "layer_ratios: ")
-        return {**own, **{name: ratio for name in layers if name not in own and name not in self.spec.skip}}
+        own = self.spec.layer_ratios
+        others = {name: ratio for name in prunable_layers(model) if name not in own and name not in self.spec.skip}
+        return {**own, **others}
 
 
 def _seed(key: str, part: str = "") -> int:

@@ -49,7 +49,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise TrainingError(f"{path}: no such file") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise TrainingError(f"{path}: not a whole checkpoint of Kitae (truncated or another program's)") from error
+        raise TrainingError(
+            f"{path}: not a whole checkpoint of Kitae (truncated or another program's); copy it again, or train again"
+        ) from error
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -141,7 +143,9 @@ def load_checkpoint(
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
-            raise TrainingError(f"{path}: its weights do not fit this model") from error
+            raise TrainingError(
+                f"{path}: its weights do not fit this model; give the file of the same recipe"
+            ) from error
     state: dict[int, dict[str, Any]] = {}
     saved = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
     scalars = {f"optimizer.{key}": value for key, value in metadata["optimizer"].items()}
