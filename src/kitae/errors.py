@@ -11,7 +11,7 @@ KitaeError                caused by the user; one line says what, where, and the
 ├── ExportError           writing, verifying or reading an exported file
 └── MissingExtraError     a library that an extra would install is missing
 
-Anything else is a bug in Kitae and shows its traceback.
+Anything else is a bug in Kitae and shows its traceback, but for errors of the file system.
 """
 
 from __future__ import annotations

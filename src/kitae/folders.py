@@ -169,7 +169,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[Literal["held", "busy", "
     from filelock import FileLock, Timeout  # of the extra `train`; the runtime of an exported file has none
 
     path.touch()
-    # Without locks in the file system, filelock would take the existence of the file, which was just made, for one;
+    # On a file system without locks, filelock would take the file that was just made for another process's lock;
     # older versions raise an error.
     known = inspect.signature(FileLock).parameters
     options: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}

@@ -43,7 +43,7 @@ def now() -> str:
 
 @cache
 def commit(root: Path = _ROOT) -> str | None:
-    """The commit of a source tree, by default Kitae's own, with `+` if tracked files differ; None if it is none."""
+    """The commit of a source tree, by default Kitae's own, with `+` if tracked files differ; None if it has none."""
     if not (root / ".git").exists():
         return None
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

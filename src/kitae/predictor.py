@@ -90,7 +90,7 @@ class Predictor:
                 image or a uint8 array [H, W] or [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's
                 size. (A large JPEG given as a path or bytes is decoded at reduced size, as in training; a Pillow image
                 is decoded at full size.)
-            show: as of `logits`.
+            show: as in `logits`.
 
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.

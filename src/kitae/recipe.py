@@ -71,7 +71,7 @@ class Recipe(Spec):
         An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` adds or replaces it,
         `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` removes it. A new
         `train.optimizer.name` also sets that optimizer's usual learning rate and weight decay, unless they are given.
-        A whole section has its defaults where it says nothing, except that `data={...}` without a source keeps it.
+        A whole section resets the fields that it does not name, but `data={...}` without a source keeps the source.
 
         Raises:
             RecipeError: an assignment without `=`, an unknown field, or a value that does not fit.
@@ -268,7 +268,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
             continue
         data = tree["data"] if isinstance(spec, Recipe) and isinstance(tree["data"], dict) else {}
         if field == "data" and isinstance(value, dict) and "source" in data:
-            value = {"source": data["source"], **value}  # never other images without a word
+            value = {"source": data["source"], **value}  # keep the source unless another one is given
         _assign(tree, field, value, type(spec))
         if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
             for usual in ("lr", "weight_decay"):

@@ -271,7 +271,7 @@ class Run:
         return self._json("evaluation.json", f"the run is not finished; {self._cure}")
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Replace evaluation.json; its count of test openings is added here."""
+        """Replace evaluation.json, with the count of test openings added, and remove the probe's features."""
         write_json(self.evaluation_file, {**evaluation, "test_openings": self.test_openings})
         shutil.rmtree(self.features, ignore_errors=True)
 
@@ -339,7 +339,7 @@ class Run:
         else:
             store = open_store(spec, progress)
         if self.facts_file.is_file() and store.rules != self.rules:
-            # Of a version that found other rules for the same recipe.
+            # model.json is from a version of Kitae that derived other rules from the same recipe.
             store = open_store(spec, progress=progress, rules=self.rules)
         return store
 
@@ -370,7 +370,7 @@ class Run:
         write_json(self.facts_file, {"format": _FORMAT, **facts})
 
     def facts(self) -> dict[str, Any]:
-        """model.json: `classes`, `preprocess`, `mean`, `std`, `temperature`, `parameters`, `macs`.
+        """model.json: model, classes, preprocess, mean, std, temperature, parameters, macs and clean_images.
 
         Raises:
             TrainingError: it is missing, damaged, or of a newer version of Kitae.
@@ -394,7 +394,7 @@ class Run:
         """The network with its best weights, in eval mode on the CPU.
 
         Args:
-            free: every layer can be trained, whatever the recipe froze: what was pruned has to be fine-tuned.
+            free: make every layer trainable, whatever the recipe froze: a pruned network is fine-tuned as a whole.
 
         Raises:
             TrainingError: there is no best model yet, or its file is damaged.
@@ -435,7 +435,7 @@ class Run:
         """Logits float32 [N, K] and labels int64 [N] of these images, in the order of their rows.
 
         Args:
-            model, tta: as of `predictor`.
+            model, tta: as in `predictor`.
         """
         return self.predictor(model, tta).logits(images.gather, images.rows)
 

@@ -32,7 +32,7 @@ def block(
 
     Args:
         lines: sentences above the table. columns: heads. left: the number of columns of text; the others hold numbers.
-        rows: the first `most` are shown, and how many there are.
+        rows: only the first `most` are shown, followed by their total number.
     """
     parts = [f"<div><strong>{_text(title)}</strong>", *(f"<p>{_text(line)}</p>" for line in lines)]
     if rows:
@@ -128,7 +128,7 @@ def run_html(run: RunLike) -> str:
     return block(title, lines, ["", "value (95 % interval)"], rows, most=len(rows))
 
 
-_CLASSES = 20  # that are listed of a cross-validation; the page has all
+_CLASSES = 20  # classes listed for a cross-validation; the page lists all
 
 
 def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[list[str]]:

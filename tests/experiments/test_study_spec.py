@@ -137,7 +137,7 @@ OF_RECIPE = "design: one_out\n"
     ("text", "message"),
     [
         (f"{OF_BASE}seeed: [1]\n", r"mine\.yaml:5: unknown field 'seeed' \(did you mean seeds\?\)"),
-        (f"{OF_BASE}set: [train.epochs=5]", r"mine\.yaml: set: must be a mapping, as {train\.epochs: 5}, not \["),
+        (f"{OF_BASE}set: [train.epochs=5]", r"mine\.yaml: set: must be a mapping, such as {train\.epochs: 5}, not \["),
         (f"{OF_BASE}tiny: 3", r"mine\.yaml: tiny: must be a mapping"),
         (f"{OF_BASE}tiny: {{set: train.epochs=5}}", r"mine\.yaml: tiny\.set: must be a mapping"),
         (f"{OF_BASE}name: again", r"mine\.yaml:5: 'name' is listed twice"),

@@ -25,7 +25,7 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     Example: kitae data check photos/
 
     Args:
-        source: A folder, a .parquet or a .csv file, or a source as data.source of a recipe: cifar10, ...
+        source: A folder, a .parquet or a .csv file, or a source as in a recipe's data.source: cifar10, ...
         out: A folder for the full report (check.json) and a contact sheet.
     """
     from kitae.data.check import check as run_check
@@ -57,7 +57,7 @@ def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: b
     Example: kitae data fix photos/ --out photos-fixed.csv
 
     Args:
-        source: A folder, a .parquet or a .csv file, or a set that comes with the package.
+        source: A folder, a .parquet or a .csv file, or a data set that comes with the package.
         out: The new file: .csv for a folder or a .csv file, else .parquet; default SOURCE-fixed beside it.
         overwrite: Replace the file in --out.
     """
@@ -94,7 +94,7 @@ def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> 
     Example: kitae data prepare photos/ --minutes 5
 
     Args:
-        source: A folder, a .parquet or a .csv file, a source as data.source of a recipe, or a recipe.
+        source: A folder, a .parquet or a .csv file, a source as in a recipe's data.source, or a recipe.
         minutes: As for kitae train; the image size depends on it.
     """
     from kitae.data.store import open_store

@@ -186,7 +186,7 @@ def search(
     Example: kitae search photos/
 
     Args:
-        data: A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
+        data: A folder, a .parquet or a .csv file, or a source as in a recipe's data.source.
         recipe: The recipe that gives the model and the number of epochs.
         out: The search folder; an interrupted search is resumed.
         arms: Number of settings to try, including the presets.
@@ -218,7 +218,7 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
     Example: kitae show augment photos/
 
     Args:
-        data: A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
+        data: A folder, a .parquet or a .csv file, or a source as in a recipe's data.source.
         out: The folder for the pictures.
     """
     import numpy as np
@@ -273,7 +273,7 @@ def mistakes(run: Path, *, class_: Annotated[str | None, Parameter(name="--class
     console.listing(
         ["image", "class", "predicted", "confidence"],
         [[row["image"], row["class"], row["predicted"], console.percent(row["confidence"])] for row in rows],
-        "not shown; a pipe or --json gets all", right=3,
+        "not shown; pipe the output or use --json to get all", right=3,
     )  # fmt: skip
     of_class = "" if class_ is None else f" with {class_}"
     console.remark(
@@ -317,7 +317,7 @@ def bench_precision(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> N
             f"auto chooses {facts['chosen']}, whose loss is not finite here: set train.precision={facts['fastest']}"
         )
     else:
-        console.say(f"auto chooses {facts['chosen']}: {facts['behind']:.2f} times as long as the fastest")
+        console.say(f"auto chooses {facts['chosen']}, which takes {facts['behind']:.2f} times as long as the fastest")
 
 
 @bench_app.command(name="train")

@@ -314,7 +314,7 @@ def _write_predictions(
             "class": [console.printable(name) for name in names],
             "probabilities": [shares.tolist() for shares in probabilities],
         },
-        metadata={"classes": json.dumps(named)},  # as of the run's own predictions
+        metadata={"classes": json.dumps(named)},  # as in the run's own predictions
     )
     write_parquet(table, out)
 

@@ -21,7 +21,7 @@ from kitae.errors import CompressionError
 Masks = dict[str, Tensor]
 
 KEEP_AT_LEAST = 0.1
-"""Share of a layer that is always kept, since a layer without weights would cut the network in two."""
+"""Share of a layer that global ranking and channel pruning keep: a layer without weights would cut the network."""
 
 
 def magnitude_masks(

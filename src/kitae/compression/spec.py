@@ -57,7 +57,7 @@ class CompressSpec(Spec):
             as the winner had in all, with the same teacher. The `original`, trained for the winner's further epochs
             with the same teacher, is always added, since a gain by training must not look like a gain by pruning. An
             empty list measures no control.
-        sensitivity: also quantize each layer alone, and list the layers by the accuracy that this costs.
+        sensitivity: also quantize each layer alone, and list the layers by how far the outputs move (KL divergence).
         threads: of latency measurements; null leaves ONNX Runtime's own choice.
         seed: of random pruning.
     """

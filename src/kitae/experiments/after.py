@@ -155,7 +155,7 @@ def prune(
         scope: rank weights within each `layer`, or all of them together (`global`).
 
     Returns:
-        accuracy (test), val_accuracy, sparsity (zero weights as a share of the remaining parameters), parameters,
+        accuracy (test), val_accuracy, sparsity (zero weights as a share of all parameters), parameters (nonzero),
         compressed_bytes.
     """
     from kitae.compression.batchnorm import reestimate_batchnorm

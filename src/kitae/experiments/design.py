@@ -241,7 +241,7 @@ def _aliasing(design: NDArray[np.int8]) -> float:
 
 
 def _correlations(design: NDArray[np.int8]) -> NDArray[np.float64]:
-    """Of each main effect with each two-factor interaction: float64 [factors, pairs]; pairs as of `combinations`."""
+    """Of each main effect with each two-factor interaction: float64 [factors, pairs]; pairs as in `combinations`."""
     x = design.astype(np.float64)
     first, second = np.triu_indices(x.shape[1], k=1)
     return x.T @ (x[:, first] * x[:, second]) / len(x)

@@ -328,8 +328,8 @@ def _finish(raw: Effect, ratio: bool, negligible: float, coarse: bool) -> Effect
 def _holm(effects: list[Effect], comparisons: Sequence[object]) -> list[Effect]:
     """Holm's correction over the comparisons that were tested; effects of the same comparison count once.
 
-    The same as statsmodels' multipletests(method="holm") (tested), which collects garbage at every call: seconds in a
-    process that holds torch.
+    Tested to equal statsmodels' multipletests(method="holm"), which is not used since it collects garbage at every
+    call: that takes seconds in a process that has loaded torch.
     """
     p_of = {what: effect.p for what, effect in zip(comparisons, effects, strict=True) if not math.isnan(effect.p)}
     highest, corrected = 0.0, {}

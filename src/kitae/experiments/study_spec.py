@@ -306,7 +306,7 @@ class StudySpec(Spec):
         for field, block in (("set", content), ("tiny", content), ("tiny.set", content.get("tiny"))):
             value = block.get(field.rpartition(".")[2]) if isinstance(block, Mapping) else None
             if value is not None and not isinstance(value, Mapping):
-                raise RecipeError(f"{path}: {field}: must be a mapping, as {{train.epochs: 5}}, not {value!r}")
+                raise RecipeError(f"{path}: {field}: must be a mapping, such as {{train.epochs: 5}}, not {value!r}")
         content = with_overrides(shrink(content) if tiny else content, overrides)
         base = content.get("base")
         if isinstance(base, str):  # a file is included whole, so that the study no longer depends on it
@@ -375,7 +375,7 @@ def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> di
     if shared:
         before = result.get("set") or {}
         if not isinstance(before, Mapping):  # of study.set=...
-            raise RecipeError(f"study.set: must be a mapping, as {{train.epochs: 5}}, not {before!r}")
+            raise RecipeError(f"study.set: must be a mapping, such as {{train.epochs: 5}}, not {before!r}")
         result["set"] = {**before, **shared}
     return result
 

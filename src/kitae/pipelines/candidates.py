@@ -76,7 +76,7 @@ class Candidate:
 class Scoring:
     """How predictions are scored: by accuracy, or by its mean over the classes where that chose the run's best epoch.
 
-    A file that never names a class of one image in a hundred loses 1 point of accuracy.
+    By plain accuracy, a file that never predicts a class with 1 % of the images would lose only 1 point.
     """
 
     balanced: bool = False
@@ -146,7 +146,7 @@ class Bench:
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
 
     def candidates(self, network: Network, *, only: str | None = None) -> list[Candidate]:
-        """A network as files, one for each requested precision, and of the original also in float32.
+        """Write a network as one file for each requested precision; the original is always written in float32 too.
 
         Args:
             only: write only this precision.

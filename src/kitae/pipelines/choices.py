@@ -65,7 +65,7 @@ def set_fields(choices: Choices) -> tuple[str, ...]:
 
 
 def by_option(choices: Choices) -> Choices:
-    """The choices, with fields in `set` that have an option of their own given by it, so that a plan sees them.
+    """The choices, with each field in `set` that has an option of its own moved to it, so that a plan sees it.
 
     A whole section counts as its fields: the plan chooses the others.
     """
@@ -116,7 +116,7 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
 
 
 def as_in(recipe: Recipe, choices: Choices) -> Choices:
-    """The choices with the options' values of a recipe that they were applied to: of "5", the number."""
+    """The choices with each given option's value taken from a recipe that they were applied to, so "5" becomes 5."""
     found = choices.copy()
     for option, field in _FIELDS.items():
         if choices.get(option) is not None:

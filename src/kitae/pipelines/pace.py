@@ -103,7 +103,7 @@ class Clock:
 
 
 def process_begun() -> float:
-    """The start time of this process, as of `time.monotonic`; the current time if the system does not tell."""
+    """The start time of this process, by `time.monotonic`; the current time if the system does not tell."""
     now = time.monotonic()
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -297,15 +297,15 @@ def fitted(
 
 
 def remember_length(run: Run) -> None:
-    """Save the length that was asked for beside that of the recipe, which the minutes change."""
+    """Save the length that was asked for, since the minutes change the one in the recipe."""
     if not run.asked_length.is_file():  # a run that was killed before its first epoch has it
         write_json(run.asked_length, _length(run.recipe.train.straightened()))
 
 
 def as_long_as(run: Run, recipe: Recipe, clock: Clock) -> Recipe:
-    """The recipe with the length of a run, if the minutes made that of the recipe's, so that one command resumes it.
+    """The recipe with the run's length, if the minutes derived it from the recipe's: the same command resumes the run.
 
-    The minutes choose the length of a plan (`clock.most`). Any other is the one that the run was asked for.
+    For a plan, the minutes choose the length (`clock.most`). Any other length must be the one the run was asked for.
     """
     if clock.most is None and not _asked(run, recipe.train):
         return recipe
@@ -321,7 +321,7 @@ def _asked(run: Run, spec: TrainSpec) -> bool:
         return False
     saved = _length(run.recipe.train)
     asked = read_json(run.asked_length, *saved, error=TrainingError)
-    # The last is of a command with the run's data: it takes the recipe in its folder, and sets the epochs.
+    # The last is for a command that names the run's data: it loads the recipe in the run folder and sets the epochs.
     known = asked, saved, {**saved, "epochs": asked["epochs"]}
     return _length(spec) in known or _length(spec.straightened()) in known
 
@@ -346,7 +346,7 @@ class Recutter:
     def __call__(self, epochs: int) -> int | None:
         """A new last epoch after `epochs` of them; None if the schedule still fits."""
         now = time.monotonic()
-        if self._last is None:  # not since the training began, where the start may have been validated too
+        if self._last is None:  # the time since training began may include validating the start
             row = self._run.metrics()[-1]
             epoch = float(row["seconds"] + row["validation_seconds"])
         else:

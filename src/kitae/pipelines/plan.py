@@ -56,8 +56,8 @@ _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement befo
 # (LOG.md, 2026-11-27).
 _MIXED_FROM = 80
 _WARMUP = 0.1  # share of a fine-tuning
-# Of AdamW, with batches of 32. With 5e-4, five trainings on a texture failed, most with two of its three classes taken
-# for one; with this rate none of four, and photographs lose 0.7 points in 240 steps (LOG.md, 2026-11-28).
+# For AdamW with batches of 32. At 5e-4, five trainings on textures failed, most by taking two of three classes for one;
+# at this rate none of four failed, at a cost of 0.7 points on photographs in 240 steps (LOG.md, 2026-11-28).
 _TUNING_RATE = 3.5e-4
 # Augmented views that the probe is fitted on before a fine-tuning. A head that has never seen a crop is wrong about
 # crops, and sure of it, so the first steps go the wrong way (LOG.md, 2026-11-28).
@@ -230,7 +230,7 @@ class _Planner:
         """The epochs and steps that fit at a size; `least` where none do.
 
         Args:
-            probed: pictures of each image that a probe before it is fitted on.
+            probed: views of each image that the probe is fitted on before training; 0 means no probe.
         """
         facts, pace, processes = self.facts, measured.at(size * size), self.world.size
         judging = (facts.val + max(50, facts.val // 2)) * pace.judge / processes  # of a validation
@@ -251,7 +251,7 @@ class _Planner:
         self, net: str, length: _Length, batch: int, model: ModelSpec, *, data: Mapping[str, Any],
         augment: Mapping[str, Any], train: Mapping[str, Any], evaluate: Mapping[str, Any], why: str,
     ) -> tuple[Recipe, list[str]]:  # fmt: skip
-        """The recipe, with the user's choices before the plan's, and the lines that say so."""
+        """The recipe, in which the user's choices override the plan's, and the lines that describe it."""
         facts, base = self.facts, self.base
         own = {
             "epochs": length.epochs,

@@ -44,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 _UNEVEN = 3
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
-_FEW_CLEAN = 50  # the same in fine-tuning, which is short and has large images; or half as many as validate
+_FEW_CLEAN = 50  # the same in fine-tuning, which is short and has large images; at least half as many as validation
 _WHITENING_IMAGES = 1024
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # for `clean_batches`
 
@@ -127,7 +127,7 @@ class Setup:
         return self.store.rules.shape if self.crop is None else self.crop.shape
 
     def image_set(self, rows: NDArray[np.int64]) -> ImageSet:
-        """Some rows of the store; a test image among them raises until the test has been opened."""
+        """Some rows of the store; reading a test image among them raises an error until test has been opened."""
         store = self.store
         return ImageSet(store.images, rows, store.labels, store.classes, guard=self.splits.guard)
 
@@ -189,7 +189,7 @@ class Setup:
         return placed(model if weights else self.whitened(model, recipe.model), recipe.train, world)
 
     def whitened(self, model: nn.Module, spec: ModelSpec) -> nn.Module:
-        """A fresh network of `spec` on the CPU, in place; its stem is made of the training images where it asks so."""
+        """Compute the stem of a fresh network on the CPU from training images, in place, if `spec` asks for it."""
         if whitens(spec):
             images, _ = next(self.clean_batches(torch.device("cpu"), _WHITENING_IMAGES))
             whiten(stem_of(model), images)
@@ -347,7 +347,7 @@ class FirstBatch:
     """The first images of the first epoch as training takes them, to measure with.
 
     Attributes:
-        index: int64 [count], their rows of the store.
+        index: int64 [count], their keyed indices, see `ImageSet.order`.
         augment: from uint8 images and labels to the network's input and targets, on the CPU.
     """
 

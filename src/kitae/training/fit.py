@@ -44,7 +44,7 @@ class Watcher(Protocol):
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
     ) -> None:
-        """Called after every batch; `data_share` is the share of time spent on reading and augmenting images."""
+        """Called after a batch, on a GPU every few; `data_share`: of the time, spent on reading and augmenting."""
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Called after every epoch, with its line of metrics."""
@@ -266,8 +266,8 @@ _READ_EVERY = 25  # steps between two reads of a GPU's counters; each read waits
 class _Meter:
     """Sums and times of an epoch in this process.
 
-    The sums are on the device, so that counting does not wait for it. `settled` reads them into `at`: after every step
-    on a CPU, every few steps on a GPU, whose host runs ahead.
+    The sums stay on the device, so that counting does not wait for it. `settled` reads the counts into `at`: after
+    every step on a CPU, every few steps on a GPU, whose host runs ahead.
     """
 
     def __init__(self, at: Progress, world: World, images: int) -> None:
@@ -302,7 +302,7 @@ class _Meter:
     def settled(self, now: bool, *, updated: bool) -> bool:
         """Read the counts into `at` if they are due, or if `now`. Returns whether they were read.
 
-        On a GPU they are due only after an optimizer step, since only then a checkpoint can be saved.
+        On a GPU they are due only after an optimizer step, since a checkpoint can be saved only then.
         """
         if self.world.device.type == "cuda" and not now and (self._unread < _READ_EVERY or not updated):
             return False

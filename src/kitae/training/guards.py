@@ -53,7 +53,7 @@ def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.
 
 
 def evaluation_memory_named(batch_size: int) -> contextlib.AbstractContextManager[None]:
-    """The same for an evaluation, which has its own batch size."""
+    """As `memory_named`, for an evaluation, which has its own batch size."""
     return _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it; only memory use changes")
 
 

@@ -155,7 +155,7 @@ class Learner:
         return Step(loss, correct, healthy)
 
     def _decided(self, healthy: bool, last: bool, at: Progress) -> bool:
-        """Whether the step counted, decided on the host, which updates at the last batch of an update."""
+        """Decide on the host whether the step counts, and make the update if this is its last batch."""
         if last:
             healthy = self._update(healthy, at)
         elif distributed.any_true(not healthy, self.world):
@@ -250,7 +250,7 @@ class Learner:
 
 
 def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [N, C, H, W] at a smaller height and width; themselves at their own."""
+    """Images [N, C, H, W] at a smaller height and width; unchanged if they already have that size."""
     if size == (images.shape[2], images.shape[3]):
         return images
     return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
