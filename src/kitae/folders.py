@@ -145,6 +145,7 @@ class Owned:
         try:
             with lock(folder / LOCK, wait=False) as state:
                 if state == "busy":
+                    made = False  # the other process's now
                     raise self.error(f"{folder}: another process is writing to this folder; choose another --out")
                 yield
         finally:
