@@ -145,15 +145,16 @@ class Owned:
         try:
             with lock(folder / LOCK, wait=False) as state:
                 if state == "busy":
-                    made = False  # the other process's now
                     raise self.error(f"{folder}: another process is writing to this folder; choose another --out")
-                yield
+                try:
+                    yield
+                except BaseException:
+                    if made and os.listdir(folder) == [LOCK]:
+                        shutil.rmtree(folder)
+                    raise
         finally:
             with suppress(OSError):  # the folder may be gone
                 (folder / LOCK).touch()  # some versions of filelock remove it
-                if made and os.listdir(folder) == [LOCK]:
-                    (folder / LOCK).unlink()
-                    folder.rmdir()
 
 
 @contextmanager
