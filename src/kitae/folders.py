@@ -149,7 +149,7 @@ class Owned:
                 try:
                     yield
                 except BaseException:
-                    if made and os.listdir(folder) == [LOCK]:
+                    if made and list(folder.glob("*")) == [folder / LOCK]:
                         shutil.rmtree(folder)
                     raise
         finally:
