@@ -93,6 +93,22 @@ def test_the_file_of_the_lock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / LOCK).is_file()
 
 
+@pytest.mark.parametrize("case", ["made", "there before", "with a file", "held by another"])
+def test_a_folder_made_for_an_error_is_removed(tmp_path: Path, case: str) -> None:
+    folder = tmp_path / "s"
+    if case == "there before":
+        folder.mkdir()
+    with pytest.raises(TrainingError, match="wrong"), OWNED.locked(folder):  # noqa: PT012
+        if case == "with a file":
+            (folder / "table").touch()
+        elif case == "held by another":
+            with pytest.raises(TrainingError, match="another process"), OWNED.locked(folder):
+                pass
+            assert folder.is_dir()
+        raise TrainingError("wrong")
+    assert folder.is_dir() == (case in ("there before", "with a file"))
+
+
 def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=NotImplementedError))
     with OWNED.locked(tmp_path):
