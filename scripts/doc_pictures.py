@@ -109,6 +109,6 @@ def draw(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    augment("fashion-mini", out=IMAGES)
+    augment("photos-mini", out=IMAGES)
     for file in draw(IMAGES):
         print(file)

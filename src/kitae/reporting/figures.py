@@ -46,8 +46,12 @@ def grid_figure(
     cell = max(56, min(300, (int(WIDTH * DPI) - 2 * border + gap) // wide - gap))
     pictures = [[_enlarge(image, cell) for image in row] for row in rows]
     cell = max(max(picture.shape[:2]) for row in pictures for picture in row)  # whole factors may leave room
+    most = 32 if captions is None else max(32, cell // 2)  # captions may be wider than pictures
     if wide > 1:
-        gap = max(gap, min(32, (int(WIDTH * DPI) - 2 * border - wide * cell) // (wide - 1)))
+        gap = max(gap, min(most, (int(WIDTH * DPI) - 2 * border - wide * cell) // (wide - 1)))
+    left = border
+    if captions is not None:  # those of the first and the last column are wider too
+        left = max(border, min(gap // 2, (int(WIDTH * DPI) - wide * (cell + gap) + gap) // 2))
     width = max(int(WIDTH * DPI), wide * (cell + gap) - gap + 2 * border)
     texts: list[tuple[int, int, str, float, str, str]] = []  # x, y (top, pixels), text, size, weight, alignment
     placed: list[tuple[int, int, Image]] = []
@@ -62,7 +66,7 @@ def grid_figure(
         """Write up to two lines into each cell of a row; the height of the highest."""
         for j, lines in enumerate(cells):
             for n, text in enumerate(lines[:2]):
-                texts.append((border + j * (cell + gap) + cell // 2, y + n * line, text, SMALL, "normal", "center"))
+                texts.append((left + j * (cell + gap) + cell // 2, y + n * line, text, SMALL, "normal", "center"))
         return line * max(len(lines[:2]) for lines in cells) + 4
 
     if column_titles is not None:
@@ -74,7 +78,7 @@ def grid_figure(
             y += int(LABEL * DPI / 72 * 1.35)
         tall = max(picture.shape[0] for picture in row)
         for j, picture in enumerate(row):
-            x = border + j * (cell + gap) + (cell - picture.shape[1]) // 2
+            x = left + j * (cell + gap) + (cell - picture.shape[1]) // 2
             placed.append((x, y + (tall - picture.shape[0]) // 2, picture))
         y += tall + 4
         if captions is not None:
