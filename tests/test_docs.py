@@ -38,7 +38,15 @@ from tests.images import write_folder
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"python", "yaml", "text", ""}  # text is output, and "" are commands of a shell
-OTHER_COMMANDS = ("pip install ", "make ", "python -m kitae", "python scripts/", "torchrun ")
+OTHER_COMMANDS = (
+    "pip install ",
+    "python3 -m venv ",
+    ". .venv/bin/activate",
+    "make ",
+    "python -m kitae",
+    "python scripts/",
+    "torchrun ",
+)
 
 
 @dataclass(frozen=True)
