@@ -25,6 +25,7 @@ from kitae.reporting.style import INK, LABEL, SMALL, new_figure, save
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
+PHOTOS = "photos-mini"  # in colour
 RUN = ROOT / "benchmarks" / "results" / "cifar10-strong-18-epochs"  # a cosine with a warm-up
 
 
@@ -109,6 +110,6 @@ def draw(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    augment("photos-mini", out=IMAGES)
+    augment(PHOTOS, out=IMAGES)
     for file in draw(IMAGES):
         print(file)

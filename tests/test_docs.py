@@ -39,14 +39,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"python", "yaml", "text", ""}  # text is output, and "" are commands of a shell
 OTHER_COMMANDS = (
-    "pip install ",
-    "python3 -m venv ",
-    ". .venv/bin/activate",
-    "make ",
-    "python -m kitae",
-    "python scripts/",
-    "torchrun ",
-)
+    "pip install ", "python3 -m venv ", ". .venv/bin/activate", "make ", "python -m kitae", "python scripts/", "torchrun ",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -295,7 +289,7 @@ def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
 
 def test_pictures_of_augmentation_are_up_to_date(tmp_path: Path) -> None:
     doc_pictures = importlib.import_module("doc_pictures")
-    doc_pictures.augment("fashion-mini", out=tmp_path)
+    doc_pictures.augment(doc_pictures.PHOTOS, out=tmp_path)
     pictures = sorted(tmp_path.glob("*.png"))
     assert len(pictures) == 8
     assert_alike(pictures, doc_pictures.IMAGES)
