@@ -39,7 +39,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"python", "yaml", "text", ""}  # text is output, and "" are commands of a shell
 OTHER_COMMANDS = (
-    "pip install ", "python3 -m venv ", ". .venv/bin/activate", "make ", "python -m kitae", "python scripts/", "torchrun ",
+    "pip install ", "python3 -m venv ", ". .venv/bin/activate", "make ", "python -m kitae", "python scripts/",
+    "torchrun ",
 )  # fmt: skip
 
 
