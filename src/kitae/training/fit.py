@@ -44,7 +44,7 @@ class Watcher(Protocol):
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
     ) -> None:
-        """Called after a batch, on a GPU every few; `data_share`: of the time, spent on reading and augmenting."""
+        """Called after a batch, on a GPU after every few; `data_share` of the time went to reading and augmenting."""
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Called after every epoch, with its line of metrics."""
