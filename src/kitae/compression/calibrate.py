@@ -76,7 +76,9 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
         found = calibrator.compute_data()
     ranges = {name: tuple(np.float32(np.ravel(end)[0]) for end in item.range_value) for name, item in found.items()}
     if not all(np.isfinite(pair).all() for pair in ranges.values()):
-        raise CompressionError("an activation is not finite on the calibration images; train again with a smaller train.optimizer.lr")
+        raise CompressionError(
+            "an activation is not finite on the calibration images; train again with a smaller train.optimizer.lr"
+        )
     return ranges  # type: ignore[return-value]
 
 
