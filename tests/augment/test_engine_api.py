@@ -448,6 +448,7 @@ def test_works_where_nothing_can_be_kept(tmp_path) -> None:
     assert int(done.stdout) > 0
 
 
+@pytest.mark.slow
 def test_kernels_go_to_the_cache_folder_where_the_first_place_is_not_writable(tmp_path) -> None:
     (tmp_path / "file").touch()
     first, second = (
