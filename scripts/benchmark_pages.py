@@ -39,10 +39,10 @@ Rows marked † are of today's steps. They were measured when the machine was sl
 fine-tuning loop made {slow} steps, where it had made 198 to 219. Kitae's minutes and five minutes of photographs are of
 today's plan, whose head sees all stages of the network, but for the minutes of Imagenette and of 200 images of
 photos-mini; its fifteen minutes and its rows from scratch are of earlier plans. Its five minutes were measured on a
-slow day, on which plans for textile took pictures of 288, 256 and 224 px; on a faster one, with the earlier plan and
-320, 288 and 256 px, they ended at 98.0 % (TrashNet 93.2, photos-mini 86.9). In Kitae's minutes with a linear head
-alone, other work ran on the machine for a part of the time, so one of textile took 78 s. A plan of one minute for 200
-images of TrashNet or textile leaves no time to fine-tune at that speed, and ends after half a minute.
+slow day, on which plans for textile took pictures of {sizes} px; on a faster one the earlier plan took larger ones,
+which textile needs (LOG.md, 2026-11-29). In Kitae's minutes with a linear head alone, other work ran on the machine for
+a part of the time, so one of textile took 78 s. A plan of one minute for 200 images of TrashNet or textile leaves no
+time to fine-tune at that speed, and ends after half a minute.
 
 Not measured: five and fifteen minutes for Imagenette, CIFAR-10 and fashion-mini, and fifteen for all other contestants
 and sets but TrashNet; CIFAR-10 enlarged to 160 px; the default command on CIFAR-10 and fashion-mini, whose rows are
@@ -164,8 +164,15 @@ def photographs(found: dict[str, Any]) -> str:
         for row in found["rows"]
         if "pace" in row and (row["set"], row["contestant"], row["budget"]) == ("textile", "torchvision", 5)
     ]
-    slow = f"{min(steps)} to {max(steps)}"
-    lines = [PHOTOGRAPHS.format(machine=_machine(found["machine"]), cut=CUT if late else "", slow=slow)]
+    sides = [
+        row["size"]
+        for row in found["rows"]
+        if (row["set"], row["contestant"], row["budget"]) == ("textile", "kitae", 5)
+    ]
+    slow, taken = (f"{min(values)} to {max(values)}" for values in (steps, sides))
+    lines = [
+        PHOTOGRAPHS.format(machine=_machine(found["machine"]), cut=CUT if late else "", slow=slow, sizes=taken),
+    ]
     for name in dict.fromkeys(line["set"] for line in found["paired"]):
         base, _, limit = name.partition(":")
         lines += [

@@ -92,14 +92,18 @@ class Clock:
 
     def resumed(self, rows: Sequence[Mapping[str, Any]]) -> Clock:
         """The clock of a run that is resumed, less the time of the epochs that it has; `rows` as in `Run.metrics`."""
-        spent = sum(row["seconds"] + row["validation_seconds"] for row in rows)
-        return replace(self, begun=self.begun - spent)
+        return replace(self, begun=self.begun - sum(map(_epoch_seconds, rows)))
 
     def share(self, runs: int) -> Clock:
         """The clock of a fold that is one of `runs` runs, with an equal share of the time left."""
         now = time.monotonic()
         seconds = (self.begun + self.seconds - now) / runs
         return replace(self, seconds=seconds, begun=now, starting=_PAGES * self.starting)
+
+
+def _epoch_seconds(row: Mapping[str, Any]) -> float:
+    """Training and validation of an epoch; `row` as in `Run.metrics`."""
+    return float(row["seconds"] + row["validation_seconds"])
 
 
 def process_begun() -> float:
@@ -346,11 +350,8 @@ class Recutter:
     def __call__(self, epochs: int) -> int | None:
         """A new last epoch after `epochs` of them; None if the schedule still fits."""
         now = time.monotonic()
-        if self._last is None:  # the time since training began may include validating the start
-            row = self._run.metrics()[-1]
-            epoch = float(row["seconds"] + row["validation_seconds"])
-        else:
-            epoch = now - self._last
+        # Not since the training began: that time may include validating the start.
+        epoch = _epoch_seconds(self._run.metrics()[-1]) if self._last is None else now - self._last
         self._last = now
         spec = self._run.recipe.train
         planned = spec.last_epoch
