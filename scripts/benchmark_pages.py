@@ -6,14 +6,13 @@ python scripts/benchmark_pages.py
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import cifar10_steps
-from kitae.experiments.stats import half_interval
+from means import mean_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks"
@@ -253,9 +252,9 @@ def seen(found: dict[str, Any]) -> str:
         if row["variant"] in ("last", "stages"):
             pairs.setdefault((row["set"], row["seed"]), {})[row["variant"]] = row
     gains = [100 * (pair["stages"]["val_accuracy"] - pair["last"]["val_accuracy"]) for pair in pairs.values()]
-    mean, half = statistics.fmean(gains), half_interval(statistics.stdev(gains) / math.sqrt(len(gains)), len(gains) - 1)
+    mean, low, high = mean_interval(gains)
     head = "| set, split | probe: last features | all stages | fine-tuned: last features | all stages |"
-    lines = [SEEN.format(mean=mean, low=mean - half, high=mean + half), head, "|---" * 5 + "|"]
+    lines = [SEEN.format(mean=mean, low=low, high=high), head, "|---" * 5 + "|"]
     for (name, seed), pair in pairs.items():
         scores = [pair[which][score] for score in ("probe", "val_accuracy") for which in ("last", "stages")]
         cells = [f"{100 * score:.1f} %" for score in scores]

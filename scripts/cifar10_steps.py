@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kitae.console import duration
-from kitae.experiments.stats import half_interval
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.models.structure import count_macs
@@ -19,6 +16,7 @@ from kitae.reporting.charts import per_cent
 from kitae.reporting.svg import WIDTH, Chart, Plot, Scale, legend
 from kitae.training.schedule import progressive_size
 from kitae.training.spec import ProgressiveSpec
+from means import mean_interval
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 BEGIN, END = "<!-- by scripts/benchmark_pages.py -->\n", "<!-- by hand -->\n"
@@ -128,12 +126,11 @@ def _reached(files: Sequence[str]) -> str:
         return "none tried | | |"
     runs = [load(name) for name in files]
     values = [run["test"]["accuracy"] for run in runs]
-    mean = statistics.fmean(values)
-    half = half_interval(statistics.stdev(values) / math.sqrt(len(values)), len(values) - 1)
+    mean, low, high = mean_interval(values)
     first = runs[0]
     return " | ".join([
         f"`{first['recipe']['name']}`, {first['epochs']} epochs",
-        f"{100 * mean:.1f} % ({100 * (mean - half):.1f} to {100 * (mean + half):.1f}, {len(runs)} seeds)",
+        f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f}, {len(runs)} seeds)",
         f"{duration(first['training_seconds'])} (its accuracy: {100 * values[0]:.1f} %)",
         _flops(first["training_flops"]),
     ])  # fmt: skip

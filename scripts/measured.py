@@ -14,13 +14,12 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from kitae.experiments.result import StudyResult
-from kitae.experiments.stats import half_interval
 from kitae.reporting.compression_results import Candidate, CompressionRecord
 from ledger import load, measured, setting, table
+from means import mean_interval
 
 ROOT = Path(__file__).parents[1]
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
@@ -124,11 +123,11 @@ def recalls(page: Path) -> str:
     rows = []
     for variant, before in (("flip and crop", "none"), ("flip, crop and sampler", "flip and crop")):
         for name, values in cells.items():
-            gains = (values[variant] - values[before]).to_numpy()
-            half = half_interval(gains.std(ddof=1) / len(gains) ** 0.5, len(gains) - 1)
+            gains = (values[variant] - values[before]).tolist()
+            gain, low, high = mean_interval(gains)
             rows.append([
                 f"{variant}, over {before}", name, f"{values[before].mean():.1f} %", f"{values[variant].mean():.1f} %",
-                f"{gains.mean():+.1f} ({gains.mean() - half:+.1f} to {gains.mean() + half:+.1f})",
+                f"{gain:+.1f} ({low:+.1f} to {high:+.1f})",
             ])  # fmt: skip
     return table(["What", "Classes", "Mean recall before", "After", "Points, with the 95 % interval"], rows)
 
@@ -209,9 +208,9 @@ def seeds_of_controls(page: Path) -> str:
     for (name, words), lost in found.items():
         if len(lost) < 2:
             continue
-        mean, half = fmean(lost), half_interval(stdev(lost) / len(lost) ** 0.5, len(lost) - 1)
+        mean, low, high = mean_interval(lost)
         each = ", ".join(f"{value:+.2f}" for value in lost)
-        rows.append([links[name], words, f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})", each])
+        rows.append([links[name], words, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", each])
     return table(["Compression", "File", "Points lost on validation, minus the pruned winner's", "Each seed"], rows)
 
 
