@@ -132,6 +132,12 @@ def recalls(page: Path) -> str:
     return table(["What", "Classes", "Mean recall before", "After", "Points, with the 95 % interval"], rows)
 
 
+def network_in_words(row: Mapping[str, Any]) -> str:
+    """Of a row of precision.json."""
+    width = f" of width {row['width']}" if row["width"] else ""
+    return f"{_NETWORKS.get(row['model'], row['model'])}{width}, {row['image_size']} px, batch {row['batch_size']}"
+
+
 def step_times(page: Path) -> str:
     """A table of the time of a training step in bf16, from `benchmarks/precision.py`."""
     found = json.loads((RESULTS / "precision.json").read_text())
@@ -139,9 +145,14 @@ def step_times(page: Path) -> str:
     for row in found["rows"].values():
         bf16 = row["precisions"]["bf16"]
         low, high = bf16["interval"]
-        width = f" of width {row['width']}" if row["width"] else ""
-        name = f"{_NETWORKS.get(row['model'], row['model'])}{width}, {row['image_size']} px, batch {row['batch_size']}"
-        rows.append([name, f"x {bf16['ratio']:.2f} ({low:.2f} to {high:.2f})", row["chosen"], f"{row['behind']:.2f}"])
+        rows.append(
+            [
+                network_in_words(row),
+                f"x {bf16['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                row["chosen"],
+                f"{row['behind']:.2f}",
+            ]
+        )
     machine = found["machine"]
     head = ["Network", "Time of a step, bf16 / fp32", "`auto` takes", "Its time / the fastest"]
     return f"{table(head, rows)}\n\n{machine['processor']}, {machine['cores']} cores, {found['steps']} steps each."
@@ -189,28 +200,32 @@ def controls(page: Path) -> str:
     return table(["Compression", "File", "Points lost on validation"], rows)
 
 
-def seeds_of_controls(page: Path) -> str:
-    """A table of the compressions of several seeds (NAME-0, NAME-1, ...): what each control loses beyond the winner.
+def beyond_the_winner() -> dict[tuple[str, str], list[float]]:
+    """(compression, file) -> points that the file loses on validation beyond the pruned winner, for each seed.
 
-    The unpruned file in the winner's precision is among them; each interval is a t interval over the seeds.
+    Of the compressions of several seeds (NAME-0, NAME-1, ...): the controls, and the unpruned file in the winner's
+    precision.
     """
     found: dict[tuple[str, str], list[float]] = {}
-    links: dict[str, str] = {}
-    for link, facts in _published(page):
-        name, _, number = link[1 : link.index("]")].rpartition("-")
+    for path in sorted((RESULTS / "compression").glob("*-[0-9].json")):
+        facts = json.loads(path.read_text())
         winner = facts["winner"]
-        for one in facts["candidates"] if number.isdecimal() else ():
+        for one in facts["candidates"]:
             kept = one["ratio"] == 0 and one["precision"] == winner["precision"] and winner["ratio"] > 0
             if one["control"] or kept:
-                links.setdefault(name, link.replace(f"[{name}-{number}]", f"[{name}]"))
-                found.setdefault((name, _in_words(facts, one)), []).append(one["drop"] - winner["drop"])
+                key = path.stem.rpartition("-")[0], _in_words(facts, one)
+                found.setdefault(key, []).append(one["drop"] - winner["drop"])
+    return {key: lost for key, lost in found.items() if len(lost) > 1}
+
+
+def seeds_of_controls(page: Path) -> str:
+    """A table of `beyond_the_winner`; each interval is a t interval over the seeds."""
+    where = os.path.relpath(DOCS / "benchmarks" / "compression.md", page.parent)
     rows = []
-    for (name, words), lost in found.items():
-        if len(lost) < 2:
-            continue
+    for (name, words), lost in beyond_the_winner().items():
         mean, low, high = mean_interval(lost)
         each = ", ".join(f"{value:+.2f}" for value in lost)
-        rows.append([links[name], words, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", each])
+        rows.append([f"[{name}]({where}#{name}-0)", words, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", each])
     return table(["Compression", "File", "Points lost on validation, minus the pruned winner's", "Each seed"], rows)
 
 

@@ -288,6 +288,19 @@ def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
     assert_alike(pictures, doc_pictures.IMAGES)
 
 
+def test_every_technique_has_a_picture() -> None:
+    pages = [page for page in (ROOT / "docs/techniques").glob("*.md") if page.stem != "index"]
+    assert len(pages) > 10
+    assert not [page.name for page in pages if not re.search(r"!\[[^]]+\]\(\.\./", page.read_text())]
+
+
+def test_early_stopping_is_told_as_measured() -> None:
+    accuracy, best, stopped = importlib.import_module("technique_pictures").early_stop()
+    text = " ".join((ROOT / "docs/techniques/early-stopping.md").read_text().split())
+    wanted = f"stopped after epoch {stopped + 1} and kept {100 * best[stopped]:.1f} % on validation instead of "
+    assert wanted + f"{100 * accuracy[-1]:.1f} %" in text
+
+
 def test_pictures_of_augmentation_are_up_to_date(tmp_path: Path) -> None:
     doc_pictures = importlib.import_module("doc_pictures")
     doc_pictures.augment(doc_pictures.PHOTOS, out=tmp_path)
