@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import compression_claims
 from kitae.augment.spec import MixSpec
 from kitae.console import data_name
 from kitae.errors import KitaeError
@@ -108,8 +109,12 @@ def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
     return draw_lengths(found, page.parent / _FIGURE, title=title) if found else None
 
 
-def markdown(results: Sequence[StudyResult]) -> str:
-    """The ledger as a page: advice, regimes side by side, claims and verdicts, and every study that was run."""
+def markdown(results: Sequence[StudyResult], others: Sequence[Sequence[str]] = ()) -> str:
+    """The ledger as a page: advice, regimes side by side, claims and verdicts, and every study that was run.
+
+    Args:
+        others: rows of claims that no study answers, see `compression_claims`.
+    """
     current = [result for result in results if not _outdated(result)]
     sentences = advice(current)
     sections = (
@@ -119,6 +124,7 @@ def markdown(results: Sequence[StudyResult]) -> str:
         ("Regimes side by side", _regimes(results)),
         ("When does a technique help?", _when(results)),
         ("Claims and verdicts", f"{_HOW_TO_READ}\n\n{_claims(results)}"),
+        ("Claims about compression and whole recipes", _others(others)),
         ("What each technique adds to the others", _designs(results)),
         ("Every study that was run", _studies(results)),
     )
@@ -209,6 +215,10 @@ def _claims(results: Sequence[StudyResult]) -> str:
                 result.spec.name, f"**{claim['verdict']}**{remark}",
             ])  # fmt: skip
     return table(["Claim", "Measured", "95 % interval", "Setting", "Study", "Verdict"], rows)
+
+
+def _others(rows: Sequence[Sequence[str]]) -> str:
+    return f"{compression_claims.HOW_TO_READ}\n\n{table(compression_claims.HEAD, rows)}" if rows else ""
 
 
 def _designs(results: Sequence[StudyResult]) -> str:
@@ -354,7 +364,7 @@ def main() -> None:
         found = load(given.results)
         for result in found if given.renew else ():
             result.write()
-        text = markdown(found)
+        text = markdown(found, compression_claims.rows())
         if given.out is None:
             print(text)
         else:

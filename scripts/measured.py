@@ -16,16 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compression_claims import CORRECTED, RESULTS, in_words
 from kitae.experiments.result import StudyResult
-from kitae.reporting.compression_results import Candidate, CompressionRecord
 from ledger import load, measured, setting, table
 from means import mean_interval
 
 ROOT = Path(__file__).parents[1]
-DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
 STUDIES = ROOT / "studies" / "results"
 _BLOCK = re.compile(r"<!-- measured: (?P<name>[\w -]+) -->\n.*?<!-- measured: end -->", re.DOTALL)
-CORRECTED = "2026-11-26"  # before this day, training took a full-size step on a short last batch
 _REFERENCES = ("none", "flip and crop")
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
 
@@ -165,10 +164,6 @@ def _published(page: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"[{path.stem}]({where}#{path.stem})", json.loads(path.read_text())
 
 
-def _in_words(facts: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
-    return CompressionRecord.model_validate(facts).label(Candidate.model_validate(candidate))
-
-
 def compressions(page: Path, *, pruned: bool) -> str:
     """A table of the published compressions, or of those that only quantized: the chosen file, and its cost on test."""
     rows = []
@@ -180,7 +175,7 @@ def compressions(page: Path, *, pruned: bool) -> str:
         note = "" if facts["machine"]["when"] >= CORRECTED else " (earlier loop)"
         rows.append([
             f"{link}{note}",
-            f"{facts['recipe']}: {_in_words(facts, facts['winner'])}",
+            f"{facts['recipe']}: {in_words(facts, facts['winner'])}",
             f"{facts['smaller']:.1f} x", f"{facts['faster']:.1f} x",
             f"{test['drop']:+.2f} ({low:+.2f} to {high:+.2f}) of {facts['spec']['max_drop']:g}",
         ])  # fmt: skip
@@ -195,7 +190,7 @@ def controls(page: Path) -> str:
         shown = [one for one in facts["candidates"] if one["winner"] or one["control"]]
         for one in shown if any(one["control"] for one in shown) else ():
             low, high = one["drop_interval"]
-            name = f"{_in_words(facts, one)}{'' if one['control'] else ' (the winner)'}"
+            name = f"{in_words(facts, one)}{'' if one['control'] else ' (the winner)'}"
             rows.append([link, name, f"{one['drop']:+.2f} ({low:+.2f} to {high:+.2f})"])
     return table(["Compression", "File", "Points lost on validation"], rows)
 
@@ -213,7 +208,7 @@ def beyond_the_winner() -> dict[tuple[str, str], list[float]]:
         for one in facts["candidates"]:
             kept = one["ratio"] == 0 and one["precision"] == winner["precision"] and winner["ratio"] > 0
             if one["control"] or kept:
-                key = path.stem.rpartition("-")[0], _in_words(facts, one)
+                key = path.stem.rpartition("-")[0], in_words(facts, one)
                 found.setdefault(key, []).append(one["drop"] - winner["drop"])
     return {key: lost for key, lost in found.items() if len(lost) > 1}
 
