@@ -52,6 +52,7 @@ figures: setup
 	$(BIN)/python scripts/op_reference.py
 	$(BIN)/python scripts/benchmark_pages.py
 	$(BIN)/python scripts/measured.py
+	$(BIN)/python scripts/rivals.py
 	$(BIN)/python scripts/ledger.py studies/results --out docs/ledger.md
 
 bench: setup

@@ -288,6 +288,24 @@ def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
     assert_alike(pictures, doc_pictures.IMAGES)
 
 
+@pytest.mark.parametrize(("readme", "marks"), [("README.md", "yes partly no"), ("README.ja.md", "○ △ ×")])
+def test_the_cells_of_the_readmes_are_those_that_were_checked(readme: str, marks: str) -> None:
+    rivals = importlib.import_module("rivals")
+    found = json.loads(rivals.CELLS.read_text())
+    assert rivals.PAGE.read_text() == rivals.markdown(found), "python scripts/rivals.py"
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / readme).read_text().splitlines() if "|" in line]
+    at = next(i for i, cells in enumerate(lines) if cells[0] == "timm")
+    rows = lines[at + 2 : at + 12]
+    words = dict(zip(("yes", "partly", "no"), marks.split(), strict=True))
+    checked: dict[str, list[str]] = {}
+    for cell in found["cells"]:
+        checked.setdefault(cell["row"], []).append(words[cell["cell"]])
+        assert cell["evidence"].endswith((".", ")"))
+    assert [row[1:] for row in rows] == [[*cells, words["yes"]] for cells in checked.values()]
+    assert readme != "README.md" or [row[0] for row in rows] == list(checked)
+    assert list(found["read"]) == lines[at][:-1]
+
+
 def test_every_technique_has_a_picture() -> None:
     pages = [page for page in (ROOT / "docs/techniques").glob("*.md") if page.stem != "index"]
     assert len(pages) > 10
