@@ -17,5 +17,4 @@ for epochs in 12 25 50 200; do
     when "ledger-when-$epochs-epochs" "train.epochs=$epochs"
 done
 when ledger-when-wide train.epochs=50 model.width=32
-kitae study studies/ledger-when-wide-100-epochs.yaml --workers 2 --out "$folder/ledger-when-wide-100-epochs" \
-    --set "data.source=$source"
+when ledger-when-wide-100-epochs train.epochs=100 model.width=32

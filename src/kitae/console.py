@@ -306,22 +306,27 @@ class TrainingView:
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         self._last_line = time.monotonic()
-        say(
-            f"epoch {row['epoch']:>3}/{self.epochs}  "
-            f"train loss {_number(row['train_loss'])}  {_judged(row)}  {row['images_per_second']:,.0f} images/s  "
-            f"data wait {100 * row['data_share']:.1f} %"
-            + (f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else "")
-        )
+        parts = [
+            f"epoch {row['epoch']:>3}/{self.epochs}",
+            f"train loss {_number(row['train_loss'])}",
+            *_judged(row),
+            f"{row['images_per_second']:,.0f} images/s",
+            f"data wait {100 * row['data_share']:.1f} %",
+        ]
+        say("  ".join(parts + ([f"skipped {row['skipped_steps']}"] if row["skipped_steps"] else [])))
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
         say(text)
 
 
-def _judged(row: Mapping[str, Any]) -> str:
-    if "val_loss" not in row:  # everything is trained on
-        return f"clean train accuracy {_percent(row['train_clean_accuracy'])}"
-    return f"val loss {_number(row['val_loss'])}  val accuracy {_percent(row['val_accuracy'])}"
+def _judged(row: Mapping[str, Any]) -> list[str]:
+    """The scores of an epoch that was validated."""
+    if "val_loss" in row:
+        return [f"val loss {_number(row['val_loss'])}", f"val accuracy {_percent(row['val_accuracy'])}"]
+    if "train_clean_accuracy" in row:  # everything is trained on
+        return [f"clean train accuracy {_percent(row['train_clean_accuracy'])}"]
+    return []
 
 
 def _percent(value: float | None) -> str:

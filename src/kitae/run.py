@@ -219,7 +219,7 @@ class Run:
         """metrics.jsonl: one row per epoch; empty before the first epoch has ended.
 
         Returns:
-            Losses are in nats, accuracies and F1 in [0, 1]; a score that is not finite is None.
+            Losses in nats, accuracies and F1 in [0, 1]; None if not finite, missing if an epoch was not validated.
 
             - `epoch`, from 1 (0 is the probe); `step`: optimizer steps so far; `learning_rate` at the end
             - `train_loss`, `train_accuracy`: on the training images as they were augmented

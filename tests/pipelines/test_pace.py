@@ -159,6 +159,33 @@ def test_the_validation_of_the_start_is_no_part_of_an_epoch(tmp_path: Path, monk
         assert recutter(2) == 4
 
 
+@pytest.mark.parametrize(
+    ("left", "end"),
+    [(44.0, None), (26.0, 6), (24.0, 5), (20.0, 4), (4.0, 3), (1.0, 3), (100.0, 12)],
+)
+def test_a_recut_counts_the_validations_that_are_left(
+    left: float, end: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 3 epochs of 2 seconds; every second one is validated, which takes 10 seconds."""
+    asked = Recipe.load("fashion-mini").override("train.epochs=8", "train.epoch_steps=4", "train.validate_every=2")
+    with closing(Run.create(tmp_path / "run", asked)) as run:
+        rows: list[dict[str, Any]] = [{"epoch": epoch, "seconds": 2.0} for epoch in (1, 2, 3)]
+        rows[1]["validation_seconds"] = 10.0
+        run.write_metrics(rows)
+        now = time.monotonic()
+        monkeypatch.setattr(pace.time, "monotonic", lambda: now)
+        recutter = pace.Recutter(run, Clock(left, now, 0.0, most=48), 0.0, Watcher())
+        assert recutter(3) == end
+
+
+@pytest.mark.parametrize(("judging", "every"), [(0.0, 1), (5.0, 1), (6.0, 2), (15.0, 3), (20.0, 4), (99.0, 12)])
+def test_long_validations_are_few_and_epochs_are_not(judging: float, every: int) -> None:
+    """About 300 steps of a second in epochs of 25; a fifth of the time may go to validations, and one always does."""
+    found = pace.cut(300, 25, judging, 1.0)
+    assert found == (12, 25, every)
+    assert found.validations * judging <= max(judging, 0.2 * 300)
+
+
 def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

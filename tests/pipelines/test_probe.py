@@ -194,7 +194,7 @@ def test_a_few_steps_of_many_are_not_made(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: int, left: tuple[int, int], made: int
 ) -> None:
     """An epoch of 150 images in batches of 32 has 4 steps: 40 epochs want 160 of them, 5 want 20."""
-    monkeypatch.setattr(pace, "fill", lambda *_: left)
+    monkeypatch.setattr(pace, "fill", lambda *_: pace.Length(*left))
     asked = recipe(weights, f"train.epochs={wanted}")
     setup = Setup.of(Run.create(tmp_path / "run", asked))
     world = World(0, 1, torch.device("cpu"))
@@ -210,7 +210,7 @@ def test_one_slow_measurement_does_not_leave_most_of_the_minutes_unused(
 ) -> None:
     """At first no step fits, then two epochs do; with 40 of the 60 seconds gone it is not measured again."""
     plans = iter([(0, 0), (2, 80)])
-    monkeypatch.setattr(pace, "fill", lambda *_: next(plans))
+    monkeypatch.setattr(pace, "fill", lambda *_: pace.Length(*next(plans)))
     asked = recipe(weights, "train.epochs=40000").override("train.probe={views: 0}")
     setup = Setup.of(Run.create(tmp_path / "run", asked))
     world = World(0, 1, torch.device("cpu"))

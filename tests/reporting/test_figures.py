@@ -159,6 +159,25 @@ def test_a_figure_has_the_texts_and_marks_of_the_chart_on_the_page() -> None:
     assert min(text.get_fontsize() for text in figure.axes[0].texts) > style.SMALL
 
 
+def test_scores_of_few_epochs_are_one_line() -> None:
+    """Epochs that were not validated have no scores; one whose scores are not finite breaks the line."""
+    scores = ("val_loss", "val_accuracy", "train_clean_accuracy")
+    rows = epochs(40)
+    some = [{k: v for k, v in row.items() if row["epoch"] % 4 == 0 or k not in scores} for row in rows]
+    broken = [{**row, "val_loss": None} if row["epoch"] == 20 else row for row in some]
+
+    def lines(made: list[dict[str, Any]]) -> list[list[float]]:
+        chart = charts.curves([Epoch.model_validate(row) for row in made], 36)
+        found = re.findall(r'<path d="M([^"]+)" class="s2"', chart.file())
+        return [[float(x) for x in points.split()[::2]] for points in found]
+
+    loss, accuracy = lines(rows)
+    assert (len(loss), len(accuracy)) == (40, 40)
+    few = lines(some)
+    assert few == [loss[3::4], accuracy[3::4]]
+    assert [len(line) for line in lines(broken)] == [4, 5, 10]
+
+
 def test_rows_of_a_chart_are_drawn_with_all_of_their_words(tmp_path: Path) -> None:
     chart = charts.recalls(Split.model_validate(measured(HOSTILE)))
     assert chart is not None

@@ -147,6 +147,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.9},
     "accumulate": {"accumulate": 2},
     "clip": {"clip_norm": 0.1},
+    "validate_every": {"validate_every": 2},
 }
 
 
@@ -186,7 +187,7 @@ def test_resume_after_dying_anywhere_is_bit_exact(
     assert same(whole.state_dict(), model.state_dict())
     for row, other in zip(expected.rows, result.rows, strict=True):
         for name in ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
-            assert row[name] == other[name], name
+            assert row.get(name) == other.get(name), name
 
 
 def test_resume_needs_the_same_recipe(toy: dict[str, Any], tmp_path: Path) -> None:
@@ -259,6 +260,63 @@ def test_early_stopping_waits_its_patience_and_keeps_the_best(toy: dict[str, Any
     toy["validate"] = lambda model: {"val_loss": 1.0, "val_accuracy": next(scores)}
     result = fit(toy_net(), spec=spec(epochs=6, early_stopping=EarlyStoppingSpec(patience=2)), **toy)
     assert (result.epochs, result.best_epoch) == (4, 4)
+
+
+def test_only_some_epochs_and_the_last_are_validated(toy: dict[str, Any], tmp_path: Path) -> None:
+    scores = iter([0.5, 0.9, 0.7])
+    every, some = toy_net(), toy_net()
+    plain = fit(every, spec=spec(epochs=5), **toy)
+    toy["validate"] = lambda model: {"val_loss": 1.0, "val_accuracy": next(scores)}
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    result = fit(some, spec=spec(epochs=5, validate_every=2), **files, **toy)
+    assert [row["epoch"] for row in result.rows if "val_accuracy" in row] == [2, 4, 5]
+    assert ["validation_seconds" in row for row in result.rows] == [False, True, False, True, True]
+    assert all(row["peak_memory_bytes"] and row["skipped_steps"] == 0 for row in result.rows)
+    assert [row["train_loss"] for row in result.rows] == [row["train_loss"] for row in plain.rows]
+    assert result.best_epoch == 4
+    fit(every, spec=spec(epochs=5, recut=[[4, 4]]), keep="last", **{**toy, "validate": lambda _: {"val_loss": 1.0}})
+    assert not same(every.state_dict(), some.state_dict()), "another schedule, else this compares nothing"
+    assert same(load_weights(tmp_path / "best")[0], some.state_dict())
+
+
+@pytest.mark.parametrize(("patience", "last"), [(1, 6), (2, 6), (3, 8), (20, 9)])
+def test_early_stopping_waits_for_a_validation(toy: dict[str, Any], patience: int, last: int) -> None:
+    scores = {2: 0.5, 4: 0.9, 6: 0.8, 8: 0.7, 9: 0.6}
+    asked: list[int] = []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        asked.append(sorted(scores)[len(asked)])
+        return {"val_loss": 1.0, "val_accuracy": scores[asked[-1]]}
+
+    toy["validate"] = validate
+    settings = spec(epochs=9, validate_every=2, early_stopping=EarlyStoppingSpec(patience=patience))
+    result = fit(toy_net(), spec=settings, **toy)
+    assert (result.epochs, result.best_epoch, asked[-1]) == (last, 4, last)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_minutes_that_end_after_an_epoch_without_validation_add_one(
+    toy: dict[str, Any], tmp_path: Path, dies: bool
+) -> None:
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    settings, validate = spec(epochs=6, validate_every=4), toy["validate"]
+    toy["validate"] = lambda model: validate(model) if not dies else pytest.fail("killed while it validates")
+    kept: list[dict[str, Any]] = []
+    record = {"write_rows": lambda rows: kept.__setitem__(slice(None), rows), **files}
+
+    def recut(epochs: int) -> int | None:
+        return 3 if epochs == 3 else None
+
+    if dies:
+        with pytest.raises(pytest.fail.Exception):
+            fit(toy_net(), spec=settings, recut=recut, **record, **toy)
+        toy["validate"], settings = validate, spec(epochs=6, validate_every=4, recut=[[3, 3]])
+    model = toy_net()
+    result = fit(model, spec=settings, recut=recut, resume=dies, rows=kept, **record, **toy)
+    assert (result.epochs, result.best_epoch) == (3, 3)
+    assert [row["epoch"] for row in result.rows if "val_accuracy" in row] == [3]
+    assert kept == result.rows
+    assert same(load_weights(tmp_path / "best")[0], model.state_dict())
 
 
 def test_early_stopping_counts_from_the_start_where_that_is_kept(toy: dict[str, Any]) -> None:

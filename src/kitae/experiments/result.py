@@ -287,9 +287,11 @@ class StudyResult:
             length = min((len(run) for run in runs), default=0)
             found: dict[str, Any] = {"epoch": [row["epoch"] for row in runs[0][:length]] if runs else []}
             for column in CURVES:
-                if runs and all(column in row for run in runs for row in run[:length]):
-                    values = np.array([[row[column] for row in run[:length]] for run in runs])
+                places = [at for at in range(length) if all(column in run[at] for run in runs)]
+                if places:
+                    values = np.array([[run[at][column] for at in places] for run in runs])
                     found[column] = {
+                        **({"epoch": [runs[0][at]["epoch"] for at in places]} if len(places) < length else {}),
                         "mean": values.mean(axis=0).tolist(),
                         "low": values.min(axis=0).tolist(),
                         "high": values.max(axis=0).tolist(),

@@ -345,11 +345,11 @@ class _Epochs(Unwatched):
         self.say, self.epochs = say, epochs
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        score = row["val_accuracy"]
-        shown = "no score" if score is None else f"{100 * score:.2f} %"
-        self.say(
-            f"  epoch {row['epoch']}/{self.epochs}: {shown} on validation, {row['images_per_second']:,.0f} images/s"
-        )
+        shown = ""
+        if "val_accuracy" in row:
+            score = row["val_accuracy"]
+            shown = f"{'no score' if score is None else f'{100 * score:.2f} %'} on validation, "
+        self.say(f"  epoch {row['epoch']}/{self.epochs}: {shown}{row['images_per_second']:,.0f} images/s")
 
     def note(self, text: str) -> None:
         self.say(text)

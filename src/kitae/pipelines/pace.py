@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Clock:
 
 def _epoch_seconds(row: Mapping[str, Any]) -> float:
     """Training and validation of an epoch; `row` as in `Run.metrics`."""
-    return float(row["seconds"] + row["validation_seconds"])
+    return float(row["seconds"] + row.get("validation_seconds", 0.0))
 
 
 def process_begun() -> float:
@@ -185,21 +185,37 @@ def pace_of(
     return Pace(shape[1] * shape[2], times[0], times[1], step)
 
 
-def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, int]:
-    """(epochs, steps per epoch) for about `steps` steps in all, with few epochs, so that validation takes little time.
+class Length(NamedTuple):
+    """The length of a training, as in `TrainSpec`: steps of an epoch, and epochs from one validation to the next."""
+
+    epochs: int
+    steps: int
+    every: int = 1
+
+    @property
+    def validations(self) -> int:
+        return math.ceil(self.epochs / self.every)
+
+
+NO_STEPS = Length(0, 0)
+"""Too little time to train."""
+
+
+def cut(steps: int, per_pass: int, judging: float, step: float) -> Length:
+    """About `steps` steps in all, in epochs that are few, and few of them validated, so that this takes little time.
+
+    A training can be shortened or extended only by whole epochs, so there are several where it is long enough.
 
     Args:
         per_pass: steps of one pass through the training images.
         judging: seconds of a validation. `step`: seconds of a step.
     """
     if steps < FEWEST_STEPS:
-        return 0, 0
+        return NO_STEPS
     epochs = round(steps / max(per_pass, SHORT_EPOCH))
-    epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
-    if judging > 0:
-        epochs = min(epochs, int(_JUDGING * steps * step / judging))
-    epochs = max(1, min(epochs, steps // FEWEST_STEPS))
-    return epochs, steps // epochs
+    epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS, steps // FEWEST_STEPS)
+    validations = int(_JUDGING * steps * step / judging) if judging > 0 else epochs
+    return Length(epochs, steps // epochs, math.ceil(epochs / min(max(1, validations), epochs)))
 
 
 def most_steps(images: int, batch: int, *, patient: bool, pretrained: bool) -> int:
@@ -219,17 +235,17 @@ def head_seconds(images: int, classes: int) -> float:
     return 1000 * (5e-4 + products / (2.5e10 if classes < 16 else 5e10))
 
 
-def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: float, most: int) -> tuple[int, int]:
-    """(epochs, steps per epoch) that fill the seconds with training and validation, with at most `most` steps.
+def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: float, most: int) -> Length:
+    """The length that fills the seconds with training and validation, with at most `most` steps.
 
     Args:
         batch_size: images in a step. `step`: seconds of an image in it.
     """
-    epochs, each = cut(min(most, int(seconds / (step * batch_size))), per_pass, judging, step * batch_size)
-    if epochs == 0:
-        return 0, 0
-    room = int((seconds - epochs * judging) / (step * batch_size))
-    return cut(min(most, room), per_pass, judging, step * batch_size) if room < epochs * each else (epochs, each)
+    length = cut(min(most, int(seconds / (step * batch_size))), per_pass, judging, step * batch_size)
+    room = int((seconds - length.validations * judging) / (step * batch_size))
+    if room < length.epochs * length.steps:
+        return cut(min(most, room), per_pass, judging, step * batch_size)
+    return length
 
 
 def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: Clock, world: World) -> _Plan:
@@ -267,36 +283,37 @@ def fitted(
     share = progressive_share((drawn.shape[2], drawn.shape[3]), spec.progressive)
     each = shape.batch_size * shape.accumulate
     per_pass = len(setup.images) // each
-    own = spec.epochs, spec.epoch_steps or shape.updates
-    most = clock.most if clock.most is not None else own[0] * own[1]
+    own = Length(spec.epochs, spec.epoch_steps or shape.updates, spec.validate_every)
+    most = clock.most if clock.most is not None else own.epochs * own.steps
 
-    def plan() -> tuple[int, int, float]:
-        """Epochs, steps per epoch, and the seconds of the end, at the current pace."""
+    def plan() -> tuple[Length, float]:
+        """The length, and the seconds of the end, at the current pace."""
         pace = pace_of(model, spec, world, drawn.shape[1:], len(setup.store.classes), len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
         judging, step = judge * setup.judged / world.size, (share * pace.step + drawing) / world.size
         end = judge * setup.splits.test_count + clock.after
         room = clock.left - end - judging
-        if clock.most is None and spec.epochs * (own[1] * each * step + judging) <= room:
-            return *own, end  # the length that was asked for
-        return *fill(room, each, per_pass, judging, step, most), end
+        if clock.most is None and own.epochs * own.steps * each * step + own.validations * judging <= room:
+            return own, end  # that was asked for
+        return fill(room, each, per_pass, judging, step, most), end
 
     if begun:
-        return recipe, plan()[2]
+        return recipe, plan()[1]
     if not isinstance(spec.probe, ProbeSpec):
-        epochs, steps, end = plan()
-        epochs, steps = (epochs, steps) if epochs else (1, min(FEWEST_STEPS, most))
+        length, end = plan()
+        length = length if length.epochs else Length(1, min(FEWEST_STEPS, most))
     else:
         fewest = min(most, FEWEST_TUNING_STEPS)
 
-        def unused(made: tuple[int, int, float]) -> float:
-            return 0 if made[0] * (made[1] + 1) > fewest else clock.left
+        def unused(made: tuple[Length, float]) -> float:
+            return 0 if made[0].epochs * (made[0].steps + 1) > fewest else clock.left
 
-        epochs, steps, end = replan(plan, unused, clock, world)
-        if epochs * (steps + 1) <= fewest:
-            epochs, steps = 0, 0  # there is only time for the probe
-    given = clock.most is None and (epochs, steps) == own  # and is kept as it was given
-    train = spec.stretched(epochs).model_copy(update={"epoch_steps": spec.epoch_steps if given else steps or None})
+        length, end = replan(plan, unused, clock, world)
+        if length.epochs * (length.steps + 1) <= fewest:
+            length = NO_STEPS  # there is only time for the probe
+    given = clock.most is None and length == own  # and is kept as it was given
+    steps = spec.epoch_steps if given else length.steps or None
+    train = spec.stretched(length.epochs).model_copy(update={"epoch_steps": steps, "validate_every": length.every})
     return recipe.model_copy(update={"train": train}), end
 
 
@@ -315,7 +332,8 @@ def as_long_as(run: Run, recipe: Recipe, clock: Clock) -> Recipe:
         return recipe
     saved = run.recipe.train
     schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": saved.schedule.warmup_epochs})
-    update = {"epochs": saved.epochs, "epoch_steps": saved.epoch_steps, "recut": saved.recut, "schedule": schedule}
+    same = ("epochs", "epoch_steps", "validate_every", "recut")
+    update = {**{name: getattr(saved, name) for name in same}, "schedule": schedule}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
 
 
@@ -349,20 +367,26 @@ class Recutter:
 
     def __call__(self, epochs: int) -> int | None:
         """A new last epoch after `epochs` of them; None if the schedule still fits."""
-        now = time.monotonic()
+        now, rows = time.monotonic(), self._run.metrics()
         # Not since the training began: that time may include validating the start.
-        epoch = _epoch_seconds(self._run.metrics()[-1]) if self._last is None else now - self._last
+        epoch = _epoch_seconds(rows[-1]) if self._last is None else now - self._last
         self._last = now
+        epoch -= rows[-1].get("validation_seconds", 0.0)
+        judging = next((float(row["validation_seconds"]) for row in rows[::-1] if "validation_seconds" in row), 0.0)
         spec = self._run.recipe.train
+
+        def needed(end: int) -> float:
+            """Seconds until the end of a training of this many epochs."""
+            return (end - epochs) * epoch + spec.validations(end, epochs) * judging
+
         planned = spec.last_epoch
-        spare = self._clock.begun + self._clock.seconds - now - self._end - (planned - epochs) * epoch
-        if -_EARLY * self._clock.seconds < spare < _EARLY * self._clock.seconds:
+        left = self._clock.begun + self._clock.seconds - now - self._end
+        if abs(left - needed(planned)) < _EARLY * self._clock.seconds:
             return None
-        fitting = epochs + max(0, math.floor((spare + (planned - epochs) * epoch) / epoch))
+        longest = planned
         if self._clock.most is not None and spec.epoch_steps:
-            fitting = min(fitting, max(epochs, self._clock.most // spec.epoch_steps))
-        else:
-            fitting = min(fitting, planned)
+            longest = max(epochs, self._clock.most // spec.epoch_steps)
+        fitting = next((end for end in range(longest, epochs, -1) if needed(end) <= left), epochs)
         if fitting == planned:
             return None
         spec = spec.model_copy(update={"recut": (*spec.recut, (epochs, fitting))})

@@ -24,7 +24,9 @@ from kitae.pipelines.facts import LEAST, Facts, framing, look
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
     FEWEST_TUNING_STEPS,
+    NO_STEPS,
     Clock,
+    Length,
     Pace,
     fill,
     head_seconds,
@@ -137,12 +139,11 @@ def _name(source: str) -> str:
     return console.printable(name)[:100] or kind
 
 
-class _Length(NamedTuple):
+class _Fit(NamedTuple):
     """A training that fits into the minutes: its image size, and what its time consists of."""
 
     size: int
-    epochs: int
-    steps: int  # of an epoch; 0 for a pass
+    length: Length  # with 0 steps for a pass
     overhead: float  # seconds without the epochs
     judging: float  # seconds of a validation
     step: float  # seconds
@@ -152,7 +153,12 @@ class _Length(NamedTuple):
     @property
     def seconds(self) -> float:
         """Seconds of the whole run."""
-        return self.overhead + self.epochs * (self.judging + (self.steps or self.per_pass) * self.step)
+        return self.overhead + self.length.validations * self.judging + self.trained * self.step
+
+    @property
+    def trained(self) -> int:
+        """Steps of training."""
+        return self.length.epochs * (self.length.steps or self.per_pass)
 
 
 @dataclass(frozen=True)
@@ -224,9 +230,9 @@ class _Planner:
         net = placed(build(plain, classes=classes, channels=channels, image_size=size), train, self.world)
         return pace_of(net, train, self.world, (channels, size, size), classes, images, before)
 
-    def length(
-        self, size: int, measured: Pace, batch: int, most: int, *, probed: int = 0, least: tuple[int, int] = (0, 0)
-    ) -> _Length:
+    def fit(
+        self, size: int, measured: Pace, batch: int, most: int, *, probed: int = 0, least: Length = NO_STEPS
+    ) -> _Fit:
         """The epochs and steps that fit at a size; `least` where none do.
 
         Args:
@@ -242,20 +248,20 @@ class _Planner:
             seen = probed * facts.train
             overhead += seen * pace.feature + head_seconds(seen, len(facts.counts)) + judging
         room = max(0.0, self.clock.left - overhead)
-        epochs, steps = fill(room, batch, max(1, facts.train // batch), judging, step, most)
-        if not epochs:
-            epochs, steps = least
-        return _Length(size, epochs, steps, overhead, judging, batch * step, max(1, facts.train // batch))
+        per_pass = max(1, facts.train // batch)
+        length = fill(room, batch, per_pass, judging, step, most)
+        return _Fit(size, length if length.epochs else least, overhead, judging, batch * step, per_pass)
 
     def made(
-        self, net: str, length: _Length, batch: int, model: ModelSpec, *, data: Mapping[str, Any],
+        self, net: str, fit: _Fit, batch: int, model: ModelSpec, *, data: Mapping[str, Any],
         augment: Mapping[str, Any], train: Mapping[str, Any], evaluate: Mapping[str, Any], why: str,
     ) -> tuple[Recipe, list[str]]:  # fmt: skip
         """The recipe, in which the user's choices override the plan's, and the lines that describe it."""
         facts, base = self.facts, self.base
         own = {
-            "epochs": length.epochs,
-            "epoch_steps": length.steps if length.steps not in (0, length.per_pass) else None,
+            "epochs": fit.length.epochs,
+            "epoch_steps": fit.length.steps if fit.length.steps not in (0, fit.per_pass) else None,
+            "validate_every": fit.length.every,
             "batch_size": batch,
             "label_smoothing": 0.1,
         }
@@ -272,7 +278,7 @@ class _Planner:
         recipe = apply(recipe, self.choices)
         if self.runs > 1:
             recipe = recipe.override("data.fold=null")
-        seconds = (self.clock.starting + length.seconds) * self.runs
+        seconds = (self.clock.starting + fit.seconds) * self.runs
         size = recipe.data.image_size or facts.side  # null takes the pictures' own
         pixels = size if isinstance(size, int) else " x ".join(map(str, size))
         lines = [
@@ -280,7 +286,7 @@ class _Planner:
             f"{console.rough_duration(seconds)}"
         ]
         epochs = console.plural(recipe.train.epochs, "epoch")
-        steps = console.plural(recipe.train.epoch_steps or length.per_pass, "step")
+        steps = console.plural(recipe.train.epoch_steps or fit.per_pass, "step")
         work = f"{epochs} of {steps}, {console.plural(batch, 'image')} each"
         return recipe, [*lines, *self.remarks(recipe), why, work]
 
@@ -313,11 +319,11 @@ class _Planner:
             model = model.model_copy(update={"freeze_first": 6, "features": "stages"})
         model = self.own(model)
         batch = self.batch_size(32)
-        length = self.chosen(self.tuned(model, batch))
+        fit = self.chosen(self.tuned(model, batch))
         recipe, lines = self.made(
-            f"{net.removeprefix('tf_')} pretrained", length, batch, model,
+            f"{net.removeprefix('tf_')} pretrained", fit, batch, model,
             data={
-                "image_size": length.size, "normalize": "pretrained" if normalization(model) else "train",
+                "image_size": fit.size, "normalize": "pretrained" if normalization(model) else "train",
                 **framing(self.facts, self.base.data, pretrained=True),
             },
             augment={"train": _PHOTO_OPS},
@@ -326,9 +332,9 @@ class _Planner:
                     "name": "adamw", "lr": _TUNING_RATE * math.sqrt(batch / 32),
                     "weight_decay": 0.02, "layer_decay": 0.9,
                 },
-                "schedule": {"name": "cosine", "warmup_epochs": round(_WARMUP * length.epochs, 2)},
+                "schedule": {"name": "cosine", "warmup_epochs": round(_WARMUP * fit.length.epochs, 2)},
                 "clip_norm": 1.0,
-                "probe": {"views": _VIEWS if length.epochs else 0},
+                "probe": {"views": _VIEWS if fit.length.epochs else 0},
             },
             evaluate={"batch_size": _JUDGED_AT_ONCE},
             why=f"weights: {weights}",
@@ -341,22 +347,22 @@ class _Planner:
         none = "without fine-tuning"
         if self.choices.get("epochs") is None:
             none = "no time for fine-tuning"
-            if length.needed is not None:
-                none += f", which needs about {console.rough_duration(length.needed)} in all"
+            if fit.needed is not None:
+                none += f", which needs about {console.rough_duration(fit.needed)} in all"
         then = f", then {lines[-1]}" if recipe.train.epochs else f"; {none}"
         return recipe, [*lines[:-1], head + then]
 
-    def chosen(self, length: _Length) -> _Length:
-        """The length with the user's epochs."""
+    def chosen(self, fit: _Fit) -> _Fit:
+        """The training with the user's epochs."""
         epochs = self.choices.get("epochs")
-        return length if epochs is None else length._replace(epochs=epochs, steps=0)
+        return fit if epochs is None else fit._replace(length=Length(epochs, 0))
 
-    def tuned(self, model: ModelSpec, batch: int) -> _Length:
+    def tuned(self, model: ModelSpec, batch: int) -> _Fit:
         """The length of a fine-tuning at the pace of this machine."""
         sizes = self.sizes(_SIZES)
         at = min(sizes, key=lambda size: abs(size - 128))
 
-        def plan() -> _Length:
+        def plan() -> _Fit:
             nonlocal at
             pace = self.pace(model, at)
             found = self.fitting(sizes, pace, batch)
@@ -364,10 +370,10 @@ class _Planner:
                 pace = self.pace(model, found.size, pace)
                 found = self.fitting([size for size in sizes if size <= found.size], pace, batch)
             at = found.size
-            return found if found.epochs else found._replace(needed=self.needed(sizes, pace, batch))
+            return found if found.length.epochs else found._replace(needed=self.needed(sizes, pace, batch))
 
-        def unused(made: _Length) -> float:
-            return 0 if made.epochs else self.clock.left - made.seconds
+        def unused(made: _Fit) -> float:
+            return 0 if made.length.epochs else self.clock.left - made.seconds
 
         return replan(plan, unused, self.clock, self.world)
 
@@ -377,11 +383,11 @@ class _Planner:
             seconds = 60 * minutes / self.runs
             if seconds > self.clock.seconds:
                 longer = replace(self, clock=replace(self.clock, seconds=seconds))
-                if longer.fitting(sizes, measured, batch).epochs:
+                if longer.fitting(sizes, measured, batch).length.epochs:
                     return 60 * minutes
         return None
 
-    def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> _Length:
+    def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> _Fit:
         """The largest size that leaves enough steps to fine-tune.
 
         If there is none, or it is much smaller than the probe alone allows, the largest size at which the probe fits.
@@ -389,11 +395,11 @@ class _Planner:
         per_pass = max(1, self.facts.train // batch)
         most = most_steps(self.facts.train, batch, patient=self.patient, pretrained=True)
         wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
-        probes = [self.length(size, measured, batch, 0, probed=1) for size in sizes]
-        probe = next((length for length in probes if length.overhead < self.clock.left), probes[-1])
+        probes = [self.fit(size, measured, batch, 0, probed=1) for size in sizes]
+        probe = next((fit for fit in probes if fit.overhead < self.clock.left), probes[-1])
         smallest = max(_SMALLEST_TUNED, _TUNED_SIDE * probe.size) if len(sizes) > 1 else 0
-        lengths = (self.length(size, measured, batch, most, probed=1 + _VIEWS) for size in sizes)
-        enough = (length for length in lengths if length.epochs * length.steps >= wanted and length.size >= smallest)
+        fits = (self.fit(size, measured, batch, most, probed=1 + _VIEWS) for size in sizes)
+        enough = (fit for fit in fits if fit.trained >= wanted and fit.size >= smallest)
         return next(enough, probe)
 
     # ---- from scratch --------------------------------------------------------------------------------------------
@@ -417,17 +423,17 @@ class _Planner:
         for size in sizes:
             # The pace is measured at each size, because small images may use a different stem.
             pace = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER))
-            length = self.length(size, pace, batch, most, least=(1, FEWEST_STEPS))
-            if length.epochs * length.steps >= enough:
+            fit = self.fit(size, pace, batch, most, least=Length(1, FEWEST_STEPS))
+            if fit.trained >= enough:
                 break
-        length = self.chosen(length)
+        fit = self.chosen(fit)
         oblong = facts.tiny and facts.same and own_size is None and max(facts.side) > min(facts.side) >= LEAST
-        image_size = facts.side if oblong else length.size  # not null, since only a sample of the pictures was read
-        augment: dict[str, Any] = {"train": _tiny_ops(length.size) if facts.tiny else _PHOTO_OPS}
-        if not facts.tiny and length.epochs * (length.steps or per_pass) >= max(1000, _MIXED_FROM * per_pass):
+        image_size = facts.side if oblong else fit.size  # not null, since only a sample of the pictures was read
+        augment: dict[str, Any] = {"train": _tiny_ops(fit.size) if facts.tiny else _PHOTO_OPS}
+        if not facts.tiny and fit.trained >= max(1000, _MIXED_FROM * per_pass):
             augment["mix"] = {"mixup_alpha": 0.0, "cutmix_alpha": 1.0, "prob": 0.5}
         recipe, lines = self.made(
-            f"{name} from scratch", length, batch, model,
+            f"{name} from scratch", fit, batch, model,
             data={"image_size": image_size, **framing(facts, self.base.data, pretrained=False)},
             augment=augment,
             train={

@@ -331,6 +331,7 @@ class Setup:
         tuned = spec.lasting(epochs).model_copy(
             update={
                 "seed": seed,
+                "validate_every": 1,
                 "early_stopping": None,
                 "ema": None,
                 "progressive": None,

@@ -56,8 +56,8 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     """Loss, accuracy and learning rate over the epochs; final values at the lines, the best epoch dashed."""
     panels = []
     for name, form, lines in _CURVES:
-        drawn = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
-        if known := [line for line in drawn if any(value is not None for value in line[0])]:
+        drawn = [(*_points(rows, key), label, look) for key, label, look in lines]
+        if known := [line for line in drawn if any(value is not None for value in line[1])]:
             panels.append((name, form, known))
     heights = [66.0 if name == "Learning rate" else 130.0 for name, _, _ in panels]
     last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
@@ -67,11 +67,11 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     if last.train_loss is not None and last.val_loss is not None:
         summary += f" Loss at the end: {last.train_loss:.3g} in training, {last.val_loss:.3g} on validation."
     chart = Chart("curves", "Training curves", summary, sum(heights) + 44 * len(panels) + 34)
-    top, xs = 24.0, [float(row.epoch) for row in rows]
-    span = (min(xs), max(xs)) if len(set(xs)) > 1 else (xs[0] - 1, xs[0] + 1)
+    top, ends = 24.0, (float(rows[0].epoch), float(last.epoch))
+    span = ends if ends[0] < ends[1] else (ends[0] - 1, ends[0] + 1)
     below = "Epoch" + (f" (dashed: the best, {best})" if chosen is not None else "")
     for (name, form, known), height in zip(panels, heights, strict=True):
-        every = [[value for value in values if value is not None] for values, _, _ in known]
+        every = [[value for value in values if value is not None] for _, values, _, _ in known]
         late = [value for values in every for value in values[len(values) // 4 :]]  # early ones may be cut
         low, high, cut = robust([value for values in every for value in values], late, form)
         if name == "Learning rate":
@@ -83,18 +83,24 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
         plot.axes(below if name == panels[-1][0] else "", "{:g}".format, y_form, x_ticks=x.whole(5))
         if chosen is not None:
             chart.line(x(chosen.epoch), top, x(chosen.epoch), top + height, "d")
-        for values, _, look in known:
+        for xs, values, _, look in known:
             plot.line(xs, values, f"s{look}")
             if len(rows) <= 30:
                 for at, value in zip(xs, values, strict=True):
                     if value is not None:
                         chart.circle(x(at), plot.y(value), 2.4, f"f{look}")
-        ends = [(value, label, look) for values, label, look in known if (value := values[-1]) is not None]
-        places = spread([plot.y(value) + 4 for value, _, _ in ends], LINE - 2, top + 6, top + height + 2)
-        for (value, label, look), y in zip(ends, places, strict=True):
+        final = [(value, label, look) for _, values, label, look in known if (value := values[-1]) is not None]
+        places = spread([plot.y(value) + 4 for value, _, _ in final], LINE - 2, top + 6, top + height + 2)
+        for (value, label, look), y in zip(final, places, strict=True):
             chart.text(WIDTH - _RIGHT + 8, y, f"{form(value)} {label}".strip(), f"c{look}", width=_RIGHT - 8)
         top += height + 44
     return chart
+
+
+def _points(rows: Sequence[Epoch], key: str) -> tuple[list[float], list[float | None]]:
+    """Epochs and values of a field of the metrics; of a score only the epochs that were validated."""
+    shown = [row for row in rows if row.validated or key in ("train_loss", "train_accuracy", "learning_rate")]
+    return [float(row.epoch) for row in shown], [getattr(row, key) for row in shown]
 
 
 def robust(
@@ -305,11 +311,13 @@ def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], sp
 
 def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Chart | None:
     """Validation accuracy of several runs over their epochs."""
-    values = [row.val_accuracy for _, rows in runs for row in rows if row.val_accuracy is not None]
+    drawn = [_points(rows, "val_accuracy") for _, rows in runs]
+    values = [value for _, known in drawn for value in known if value is not None]
     epochs = [row.epoch for _, rows in runs for row in rows]
     if not values:
         return None
-    summary = "; ".join(f"{name} ends at {share(rows[-1].val_accuracy)}" for name, rows in runs if rows)
+    ended = [(name, known[-1]) for (name, _), (_, known) in zip(runs, drawn, strict=True) if known]
+    summary = "; ".join(f"{name} ends at {share(value)}" for name, value in ended)
     chart = Chart("curves", "Validation accuracy over the epochs", summary, 0)
     low, high, cut = robust(values, form=share)
     top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(runs)]) + (20 if cut else 4)
@@ -318,6 +326,6 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Chart | None
     span = (min(epochs), max(epochs)) if min(epochs) < max(epochs) else (min(epochs) - 1, max(epochs) + 1)
     plot = frame(chart, top, span, (low, min(high, 1.0)))
     plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=plot.x.whole())
-    for place, (_, rows) in enumerate(runs):
-        plot.line([row.epoch for row in rows], [row.val_accuracy for row in rows], series("s", place))
+    for place, (xs, known) in enumerate(drawn):
+        plot.line(xs, known, series("s", place))
     return chart

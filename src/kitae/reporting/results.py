@@ -82,6 +82,11 @@ class Epoch(Record):
     data_share: Number = None
     peak_memory_bytes: Number = None
 
+    @property
+    def validated(self) -> bool:
+        """Whether the network was validated after this epoch, also if the scores are not finite."""
+        return not self.model_fields_set.isdisjoint(("val_loss", "val_accuracy", "train_clean_accuracy"))
+
 
 class Score(Record):
     """The scores on some of the images: those of a class, or those without copies in other splits."""

@@ -76,8 +76,9 @@ def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
         plot.axes("Epoch" if last else "", "{:g}".format, form, x_ticks=x.whole())
         for place, (one, band) in enumerate(zip(chosen, bands, strict=True)):
             if band is not None:
-                plot.band(record.curves[one].epoch, band.low, band.high, series("b", place))
-                plot.line(record.curves[one].epoch, band.mean, series("s", place))
+                epoch = band.epoch or record.curves[one].epoch
+                plot.band(epoch, band.low, band.high, series("b", place))
+                plot.line(epoch, band.mean, series("s", place))
         top += 150 + 52
     chart.height = top - 8
     return chart

@@ -67,8 +67,13 @@ class Variant(Record):
 
 
 class Band(Record):
-    """Mean and range over seeds, one value per epoch; a curve with a value that is not finite is not written."""
+    """Mean and range over seeds, one value for each epoch in which all runs have one.
 
+    Attributes:
+        epoch: their numbers; empty where they are those of the curve.
+    """
+
+    epoch: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()

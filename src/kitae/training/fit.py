@@ -224,17 +224,15 @@ def fit(
 
             # The epoch is over: validate, keep the best, maybe stop.
             distributed.share_buffers(judged, world)  # each process's BatchNorm has seen its own images only
-            row = {"epoch": at.epoch + 1, "step": at.updates, **meter.row()}
-            scores, fields = _judge(source, judged, world, at)
-            rows.append({**row, **fields, "learning_rate": learner.learning_rate})
-            value, better = merit(scores, spec.selection), False
-            if last or (value is not None and (at.best is None or value >= at.best)):  # of equals, the later epoch
-                at.best, at.best_epoch, better = value, at.epoch, True
-                best_state = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
-            _note_stop_value(at, scores, spec, at.epoch)
+            row = {"epoch": at.epoch + 1, "step": at.updates, **meter.row(), **_spent(at, world)}
+            rows.append({**row, "learning_rate": learner.learning_rate})
             at.epoch, at.step, at.seen = at.epoch + 1, 0, 0
             at.loss_sum = at.correct_sum = at.seconds = 0.0
-            _keep_epoch(rows, best_state if better else None, record, world, watcher)
+            better = None
+            if spec.validated(at.epoch) == at.epoch:
+                better = _validated(learner, source, at, rows, last=last)
+                best_state = better or best_state
+            _keep_epoch(rows, better, record, world, watcher)
             _save(learner, at, None, record)
             if tuning.recut is not None and at.epoch < spec.last_epoch:
                 end = distributed.from_main(tuning.recut(at.epoch) if world.is_main else None, world)
@@ -247,6 +245,13 @@ def fit(
             more = (at.epoch < spec.last_epoch and not stopped_early) or tuning.one_of_many or record.checkpoint is None
             if distributed.any_true(interrupted.name is not None, world) and more:
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
+
+        # The minutes may end a training after an epoch that was not to be validated.
+        if at.epoch % spec.validate_every and spec.recut[-1:] == ((at.epoch, at.epoch),):
+            better = _validated(learner, source, at, rows, last=last)
+            best_state = better or best_state
+            _keep_epoch(rows, better, record, world, watcher)
+            _save(learner, at, None, record)
 
     if at.best is None and not last:
         raise TrainingError(
@@ -347,12 +352,32 @@ def _judge(source: Source, judged: nn.Module, world: World, at: Progress) -> tup
     judged.eval()
     began = time.perf_counter()
     scores = {name: float(value) for name, value in source.validate(judged).items()}
-    return scores, {
-        **plain(scores),
-        "validation_seconds": time.perf_counter() - began,
-        "peak_memory_bytes": peak_memory(world.device),
-        "skipped_steps": at.skipped,
-    }
+    return scores, {**plain(scores), "validation_seconds": time.perf_counter() - began, **_spent(at, world)}
+
+
+def _spent(at: Progress, world: World) -> dict[str, Any]:
+    """The fields of a line of metrics that do not depend on a validation."""
+    return {"peak_memory_bytes": peak_memory(world.device), "skipped_steps": at.skipped}
+
+
+def _validated(
+    learner: Learner, source: Source, at: Progress, rows: list[dict[str, Any]], *, last: bool
+) -> dict[str, Tensor] | None:
+    """Validate after `at.epoch` epochs, and add the scores to the last line of metrics.
+
+    Returns:
+        The weights, if they are the best so far; with `last` they always are.
+    """
+    judged, spec, row = learner.judged, learner.spec, rows[-1]
+    scores, fields = _judge(source, judged, learner.world, at)
+    _note_stop_value(at, scores, spec, at.epoch - 1)
+    kept = {name: value for name, value in row.items() if name not in fields and name != "learning_rate"}
+    rows[-1] = {**kept, **fields, "learning_rate": row["learning_rate"]}
+    value = merit(scores, spec.selection)
+    if not last and (value is None or (at.best is not None and value < at.best)):  # of equals, the later epoch
+        return None
+    at.best, at.best_epoch = value, at.epoch - 1
+    return {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
 
 
 def _keep_epoch(
@@ -420,4 +445,6 @@ def _note_stop_value(at: Progress, scores: Mapping[str, float], spec: TrainSpec,
 
 
 def _should_stop(at: Progress, spec: TrainSpec) -> bool:
-    return spec.early_stopping is not None and at.epoch - 1 - at.stop_epoch >= spec.early_stopping.patience
+    if spec.early_stopping is None:
+        return False
+    return spec.validated(at.epoch) - 1 - at.stop_epoch >= spec.early_stopping.patience

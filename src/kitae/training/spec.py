@@ -208,6 +208,8 @@ class TrainSpec(GrowingSpec):
             passes; null is one pass. Every pass has its own order, so short epochs see different images.
         recut: filled in by a run if the minutes turn out to be too short or too long: pairs (after, end), one for each
             time that the rest of the schedule after `after` epochs was squeezed or stretched to end at `end` epochs.
+        validate_every: epochs from one validation to the next; the last epoch is always validated. Only an epoch that
+            was validated can be the best, or stop the training early.
         progressive: smaller pictures at first; null is the full size throughout.
         batch_size: total over all processes; even, since mixing pairs neighbours. Images at the end of an epoch that do
             not fill an update are dropped (the order changes every epoch). Reduced if there are fewer training images.
@@ -238,12 +240,13 @@ class TrainSpec(GrowingSpec):
     """
 
     newer: ClassVar[frozenset[str]] = frozenset(
-        {"epoch_steps", "recut", "probe", "progressive", "sync_bn", "process_timeout"}
+        {"epoch_steps", "recut", "validate_every", "probe", "progressive", "sync_bn", "process_timeout"}
     )
 
     epochs: int = Field(10, ge=0)
     epoch_steps: int | None = Field(None, ge=1)
     recut: tuple[tuple[int, int], ...] = ()
+    validate_every: int = Field(1, ge=1)
     batch_size: int = Field(128, ge=2, multiple_of=2)
     accumulate: int = Field(1, ge=1)
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -299,6 +302,14 @@ class TrainSpec(GrowingSpec):
     def last_epoch(self) -> int:
         """The number of epochs that are trained."""
         return self.recut[-1][1] if self.recut else self.epochs
+
+    def validated(self, epochs: int) -> int:
+        """The last of this many epochs after which the network was validated; 0 before the first such epoch."""
+        return epochs if epochs == self.last_epoch else epochs - epochs % self.validate_every
+
+    def validations(self, epochs: int, after: int = 0) -> int:
+        """The number of validations of a training that ends after this many epochs, from epoch `after` + 1 on."""
+        return math.ceil(epochs / self.validate_every) - after // self.validate_every
 
     @property
     def resolved_precision(self) -> Literal["fp32", "bf16", "fp16"]:
