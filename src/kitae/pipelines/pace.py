@@ -371,7 +371,7 @@ class Recutter:
         # Not since the training began: that time may include validating the start.
         epoch = _epoch_seconds(rows[-1]) if self._last is None else now - self._last
         self._last = now
-        epoch -= rows[-1].get("validation_seconds", 0.0)
+        epoch -= float(rows[-1].get("validation_seconds", 0.0))
         judging = next((float(row["validation_seconds"]) for row in rows[::-1] if "validation_seconds" in row), 0.0)
         spec = self._run.recipe.train
 
