@@ -260,6 +260,8 @@ def test_lists_are_tab_separated_or_json(home: Path) -> None:
         (["train", "run/recipe.yaml", "--recipe", "finetune"], "run/recipe.yaml: --recipe needs data, not a recipe"),
         (["show", "mistakes", "run", "--class", "Shrt"], "--class Shrt: is not a class of run (did you mean Shirt?)"),
         (["predict", "run", "pictures", "--out", "run/predictions.parquet"], "is a file of the run itself"),
+        (["predict", "run", "pictures", "--out", "labels.csv"], "--out labels.csv: exists, and are no predictions"),
+        (["predict", "run", "pictures", "--out", "data.parquet"], "--out data.parquet: exists, and are no predictions"),
         (["report", "run", "--out", "one.html"], "--out"),
         (["export", "run", "--out", "model.txt"], "model.txt: must end in .onnx"),
     ],
@@ -267,6 +269,8 @@ def test_lists_are_tab_separated_or_json(home: Path) -> None:
 def test_mistakes_about_a_run_change_nothing(
     home: Path, run: Path, pictures: Path, words: list[str], named: str
 ) -> None:  # fmt: skip
+    (home / "labels.csv").write_text("path,label\na.png,cat\n")
+    pyarrow.parquet.write_table(pyarrow.table({"image": [b"x"], "label": [0]}), home / "data.parquet")
     before = {path: path.stat().st_mtime_ns for path in (*home.iterdir(), *run.iterdir())}
     assert named in refused(home, *words)
     assert {path: path.stat().st_mtime_ns for path in (*home.iterdir(), *run.iterdir())} == before
@@ -322,9 +326,21 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path, pictu
     (home / "renamed" / "model.json").write_text(json.dumps(facts))
     kitae(home, "predict", "renamed", "pictures", "--out", "q.csv")
     assert next(csv.reader((home / "q.csv").open()))[:4] == ["image", "class", "image (class)", "class (class)"]
-    kitae(home, "predict", "run", "pictures/class 0/0.jpg", "--out", "p.parquet")
+    for _ in range(2):  # predictions may be replaced
+        kitae(home, "predict", "run", "pictures/class 0/0.jpg", "--out", "p.csv")
+        kitae(home, "predict", "run", "pictures/class 0/0.jpg", "--out", "p.parquet")
+    assert len(list(csv.reader((home / "p.csv").open()))) == 1 + 1
     table = pyarrow.parquet.read_table(home / "p.parquet")
     assert json.loads(table.schema.metadata[b"classes"]) == json.loads((run / "model.json").read_text())["classes"]
+
+
+def test_a_run_that_is_not_finished_says_so(home: Path, run: Path, pictures: Path) -> None:
+    shutil.copytree(run, home / "killed")
+    (home / "killed" / "evaluation.json").unlink()
+    note = "note: killed is not finished, so its probabilities are not calibrated; resume it with: kitae train --resume"
+    assert note in kitae(home, "predict", "killed", "pictures").stderr
+    assert note in kitae(home, "export", "killed", "--out", "killed.onnx").stderr
+    assert "not finished" not in kitae(home, "predict", "run", "pictures").stderr
 
 
 def test_check_refuses_a_file_before_it_reads_the_images(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

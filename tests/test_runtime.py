@@ -78,6 +78,9 @@ def test_all_kinds_of_images(path: Path, tmp_path: Path) -> None:
 def test_one_image_none_and_a_generator(path: Path) -> None:
     model = Model(path)
     assert model.predict(picture((255, 0, 0))).names == ["red"]
+    upload = io.BytesIO(encode(picture((255, 0, 0))))  # an open file is iterable, but its lines are no images
+    assert model.predict(upload).names == ["red"]
+    assert model.predict([picture((0, 0, 255)), io.BytesIO(upload.getvalue())]).names == ["blue", "red"]
     assert model.predict([]).probabilities.shape == (0, 3)
     assert model.predict(np.zeros((0, 3, 8, 8), np.uint8)).probabilities.shape == (0, 3)
     assert model.predict(picture(c) for c in [(0, 0, 255), (0, 255, 0)]).names == ["blue", "green"]

@@ -66,8 +66,7 @@ class Run:
         recipe_file, metrics_file, facts_file, evaluation_file, openings_file: the files of those names.
         checkpoint, best: the files of the whole training state, and of the best weights.
         features, tensorboard: the folders of the probe's features so far, and of TensorBoard's event files.
-        asked_length: the file of the length before the minutes changed it.
-        report: the page.
+        asked_length: the file of the length before the minutes changed it. report: the page.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -404,7 +403,8 @@ class Run:
 
         if not self.best.is_file():
             cure = f"train again from {self.recipe_file}" if self.finished else self._cure
-            raise TrainingError(f"{self.path}: has no best.safetensors; {cure}")
+            gone = f"no such folder in {Path.cwd()}; open the run by its whole path"
+            raise TrainingError(f"{self.path}: {f'has no best.safetensors; {cure}' if self.path.is_dir() else gone}")
         recipe = self.recipe
         model = build_seeded(recipe.model, recipe.train.seed, len(self.classes), self.rules, free=free)
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -20,12 +24,15 @@ from PIL import Image, ImageEnhance
 
 from kitae.data import near
 from kitae.data.check import CheckReport, Duplicates, check
+from kitae.data.parallel import DecodeMemory
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide
 from kitae.errors import DataError
 from tests.images import encode, write_folder
 from tests.refusals import refused
+
+check_module = importlib.import_module("kitae.data.check")
 
 
 def photo(seed: int, side: int = 64) -> Image.Image:
@@ -150,6 +157,40 @@ def test_across_splits_that_training_would_make(tmp_path: Path) -> None:
     assert len(report.exact) == 100
     assert not [group for group in report.exact if group.across_splits]
     assert 20 < len(report.across_splits) < 80
+
+
+def test_the_command_that_corrects_keeps_the_groups(make_folder: Callable[..., Path]) -> None:
+    root = make_folder("a/anna", "a/ben", "b/cleo", "b/dora")
+    shutil.copyfile(root / "a" / "ben" / "000.png", root / "a" / "ben" / "copy.png")
+    for groups, options in ((None, ""), ("parent", " --set data.groups=parent")):
+        report = check(DataSpec(source=f"folder:{root}", groups=groups))
+        assert any(cure.startswith(f"kitae data fix folder:{root}{options} writes") for cure in report.cures)
+
+
+def test_the_check_takes_turns_with_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    held: list[int] = []
+    taken, look = DecodeMemory.reserved, check_module._look
+
+    @contextlib.contextmanager
+    def spied(self: DecodeMemory, size: int) -> Iterator[None]:
+        asked.append(size)
+        with taken(self, size):
+            held.append(size)
+            yield
+            held.remove(size)
+
+    def looked(*image: Any) -> Any:
+        assert held, "released before the image was looked at"
+        return look(*image)
+
+    monkeypatch.setattr(DecodeMemory, "reserved", spied)
+    monkeypatch.setattr(check_module, "_look", looked)
+    for number, options in enumerate(({}, {"progressive": True})):
+        (tmp_path / f"{number}").mkdir(parents=True)
+        Image.new("RGB", (1000, 800)).save(tmp_path / f"{number}" / "large.jpg", **options)
+    assert check(tmp_path).images == 2
+    assert sorted(asked) == [12 * 1000 * 800, 18 * 1000 * 800]
 
 
 def test_label_conflicts(tmp_path: Path, distinct: list[bytes]) -> None:

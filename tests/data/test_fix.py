@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def test_a_folder_becomes_a_csv_file(folder: Path, tmp_path: Path) -> None:
     assert again.ok
     assert (again.images, again.excluded) == (29, {})
     assert list(again.counts["train"]) == ["cats", "dogs"]
+
+
+def test_classes_that_are_lost_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "dogs", folder / "hounds")
+    source = open_source(DataSpec(source=f"folder:{folder}"))
+    written = fix(source, check(source), tmp_path / "fixed.csv")
+    assert (written.classes, written.lost) == (1, ("dogs", "hounds"))
 
 
 def test_a_conflict_names_an_image_of_another_class(folder: Path, tmp_path: Path) -> None:

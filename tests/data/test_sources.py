@@ -227,6 +227,16 @@ def test_a_class_with_folders_of_its_own_may_be_called_as_a_split(
     assert folder_source(make_folder(*folders)).table.classes == classes
 
 
+def test_the_root_of_a_data_set_of_the_hub_names_its_folder(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    (root / "data").mkdir(parents=True)
+    (root / "README.md").write_text("# Pets")
+    (root / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    refused(
+        DataError, rf"has no class folders, but Parquet files in {root}/data; give {root}/data", folder_source, root
+    )
+
+
 def test_groups_are_marked_folders(make_folder: Maker) -> None:
     source = folder_source(make_folder("a/group=anna", "b/group=anna/x", "b/group=ben", "b"))
     groups = dict(zip(source.table.names, source.table.groups.tolist(), strict=True))  # type: ignore[union-attr]

@@ -26,6 +26,7 @@ from PIL import Image
 from kitae.data import build as build_module
 from kitae.data import store as store_module
 from kitae.data.loader import ImageSet
+from kitae.data.parallel import DecodeMemory
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
@@ -353,7 +354,7 @@ def test_broken_pictures_are_named_or_left_out_as_ever(tmp_path: Path, cache: Pa
 
 
 def test_large_images_take_turns() -> None:
-    memory, inside, most = build_module._Memory(100), 0, 0
+    memory, inside, most = DecodeMemory(100), 0, 0
     lock = threading.Lock()
 
     def enter(size: int) -> None:
@@ -375,13 +376,13 @@ def test_large_images_take_turns() -> None:
 
 def test_memory_for_decoding_is_asked_for_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    taken = build_module._Memory.reserved
+    taken = DecodeMemory.reserved
 
     def spied(self: Any, size: int) -> Any:
         asked.append(size)
         return taken(self, size)
 
-    monkeypatch.setattr(build_module._Memory, "reserved", spied)
+    monkeypatch.setattr(DecodeMemory, "reserved", spied)
     for number, options in enumerate(({}, {"progressive": True}, {"format": "PNG"})):
         (tmp_path / "photos" / f"{number}").mkdir(parents=True)
         file = tmp_path / "photos" / f"{number}" / "large.jpg"

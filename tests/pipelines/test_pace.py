@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import time
 from contextlib import closing
 from pathlib import Path
@@ -216,6 +217,25 @@ def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
         training.train(asked.override("model.width=8"), tmp_path / "run", minutes=60, resume=True)
     with pytest.raises(TrainingError, match=r"has a run of another recipe"):
         training.train(asked, tmp_path / "run", minutes=60, resume=True, epochs=5)
+
+
+def test_epochs_that_do_not_fit_into_the_minutes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 0.5))  # 4 seconds a step, so 14 fit
+    monkeypatch.setattr(pace.Recutter, "__call__", lambda *_: None)
+    asked = Recipe.load("fashion-mini").override(
+        "data.limit=200", "model.name=resnet8", "model.width=4", "train.batch_size=8", "train.threads=1",
+        "train.precision=fp32",
+    )  # fmt: skip
+    for epochs, minutes, told in (
+        (50, 3, "50 epochs do not fit into 3 min: 2 epochs of 2. steps are made instead"),
+        (1, 5, None),
+    ):
+        watcher = Watcher()
+        recipe = asked.override(f"train.epochs={epochs}")
+        run = training.train(recipe, tmp_path / f"{epochs}", minutes=minutes, watcher=watcher)
+        notes = [note for note in watcher.notes if "do not fit" in note]
+        assert re.fullmatch(told, notes[0]) if told else not notes
+        assert run.recipe.train.epochs == (2 if told else 1)
 
 
 def test_the_command_that_resumes_a_run_keeps_its_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

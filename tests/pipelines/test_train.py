@@ -29,7 +29,7 @@ from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.pipelines import bench
 from kitae.pipelines.bench import estimate
 from kitae.pipelines.notes import machine_notes, notes_of
-from kitae.pipelines.setup import Setup
+from kitae.pipelines.setup import Setup, begin
 from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe, shipped
 from kitae.run import Run
@@ -87,6 +87,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Run:
 def copied(run: Run, tmp_path: Path) -> Run:
     """A copy of it, which may be changed."""
     return Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+def test_threads_that_never_end_are_refused() -> None:
+    refused(RecipeError, r"train\.threads: 1000000 threads wait for each other", begin, TrainSpec(threads=1_000_000))
 
 
 def test_run_folder_holds_everything(run: Run) -> None:

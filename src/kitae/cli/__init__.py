@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
@@ -64,6 +65,8 @@ def main() -> None:
         console.error(f"there is no command {words[0]!r}: use kitae {_COMMANDS[words[0]]}")
         sys.exit(2)
     sleep_while_waiting(os.environ)
+    for about in (r"Image size \(\d+ pixels\) exceeds limit", "Corrupt EXIF data"):
+        warnings.filterwarnings("ignore", about)  # of Pillow: photographs have more pixels today; bad files have errors
     try:
         app(exit_on_error=False, print_error=False)
         sys.stdout.flush()  # here a closed pipe is caught; at the exit it would not be

@@ -56,6 +56,15 @@ for inner in (data_app, study_app, bench_app, show_app):
     app.command(inner)
 
 
+def note_unfinished(run: Any) -> None:
+    """Say it if a run that is used for predictions, a `Run`, is not finished."""
+    if not run.finished:
+        console.remark(
+            f"note: {run.path} is not finished, so its probabilities are not calibrated; resume it with: "
+            f"{run.resume_command}"
+        )
+
+
 def _whole(_: Any, tokens: Sequence[Token]) -> int:
     """A whole number; cyclopts alone would round `1.5`."""
     try:

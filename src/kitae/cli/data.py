@@ -82,7 +82,12 @@ def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: b
     if len(written.left_out) > _SHOWN:
         console.say(f"and {len(written.left_out) - _SHOWN:,} more")
     console.say(f"{written.path}: {written.kept:,} images, {len(written.left_out):,} left out")
-    console.say(f"next: kitae train {shlex.quote(str(written.path))}")
+    if written.lost:
+        console.say(f"classes of which no image is left: {', '.join(written.lost)}")
+    if written.classes > 1:
+        console.say(f"next: kitae train {shlex.quote(str(written.path))}")
+    else:
+        console.say(f"next: correct the labels in {spec.source.partition(':')[2]}; training needs two classes")
 
 
 @data_app.command

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kitae import console
-from kitae.cli.app import SHIP, Open, Sets, WholeOrDefault, answering, app, write_page
+from kitae.cli.app import SHIP, Open, Sets, WholeOrDefault, answering, app, note_unfinished, write_page
 from kitae.errors import BudgetError
 
 
@@ -126,6 +126,9 @@ def export(run: Path, *, out: Path | None = None) -> None:
         out: The file; default RUN.onnx.
     """
     from kitae.pipelines.export import export as run_export
+    from kitae.run import Run
 
-    written = run_export(run, out)
+    opened = Run.open(run)
+    written = run_export(opened, out)
+    note_unfinished(opened)
     console.say(f"{written.path}: {console.size(written.path.stat().st_size)}, verified against PyTorch")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kitae import console, views
-from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, show, write_page
+from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, note_unfinished, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError, require
 from kitae.files import write_atomically, write_parquet
 from kitae.folders import kind_of
@@ -227,7 +227,9 @@ def predict(
     else:
         from kitae.run import Run
 
-        trained = Run.open(model).predictor()  # loads the weights once
+        run = Run.open(model)
+        trained = run.predictor()  # loads the weights once
+        note_unfinished(run)
     files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
     classes = trained.classes
     rows, found = [], []
@@ -267,6 +269,20 @@ def _check_out(out: Path) -> None:
 
         if out.name in RUN_FOLDER.names:
             raise RecipeError(f"--out {out}: is a file of the run itself; choose another name")
+    if out.exists() and not _are_predictions(out):
+        raise RecipeError(f"--out {out}: exists, and are no predictions; choose another name, or remove the file")
+
+
+def _are_predictions(file: Path) -> bool:
+    """Whether a file was written by `predict`, so that it may be replaced."""
+    if file.suffix == ".csv":
+        with file.open("rb") as lines:
+            return lines.readline(1000).startswith(b"image,class,")
+    parquet = require("pyarrow.parquet", "train")
+    try:
+        return bool(parquet.read_schema(file).names == ["image", "class", "probabilities"])
+    except (OSError, ValueError):  # also pyarrow's own errors, which derive from them
+        return False
 
 
 _PREDICTED_AT_ONCE = 256
@@ -283,9 +299,9 @@ def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path
             try:
                 probabilities += list(model.predict(some).probabilities)
                 read += some
-            except DataError:
+            except DataError as error:
                 if not skip:
-                    raise
+                    raise DataError(f"{error} (--on-corrupt skip leaves such images out)") from error
                 for file in some:  # find the broken one: only its own call tells
                     try:
                         probabilities += list(model.predict([file]).probabilities)

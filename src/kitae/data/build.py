@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from kitae.data.base import Item, Names, Progress, Source
 from kitae.data.download import is_url
 from kitae.data.groups import pixel_hash
-from kitae.data.parallel import each_image
+from kitae.data.parallel import DecodeMemory, each_image
 from kitae.data.pictures import level_sums
 from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
@@ -43,7 +43,6 @@ TINY = 64  # pictures with no side longer than this are kept at the network's si
 # resize of an evaluation samples between pixels everywhere, and is 13 % off.
 STORE_FACTOR = 9 / 4
 _SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
-_DECODE_BYTES = 1 << 30  # memory limit of all decoding threads together; a larger image is decoded alone
 
 
 @dataclass(frozen=True)
@@ -185,8 +184,10 @@ def index_shards(job: Job) -> None:
 
     skip, auto = job.request["on_corrupt"] == "skip", job.request["depth"] == "auto"
 
+    memory = DecodeMemory()
+
     def highest(row: int, item: Item) -> int | None:  # without the pixels, which would fill the memory
-        return picture(item, rules, table.names[row])[1] if skip or source.deep[row] else None
+        return picture(item, rules, table.names[row], memory.reserved)[1] if skip or source.deep[row] else None
 
     if skip or (auto and source.deep.any()):
         with contextlib.closing(each_image(source, highest, job.threads, job.progress)) as results:
@@ -247,7 +248,7 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, tiny: bool = False) ->
     """Decode everything in order into one file. `tiny`: raise _NotTinyError at a picture that is not."""
     source, names = job.source, job.source.table.names
     written = _Written(np.ones(len(source), np.bool_))
-    memory = _Memory(_DECODE_BYTES)
+    memory = DecodeMemory()
     whole = rules.store_size is not None
     larger = threading.Event()
 
@@ -286,27 +287,6 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, tiny: bool = False) ->
         os.fsync(file.fileno())
     written.check(source.name)
     return written
-
-
-class _Memory:
-    """A memory budget of all threads. A thread waits until its share is free; one that needs more runs alone."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._free = size, size
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
-        size = min(size, self._size)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= size)
-            self._free -= size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size
-                self._changed.notify_all()
 
 
 def _resolve(job: Job, all_headers: bool = False) -> tuple[PreprocessRules, bool]:

@@ -23,7 +23,7 @@ from kitae.console import counter, plural
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.groups import HASH_BYTES, first_alike, linked, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
-from kitae.data.parallel import each_image
+from kitae.data.parallel import DecodeMemory, each_image
 from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
@@ -34,6 +34,7 @@ from kitae.preprocess import depth_of, flattened
 # photographs of photos-mini, copies at half the size or JPEG quality 80 reach 0.966 and more; in fashion-mini no two
 # garments of different classes reach 0.89.
 SAME = 0.95
+_READ_BY = ("image_column", "label_column", "groups")  # fields of the data that `data fix` needs too
 _SHEET_SIDE = 64
 _SHEET_CLASSES = 100
 _SHEET_PER_CLASS = 8
@@ -91,6 +92,7 @@ class CheckReport:
         truncated: whether the search was cut short, as there were too many near duplicates.
         ignored: files that are not images by their names, or lie outside the class folders.
         fixable: whether `data fix` takes the source.
+        options: how the source was read, as options of `data fix`, such as ` --set data.groups=parent`.
     """
 
     source: str
@@ -108,6 +110,7 @@ class CheckReport:
     depth: int | None = None
     ignored: tuple[str, ...] = ()
     fixable: bool = True
+    options: str = ""
 
     @cached_property
     def across_splits(self) -> tuple[Duplicates, ...]:
@@ -148,7 +151,7 @@ class CheckReport:
             (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
             (self.doubtful_labels, "similar, with different labels: look at them; both labels may be right"),
             (self.across_splits, "duplicates across splits: they inflate the test accuracy"),
-            (fixed, f"kitae data fix {shlex.quote(self.source)} writes {without}"),
+            (fixed, f"kitae data fix {shlex.quote(self.source)}{self.options} writes {without}"),
         ]
         return [cure for found, cure in cures if found]
 
@@ -270,8 +273,11 @@ def check(
     looks: dict[int, _Look] = {}
     unreadable: dict[int, str] = {}
 
+    memory = DecodeMemory()
+
     def work(row: int, item: Item) -> _Look:
-        return _look(item, table.names[row], row in shown)
+        with flattened(item, table.names[row], memory.reserved) as (image, mode, highest):
+            return _look(image, mode, highest, row in shown)
 
     with counter(progress, "reading images") as seen, closing(each_image(source, work, threads, seen)) as results:
         for row, result in enumerate(results):
@@ -302,9 +308,8 @@ class _Look:
     tile: Image.Image | None
 
 
-def _look(item: Item, name: str, tile: bool) -> _Look:
-    image, mode, highest = flattened(item, name)
-    colour = image.convert("RGB")
+def _look(image: Image.Image, mode: str, highest: int | None, tile: bool) -> _Look:
+    colour = image if image.mode == "RGB" else image.convert("RGB")
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR))
     thumb = (grey.reshape(16, 2, 16, 2).sum(axis=(1, 3), dtype=np.uint16) >> 2).astype(np.uint8)
     return _Look(
@@ -366,6 +371,8 @@ def _report(
         counts[split] = dict(zip(table.classes, found.tolist(), strict=True))
     highest = max((look.highest for look in looks.values() if look.highest is not None), default=None)
     depth = None if highest is None else depth_of(highest) if spec.depth == "auto" else spec.depth
+    plain = DataSpec()
+    read = {name: value for name in _READ_BY if (value := getattr(spec, name)) != getattr(plain, name)}
     report = CheckReport(
         source=source.name,
         images=len(rows),
@@ -385,6 +392,7 @@ def _report(
         depth=depth,
         ignored=tuple(source.ignored()),
         fixable=source.fixed_as is not None,
+        options="".join(f" --set {shlex.quote(f'data.{name}={value}')}" for name, value in read.items()),
     )
     return report, set(rows[codes == TRAIN].tolist())
 

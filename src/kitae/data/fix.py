@@ -35,11 +35,15 @@ class Fixed:
         path: the new file.
         kept: number of images in it.
         left_out: (name, reason) of the others.
+        classes: number of classes in it.
+        lost: classes of which no image is left.
     """
 
     path: Path
     kept: int
     left_out: tuple[tuple[str, str], ...]
+    classes: int
+    lost: tuple[str, ...]
 
 
 def suffix_of(source: Source) -> str:
@@ -81,7 +85,10 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
     else:
         _write_csv(source, kept, path)
     left_out = tuple((source.table.names[row], reason) for row, reason in sorted(report.excluded.items()))
-    return Fixed(path, len(kept), left_out)
+    table = source.table
+    remaining = set(table.labels[kept].tolist())
+    lost = tuple(table.classes[label] for label in sorted(set(table.labels.tolist()) - remaining))
+    return Fixed(path, len(kept), left_out, len(remaining), lost)
 
 
 def _write_csv(source: Source, kept: list[int], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,30 @@ from kitae.machine import processors
 T = TypeVar("T")
 
 _RESULT_BYTES = 512 << 20
+_DECODE_BYTES = 1 << 30  # memory limit of all decoding threads together; a larger image is decoded alone
 _PORTION, _PORTION_BYTES = 32, 4 << 20  # images and encoded bytes handed to a thread at once, at most
 _PORTIONS = 64  # at least, so that a few large photographs keep all threads busy
+
+
+class DecodeMemory:
+    """A memory budget of all threads. A thread waits until its share is free; one that needs more runs alone."""
+
+    def __init__(self, size: int = _DECODE_BYTES) -> None:
+        self._size, self._free = size, size
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        size = min(size, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
 
 
 def each_image(

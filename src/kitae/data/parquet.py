@@ -250,8 +250,9 @@ def _classes(
     values: list[Any], class_names: list[str], named_by_file: list[_Named], names: list[str]
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     kinds = {type(value) for value in values}
-    if type(None) in kinds:
-        raise DataError(f"{names[values.index(None)]}: has no label")
+    empty = next((row for row, value in enumerate(values) if value is None or not str(value).strip()), None)
+    if empty is not None:
+        raise DataError(f"{names[empty]}: has no label; add it, or leave the row out")
     if kinds == {str}:
         return numbered(values)
     if kinds != {int}:

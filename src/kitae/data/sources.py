@@ -139,6 +139,10 @@ class FolderSource(FileSource):
                     )
                 images = image_files(folder)
                 if not images and code == TRAIN:
+                    if any(folder.glob("*.parquet")):  # as data sets of the Hugging Face hub have it
+                        raise DataError(
+                            f"{self.name}: has no class folders, but Parquet files in {folder}; give {folder}"
+                        )
                     raise DataError(
                         f"{self.name}: class {folder.name!r} has no images in {folder}; add some, or remove the folder"
                     )

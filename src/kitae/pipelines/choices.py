@@ -152,7 +152,8 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
         return "recipe", argument
     if kind_of(path) == "run":
         raise RecipeError(
-            f"{argument}: is a run folder; resume it with --resume, or train again from {path / SIGNS['run']}"
+            f"{argument}: is a run folder; resume it with kitae train --resume {shlex.quote(argument)}, in Python with "
+            f"train({str(path / SIGNS['run'])!r}, out={argument!r}, resume=True), or train again from that file"
         )
     here = os.path.exists(path)
     if argument in shipped():

@@ -24,6 +24,7 @@ from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
+from kitae.machine import processors
 from kitae.models.build import build_seeded, normalization
 from kitae.models.spec import ModelSpec
 from kitae.models.starts import stem_of, whiten, whitens
@@ -43,6 +44,7 @@ Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
 
 _UNEVEN = 3
+_MOST_THREADS = 64  # for each processor; with 32, a step takes half a minute, and with 500 none ends
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
 _FEW_CLEAN = 50  # the same in fine-tuning, which is short and has large images; at least half as many as validation
 _WHITENING_IMAGES = 1024
@@ -53,6 +55,11 @@ def begin(spec: TrainSpec) -> World:
     """Set up this process, and join the others."""
     keep_freed_memory()
     if spec.threads is not None:
+        if spec.threads > _MOST_THREADS * processors():
+            raise RecipeError(
+                f"train.threads: {spec.threads} threads wait for each other all the time on {processors()} processors; "
+                "set it to null, or to their number"
+            )
         torch.set_num_threads(spec.threads)
     return distributed.join(spec.device, spec.process_timeout)
 

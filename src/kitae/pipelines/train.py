@@ -34,7 +34,7 @@ from kitae.run import Run
 from kitae.training import distributed
 from kitae.training.distributed import World
 from kitae.training.fit import Record, Tuning, Unwatched, Watcher
-from kitae.training.spec import ProbeSpec
+from kitae.training.spec import ProbeSpec, TrainSpec
 
 
 @threads_restored()
@@ -196,6 +196,7 @@ def _train(
             timed, end = fitted(run.recipe, setup, model, minutes, world, begun)
             if world.is_main and not begun:
                 remember_length(run)
+                _note_shortened(run.recipe.train, timed.train, minutes, watcher)
                 run.resolve(timed)
             run.recipe = distributed.from_main(run.recipe, world)
             tuning = replace(tuning, recut=Recutter(run, minutes, end, watcher))
@@ -386,6 +387,18 @@ def _settings(run: Run, setup: Setup) -> dict[str, Any]:
         "duplicates": setup.splits.duplicates(setup.store.twins),
         **({} if setup.store.groups is None else {"groups": setup.splits.group_counts(setup.store.groups)}),
     }
+
+
+def _note_shortened(asked: TrainSpec, made: TrainSpec, clock: Clock, watcher: Watcher) -> None:
+    """Say it if epochs that were asked for do not fit into the minutes; those of a plan were never promised."""
+    planned = asked.straightened()
+    if clock.most is not None or (made.epochs, made.epoch_steps) == (planned.epochs, planned.epoch_steps):
+        return
+    instead = "only the linear head is trained"
+    if made.epochs:
+        steps = console.plural(made.epoch_steps or 0, "step")
+        instead = f"{console.plural(made.epochs, 'epoch')} of {steps} are made instead"
+    watcher.note(f"{console.plural(planned.epochs, 'epoch')} do not fit into {clock.seconds / 60:g} min: {instead}")
 
 
 def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,31 +152,51 @@ def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, in
         return upright_size(image), is_grey_mode(image.mode)
 
 
-def flattened(source: Encoded | NDArray[Any], name: str = "") -> tuple[Image.Image, str, int | None]:
+@contextlib.contextmanager
+def flattened(
+    source: Encoded | NDArray[Any],
+    name: str = "",
+    memory: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Iterator[tuple[Image.Image, str, int | None]]:
     """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`.
 
-    Returns:
+    Args:
+        memory: as of `picture`; held until the image was looked at.
+
+    Yields:
         The upright image at its own size without alpha, of mode L or RGB, with the highest 8 bits that its own levels
         need; the Pillow mode it was stored in; the highest level of an image of more than 8 bits, else None.
     """
     if isinstance(source, np.ndarray):
         image, highest = image_of(source, None)
         mode = image.mode if highest is None else "I;16"
-        image, _ = flatten(image)
-    else:
+        yield _grey_or_colour(flatten(image)[0]), mode, highest
+        return
+    with contextlib.ExitStack() as held:
         with opened(source, name) as stored:
             mode = stored.mode
+            needed = _DECODE_BYTES * stored.width * stored.height
+            if stored.format in _DRAFTS and stored.info.get("progressive"):
+                needed += _PROGRESSIVE_BYTES * stored.width * stored.height
+            if needed >= _LITTLE:
+                held.enter_context(memory(needed))
             image, highest = flatten(stored, None, low_bytes(stored, source))
-    image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
-    return image, mode, highest
+            image = _grey_or_colour(image)
+        yield image, mode, highest
+
+
+def _grey_or_colour(image: Image.Image) -> Image.Image:
+    wanted = "L" if is_grey_mode(image.mode) else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def one_or_several(images: Any) -> list[Any]:
     """A list of images from one image (which may itself be iterable, as a path is) or several.
 
-    A path of a folder gives its images, as `list_images` does.
+    A path of a folder gives its images, as `list_images` does, and an open file its content.
     """
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
+    single = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray))
+    if single or hasattr(images, "read"):  # an open file is iterable too, but its lines are no images
         images = [images]
     elif not isinstance(images, Iterable):
         raise DataError(
@@ -185,7 +205,7 @@ def one_or_several(images: Any) -> list[Any]:
     found: list[Any] = []
     for image in images:
         folder = isinstance(image, (str, os.PathLike)) and os.path.isdir(image)
-        found += list_images([image]) if folder else [image]
+        found += list_images([image]) if folder else [image.read() if hasattr(image, "read") else image]
     return found
 
 

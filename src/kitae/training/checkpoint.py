@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {})[_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such file") from error
+        cause = "no such file" if not os.path.lexists(path) else "cannot be read; correct its permissions"
+        raise TrainingError(f"{path}: {cause}") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise TrainingError(
             f"{path}: not a whole checkpoint of Kitae (truncated or another program's); copy it again, or train again"
