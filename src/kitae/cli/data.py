@@ -87,7 +87,8 @@ def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: b
     if written.classes > 1:
         console.say(f"next: kitae train {shlex.quote(str(written.path))}")
     else:
-        console.say(f"next: correct the labels in {spec.source.partition(':')[2]}; training needs two classes")
+        root = spec.source.partition(":")[2] or spec.source
+        console.say(f"next: correct the labels in {root}; training needs two classes")
 
 
 @data_app.command

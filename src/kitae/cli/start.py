@@ -275,13 +275,13 @@ def _check_out(out: Path) -> None:
 
 def _are_predictions(file: Path) -> bool:
     """Whether a file was written by `predict`, so that it may be replaced."""
-    if file.suffix == ".csv":
-        with file.open("rb") as lines:
-            return lines.readline(1000).startswith(b"image,class,")
-    parquet = require("pyarrow.parquet", "train")
     try:
+        if file.suffix == ".csv":
+            with file.open("rb") as lines:
+                return lines.readline(1000).startswith(b"image,class,")
+        parquet = require("pyarrow.parquet", "train")
         return bool(parquet.read_schema(file).names == ["image", "class", "probabilities"])
-    except (OSError, ValueError):  # also pyarrow's own errors, which derive from them
+    except (OSError, ValueError):  # pyarrow's own errors derive from the second
         return False
 
 

@@ -312,8 +312,11 @@ def fitted(
         if length.epochs * (length.steps + 1) <= fewest:
             length = NO_STEPS  # there is only time for the probe
     given = clock.most is None and length == own  # and is kept as it was given
-    steps = spec.epoch_steps if given else length.steps or None
-    train = spec.stretched(length.epochs).model_copy(update={"epoch_steps": steps, "validate_every": length.every})
+    update = {
+        "epoch_steps": spec.epoch_steps if given else length.steps or None,
+        "validate_every": max(length.every, spec.validate_every) if length.epochs else 1,
+    }
+    train = spec.stretched(length.epochs).model_copy(update=update)
     return recipe.model_copy(update={"train": train}), end
 
 
