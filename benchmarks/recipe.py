@@ -46,7 +46,7 @@ def facts(run: Run, note: str) -> dict[str, object]:
         "images_seen": images,
         "training_flops": round(6 * macs_seen(run, rows[-1]["step"]) * images),
         "training_seconds": sum(row["seconds"] for row in rows),
-        "validation_seconds": sum(row["validation_seconds"] for row in rows),
+        "validation_seconds": sum(row.get("validation_seconds", 0.0) for row in rows),
         "images_per_second": {
             "n": len(speeds), "median": statistics.median(speeds), "min": min(speeds), "max": max(speeds),
         },

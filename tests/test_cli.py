@@ -260,8 +260,14 @@ def test_lists_are_tab_separated_or_json(home: Path) -> None:
         (["train", "run/recipe.yaml", "--recipe", "finetune"], "run/recipe.yaml: --recipe needs data, not a recipe"),
         (["show", "mistakes", "run", "--class", "Shrt"], "--class Shrt: is not a class of run (did you mean Shirt?)"),
         (["predict", "run", "pictures", "--out", "run/predictions.parquet"], "is a file of the run itself"),
-        (["predict", "run", "pictures", "--out", "labels.csv"], "--out labels.csv: exists, and are no predictions"),
-        (["predict", "run", "pictures", "--out", "data.parquet"], "--out data.parquet: exists, and are no predictions"),
+        (
+            ["predict", "run", "pictures", "--out", "labels.csv"],
+            "--out labels.csv: exists and does not hold predictions",
+        ),
+        (
+            ["predict", "run", "pictures", "--out", "data.parquet"],
+            "--out data.parquet: exists and does not hold predictions",
+        ),
         (["report", "run", "--out", "one.html"], "--out"),
         (["export", "run", "--out", "model.txt"], "model.txt: must end in .onnx"),
     ],

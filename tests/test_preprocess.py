@@ -187,8 +187,8 @@ def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     assert depth_of(1 << depth) > depth or depth == 16
     with_alpha = np.dstack([colour, np.full((16, 16), 65535, np.uint16)])
     assert (decode(png16(with_alpha), rules) == expected).all()
-    flat, _, highest = flattened(png16(colour))
-    assert np.abs(np.asarray(flat).transpose(2, 0, 1).astype(int) - expected).max() == 0
+    with flattened(png16(colour)) as (flat, _, highest):
+        assert np.abs(np.asarray(flat).transpose(2, 0, 1).astype(int) - expected).max() == 0
     assert highest == (1 << depth) - 1
 
 
@@ -196,7 +196,8 @@ def test_levels_above_the_depth_are_white_and_8_bits_do_not_care() -> None:
     deep = np.full((16, 16), 5000, np.uint16)
     assert (decode(deep, PreprocessRules(16, 1, depth=12)) == 255).all()
     assert (decode(scene(), PreprocessRules(16, 3, depth=10)) == chw(scene())).all()
-    assert flattened(encode(scene()))[2] is None
+    with flattened(encode(scene())) as (_, _, highest):
+        assert highest is None
 
 
 def test_a_turned_image_of_12_bits_is_turned_back() -> None:
@@ -506,12 +507,13 @@ def test_grey_modes(mode: str, grey: bool) -> None:
 
 
 def test_flattened_keeps_size_and_colour() -> None:
-    image, mode, _ = flattened(encode(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
-    assert (image.size, image.mode, mode) == ((30, 20), "RGB", "RGBA")
-    assert np.asarray(image).min() == 255
-    image, mode, _ = flattened(scene()[..., 0])
-    assert (image.mode, mode) == ("L", "L")
-    assert flattened(encode(Image.fromarray(np.zeros((4, 4), np.uint16))))[0].mode == "L"
+    with flattened(encode(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)]))) as (image, mode, _):
+        assert (image.size, image.mode, mode) == ((30, 20), "RGB", "RGBA")
+        assert np.asarray(image).min() == 255
+    with flattened(scene()[..., 0]) as (image, mode, _):
+        assert (image.mode, mode) == ("L", "L")
+    with flattened(encode(Image.fromarray(np.zeros((4, 4), np.uint16)))) as (image, _, _):
+        assert image.mode == "L"
 
 
 def test_rules_travel_as_a_mapping() -> None:

@@ -403,7 +403,7 @@ class Run:
 
         if not self.best.is_file():
             cure = f"train again from {self.recipe_file}" if self.finished else self._cure
-            gone = f"no such folder in {Path.cwd()}; open the run by its whole path"
+            gone = "no such folder; give the whole path of the run if the program has changed its working folder"
             raise TrainingError(f"{self.path}: {f'has no best.safetensors; {cure}' if self.path.is_dir() else gone}")
         recipe = self.recipe
         model = build_seeded(recipe.model, recipe.train.seed, len(self.classes), self.rules, free=free)

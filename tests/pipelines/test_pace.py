@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from kitae.errors import TrainingError
 from kitae.pipelines import pace
-from kitae.pipelines.pace import Clock, Pace
+from kitae.pipelines.pace import Clock, Pace, Reserve
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -33,7 +35,7 @@ BRIEF = ("data.limit=160", "train.batch_size=16", "train.schedule={name: cosine,
 
 def fitted(
     asked: Recipe, seconds: float, begun: bool = False, processes: int = 1, **limits: int
-) -> tuple[Recipe, float]:
+) -> tuple[Recipe, Reserve]:
     clock, world = Clock(seconds, time.monotonic(), 0.0, **limits), World(0, processes, torch.device("cpu"))
     return pace.fitted(asked, Setup.without_run(asked), nn.Identity(), clock, world, begun)
 
@@ -83,7 +85,7 @@ def test_a_training_that_is_resumed_is_measured_once(monkeypatch: pytest.MonkeyP
     asked = Recipe.load("fashion-mini").override("data.limit=200", "train.epochs=5", "train.probe={views: 0}")
     made, end = fitted(asked, 600, begun=True)
     assert (made, len(measured)) == (asked, 1)
-    assert end == pytest.approx(0.1 * Setup.without_run(asked).splits.test_count)
+    assert end.end == pytest.approx(0.1 * Setup.without_run(asked).splits.test_count)
     assert fitted(asked, 600) != (asked, end)
     assert len(measured) == 4
 
@@ -153,30 +155,43 @@ def test_the_validation_of_the_start_is_no_part_of_an_epoch(tmp_path: Path, monk
     with closing(Run.create(tmp_path / "run", asked)) as run:
         run.write_metrics([{"epoch": 1, "seconds": 3.0, "validation_seconds": 1.0}])
         now = time.monotonic()
-        recutter = pace.Recutter(run, Clock(100, now, 0.0, most=40), 0.0, Watcher())
+        recutter = pace.Recutter(run, Clock(100, now, 0.0, most=40), Reserve(0.0, 0.0), Watcher())
         monkeypatch.setattr(pace.time, "monotonic", lambda: now + 30)  # 26 of them for the start
         assert recutter(1) is None
         monkeypatch.setattr(pace.time, "monotonic", lambda: now + 50)  # an epoch of 20 seconds, and 50 are left
         assert recutter(2) == 4
 
 
+@pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize(
     ("left", "end"),
     [(44.0, None), (26.0, 6), (24.0, 5), (20.0, 4), (4.0, 3), (1.0, 3), (100.0, 12)],
 )
 def test_a_recut_counts_the_validations_that_are_left(
-    left: float, end: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left: float, end: int | None, measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After 3 epochs of 2 seconds; every second one is validated, which takes 10 seconds."""
+    """After 3 epochs of 2 seconds; every second one is validated, in 10 seconds, as measured or as planned."""
+    judging = 99.0 if measured else 10.0
     asked = Recipe.load("fashion-mini").override("train.epochs=8", "train.epoch_steps=4", "train.validate_every=2")
     with closing(Run.create(tmp_path / "run", asked)) as run:
         rows: list[dict[str, Any]] = [{"epoch": epoch, "seconds": 2.0} for epoch in (1, 2, 3)]
-        rows[1]["validation_seconds"] = 10.0
+        if measured:
+            rows[1]["validation_seconds"] = 10.0
         run.write_metrics(rows)
         now = time.monotonic()
         monkeypatch.setattr(pace.time, "monotonic", lambda: now)
-        recutter = pace.Recutter(run, Clock(left, now, 0.0, most=48), 0.0, Watcher())
+        recutter = pace.Recutter(run, Clock(left, now, 0.0, most=48), Reserve(0.0, judging), Watcher())
         assert recutter(3) == end
+
+
+@given(st.floats(1, 5000), st.integers(1, 400), st.floats(0, 120), st.floats(0.05, 5), st.integers(20, 5000))
+@settings(max_examples=300, deadline=None)
+@example(352.0, 100, 18.0, 1.0, 5000)  # four epochs with two validations, and then three with three
+def test_what_fills_the_seconds_fits(seconds: float, per_pass: int, judging: float, step: float, most: int) -> None:
+    found = pace.fill(seconds, 16, per_pass, judging, step / 16, most)
+    assert found.epochs * found.steps <= most
+    assert found.epochs == 0 or found.epochs * found.steps * step + found.validations * judging <= seconds + 1e-6
+    assert found.epochs * found.steps >= 20 or found == pace.NO_STEPS
 
 
 @pytest.mark.parametrize(("judging", "every"), [(0.0, 1), (5.0, 1), (6.0, 2), (15.0, 3), (20.0, 4), (99.0, 12)])
@@ -197,9 +212,9 @@ def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
     length = ("train.epochs=2", "train.epoch_steps=4", "train.schedule.warmup_epochs=0.6667", "train.recut=[]")
     left: list[float] = []
 
-    def fitted(recipe: Recipe, _setup: Any, _model: Any, clock: Clock, *_: Any) -> tuple[Recipe, float]:
+    def fitted(recipe: Recipe, _setup: Any, _model: Any, clock: Clock, *_: Any) -> tuple[Recipe, Reserve]:
         left.append(clock.left)
-        return recipe.override(*length), 0.0
+        return recipe.override(*length), Reserve(0.0, 0.0)
 
     monkeypatch.setattr(training, "fitted", fitted)
     monkeypatch.setattr(pace.Recutter, "__call__", lambda *_: None)
@@ -220,14 +235,14 @@ def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
 
 
 def test_epochs_that_do_not_fit_into_the_minutes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 0.5))  # 4 seconds a step, so 14 fit
+    monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 0.5))  # 4 seconds a step
     monkeypatch.setattr(pace.Recutter, "__call__", lambda *_: None)
     asked = Recipe.load("fashion-mini").override(
         "data.limit=200", "model.name=resnet8", "model.width=4", "train.batch_size=8", "train.threads=1",
         "train.precision=fp32",
     )  # fmt: skip
     for epochs, minutes, told in (
-        (50, 3, "50 epochs do not fit into 3 min: 2 epochs of 2. steps are made instead"),
+        (50, 4, r"50 epochs do not fit into 4 min: \d epochs of \d+ steps are made instead"),
         (1, 5, None),
     ):
         watcher = Watcher()
@@ -235,11 +250,11 @@ def test_epochs_that_do_not_fit_into_the_minutes_are_told(tmp_path: Path, monkey
         run = training.train(recipe, tmp_path / f"{epochs}", minutes=minutes, watcher=watcher)
         notes = [note for note in watcher.notes if "do not fit" in note]
         assert re.fullmatch(told, notes[0]) if told else not notes
-        assert run.recipe.train.epochs == (2 if told else 1)
+        assert (run.recipe.train.epochs < epochs) == bool(told)
 
 
 def test_the_command_that_resumes_a_run_keeps_its_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe, 0.0))
+    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe, Reserve(0.0, 0.0)))
     monkeypatch.setattr(pace.Recutter, "__call__", lambda *_: None)
     fields = ("data.limit=200", "model.width=4", "train.epochs=2", "train.batch_size=16", "train.threads=1")
     asked = Recipe.load("fashion-mini").override("model.name=resnet8", *fields)
@@ -263,7 +278,7 @@ def test_a_run_that_was_killed_after_a_recut_ends_as_one_that_was_not(
         "train.batch_size=16", "train.threads=1", "train.precision=fp32", "train.optimizer.lr=0.05",
         "train.schedule.name=cosine",
     )  # fmt: skip
-    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe, 0.0))
+    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe, Reserve(0.0, 0.0)))
 
     def clock() -> Clock:
         return Clock(3600, time.monotonic(), 0.0, most=16)

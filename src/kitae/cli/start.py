@@ -270,7 +270,7 @@ def _check_out(out: Path) -> None:
         if out.name in RUN_FOLDER.names:
             raise RecipeError(f"--out {out}: is a file of the run itself; choose another name")
     if out.exists() and not _are_predictions(out):
-        raise RecipeError(f"--out {out}: exists, and are no predictions; choose another name, or remove the file")
+        raise RecipeError(f"--out {out}: exists and does not hold predictions; choose another name, or remove the file")
 
 
 def _are_predictions(file: Path) -> bool:
@@ -278,7 +278,8 @@ def _are_predictions(file: Path) -> bool:
     try:
         if file.suffix == ".csv":
             with file.open("rb") as lines:
-                return lines.readline(1000).startswith(b"image,class,")
+                head = lines.readline(1000)
+            return head.startswith(b"image,class,") and head.count(b",") >= 3  # at least two classes
         parquet = require("pyarrow.parquet", "train")
         return bool(parquet.read_schema(file).names == ["image", "class", "probabilities"])
     except (OSError, ValueError):  # pyarrow's own errors derive from the second

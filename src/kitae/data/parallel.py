@@ -21,7 +21,7 @@ from kitae.machine import processors
 T = TypeVar("T")
 
 _RESULT_BYTES = 512 << 20
-_DECODE_BYTES = 1 << 30  # memory limit of all decoding threads together; a larger image is decoded alone
+_DECODING_LIMIT = 1 << 30  # memory limit of all decoding threads together; a larger image is decoded alone
 _PORTION, _PORTION_BYTES = 32, 4 << 20  # images and encoded bytes handed to a thread at once, at most
 _PORTIONS = 64  # at least, so that a few large photographs keep all threads busy
 
@@ -29,7 +29,7 @@ _PORTIONS = 64  # at least, so that a few large photographs keep all threads bus
 class DecodeMemory:
     """A memory budget of all threads. A thread waits until its share is free; one that needs more runs alone."""
 
-    def __init__(self, size: int = _DECODE_BYTES) -> None:
+    def __init__(self, size: int = _DECODING_LIMIT) -> None:
         self._size, self._free = size, size
         self._changed = threading.Condition()
 

@@ -279,7 +279,7 @@ class StudyResult:
         return rows
 
     def _curves(self) -> dict[str, dict[str, Any]]:
-        """Variant -> column -> mean and range over seeds, an entry per epoch."""
+        """Variant -> column -> mean and range over seeds, an entry for each epoch in which all runs have it."""
         curves: dict[str, dict[str, Any]] = {}
         for variant in self.design.variants:
             texts = self.finished.loc[self.finished["variant"] == variant.name, "epochs"]

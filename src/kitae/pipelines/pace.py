@@ -46,7 +46,7 @@ _UNUSED = 0.5  # a plan that leaves more than this share of the minutes unused i
 _MEASURED_AGAIN = 2  # how often it is measured again at most
 _JUDGING = 0.2  # share of the training time that validation may take
 
-SHORT_EPOCH = 25  # fewest steps between two validations
+SHORT_EPOCH = 25  # steps of an epoch at least, where there is time for a few
 MOST_EPOCHS, FEWEST_EPOCHS = 15, 3
 FEWEST_STEPS = 20  # fewer steps are useless
 # Fine-tuning is worse than its probe at first, and was still worse after fewer steps (LOG.md, 2026-11-26).
@@ -239,12 +239,14 @@ def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: f
     """The length that fills the seconds with training and validation, with at most `most` steps.
 
     Args:
-        batch_size: images in a step. `step`: seconds of an image in it.
+        batch_size: images in a step. `step`: seconds of an image in it. The others are as of `cut`.
     """
-    length = cut(min(most, int(seconds / (step * batch_size))), per_pass, judging, step * batch_size)
-    room = int((seconds - length.validations * judging) / (step * batch_size))
-    if room < length.epochs * length.steps:
-        return cut(min(most, room), per_pass, judging, step * batch_size)
+    step *= batch_size
+    length = cut(min(most, int(seconds / step)), per_pass, judging, step)
+    # Fewer steps can have more validations, where the epochs are fewer too.
+    while length.epochs and length.epochs * length.steps * step + length.validations * judging > seconds:
+        room = int((seconds - length.validations * judging) / step)
+        length = cut(min(room, length.epochs * length.steps - 1), per_pass, judging, step)
     return length
 
 
@@ -261,10 +263,17 @@ def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: C
     return made
 
 
+class Reserve(NamedTuple):
+    """Seconds of what follows training, and of a validation until the first one has been measured."""
+
+    end: float
+    judging: float
+
+
 def fitted(
     recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: World, begun: bool = False
-) -> tuple[Recipe, float]:
-    """The recipe with the epochs and steps that fit into the time left, and seconds to reserve for the end.
+) -> tuple[Recipe, Reserve]:
+    """The recipe with the epochs and steps that fit into the time left, and what to reserve of it.
 
     Called right before the first step of training, so the pace is measured with the real network, on real images, and
     under the current load of the machine.
@@ -286,38 +295,38 @@ def fitted(
     own = Length(spec.epochs, spec.epoch_steps or shape.updates, spec.validate_every)
     most = clock.most if clock.most is not None else own.epochs * own.steps
 
-    def plan() -> tuple[Length, float]:
-        """The length, and the seconds of the end, at the current pace."""
+    def plan() -> tuple[Length, Reserve]:
+        """The length, and what to reserve, at the current pace."""
         pace = pace_of(model, spec, world, drawn.shape[1:], len(setup.store.classes), len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
         judging, step = judge * setup.judged / world.size, (share * pace.step + drawing) / world.size
-        end = judge * setup.splits.test_count + clock.after
-        room = clock.left - end - judging
+        reserve = Reserve(judge * setup.splits.test_count + clock.after, judging)
+        room = clock.left - reserve.end - judging
         if clock.most is None and own.epochs * own.steps * each * step + own.validations * judging <= room:
-            return own, end  # that was asked for
-        return fill(room, each, per_pass, judging, step, most), end
+            return own, reserve  # that was asked for
+        return fill(room, each, per_pass, judging, step, most), reserve
 
     if begun:
         return recipe, plan()[1]
     if not isinstance(spec.probe, ProbeSpec):
-        length, end = plan()
+        length, reserve = plan()
         length = length if length.epochs else Length(1, min(FEWEST_STEPS, most))
     else:
         fewest = min(most, FEWEST_TUNING_STEPS)
 
-        def unused(made: tuple[Length, float]) -> float:
+        def unused(made: tuple[Length, Reserve]) -> float:
             return 0 if made[0].epochs * (made[0].steps + 1) > fewest else clock.left
 
-        length, end = replan(plan, unused, clock, world)
+        length, reserve = replan(plan, unused, clock, world)
         if length.epochs * (length.steps + 1) <= fewest:
             length = NO_STEPS  # there is only time for the probe
-    given = clock.most is None and length == own  # and is kept as it was given
+    given = clock.most is None and length[:2] == own[:2]  # and is kept as it was given
     update = {
         "epoch_steps": spec.epoch_steps if given else length.steps or None,
         "validate_every": max(length.every, spec.validate_every) if length.epochs else 1,
     }
     train = spec.stretched(length.epochs).model_copy(update=update)
-    return recipe.model_copy(update={"train": train}), end
+    return recipe.model_copy(update={"train": train}), reserve
 
 
 def remember_length(run: Run) -> None:
@@ -363,9 +372,8 @@ class Recutter:
     the run, and a resumed run follows them.
     """
 
-    def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher) -> None:
-        """`end`: seconds to reserve for what follows training."""
-        self._run, self._clock, self._end, self._watcher = run, clock, end, watcher
+    def __init__(self, run: Run, clock: Clock, reserve: Reserve, watcher: Watcher) -> None:
+        self._run, self._clock, self._reserve, self._watcher = run, clock, reserve, watcher
         self._last: float | None = None
 
     def __call__(self, epochs: int) -> int | None:
@@ -375,7 +383,8 @@ class Recutter:
         epoch = _epoch_seconds(rows[-1]) if self._last is None else now - self._last
         self._last = now
         epoch -= float(rows[-1].get("validation_seconds", 0.0))
-        judging = next((float(row["validation_seconds"]) for row in rows[::-1] if "validation_seconds" in row), 0.0)
+        validated = (float(row["validation_seconds"]) for row in rows[::-1] if "validation_seconds" in row)
+        judging = next(validated, self._reserve.judging)
         spec = self._run.recipe.train
 
         def needed(end: int) -> float:
@@ -383,7 +392,7 @@ class Recutter:
             return (end - epochs) * epoch + spec.validations(end, epochs) * judging
 
         planned = spec.last_epoch
-        left = self._clock.begun + self._clock.seconds - now - self._end
+        left = self._clock.begun + self._clock.seconds - now - self._reserve.end
         if abs(left - needed(planned)) < _EARLY * self._clock.seconds:
             return None
         longest = planned

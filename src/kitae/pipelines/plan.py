@@ -261,7 +261,6 @@ class _Planner:
         own = {
             "epochs": fit.length.epochs,
             "epoch_steps": fit.length.steps if fit.length.steps not in (0, fit.per_pass) else None,
-            "validate_every": fit.length.every,
             "batch_size": batch,
             "label_smoothing": 0.1,
         }
@@ -358,7 +357,7 @@ class _Planner:
         return fit if epochs is None else fit._replace(length=Length(epochs, 0))
 
     def tuned(self, model: ModelSpec, batch: int) -> _Fit:
-        """The length of a fine-tuning at the pace of this machine."""
+        """The fine-tuning that fits at the pace of this machine."""
         sizes = self.sizes(_SIZES)
         at = min(sizes, key=lambda size: abs(size - 128))
 

@@ -193,13 +193,13 @@ def _train(
         if minutes is not None and begun:
             minutes = minutes.resumed(run.metrics())
         if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
-            timed, end = fitted(run.recipe, setup, model, minutes, world, begun)
+            timed, reserve = fitted(run.recipe, setup, model, minutes, world, begun)
             if world.is_main and not begun:
                 remember_length(run)
                 _note_shortened(run.recipe.train, timed.train, minutes, watcher)
                 run.resolve(timed)
             run.recipe = distributed.from_main(run.recipe, world)
-            tuning = replace(tuning, recut=Recutter(run, minutes, end, watcher))
+            tuning = replace(tuning, recut=Recutter(run, minutes, reserve, watcher))
         setup.fit(
             model,
             run.recipe.train.lasting(0) if probe_alone else run.recipe.train,
@@ -398,7 +398,9 @@ def _note_shortened(asked: TrainSpec, made: TrainSpec, clock: Clock, watcher: Wa
     if made.epochs:
         steps = console.plural(made.epoch_steps or 0, "step")
         instead = f"{console.plural(made.epochs, 'epoch')} of {steps} are made instead"
-    watcher.note(f"{console.plural(planned.epochs, 'epoch')} do not fit into {clock.seconds / 60:g} min: {instead}")
+    watcher.note(
+        f"{console.plural(planned.epochs, 'epoch')} do not fit into {console.rough_duration(clock.seconds)}: {instead}"
+    )
 
 
 def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:

@@ -48,7 +48,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {})[_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError as error:
-        cause = "no such file" if not os.path.lexists(path) else "cannot be read; correct its permissions"
+        cause = "no such file" if not os.path.exists(path) else "cannot be read; correct its permissions"
         raise TrainingError(f"{path}: {cause}") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise TrainingError(

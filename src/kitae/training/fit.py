@@ -1,7 +1,7 @@
 """The training loop; read it from top to bottom.
 
     order of samples -> augment -> mix -> forward -> loss -> backward -> step -> schedule -> average -> log,
-    and after each epoch: validate, keep the best, maybe stop, checkpoint.
+    and after each epoch: validate if it is due, keep the best, maybe stop, checkpoint.
 
 Randomness has no state. The order of samples and their augmentation are keyed by (seed, epoch, sample), and torch's
 generator, which dropout and stochastic depth use, is reseeded at every step from (seed, step, rank), and restored after
@@ -185,7 +185,7 @@ def fit(
             rows.append({"epoch": 0, "step": 0, **tuning.start_row, **fields, "learning_rate": 0.0})
             _keep_epoch(rows, best_state if last or at.best is not None else None, record, world, watcher)
             _save(learner, at, None, record)
-    stopped_early = _should_stop(at, spec)
+    stopped_early, validated = _should_stop(at, spec), -1
     with SignalFlag() as interrupted, memory_named(spec, record.checkpoint), learner:
         while at.epoch < spec.last_epoch and not stopped_early:
             model.train()
@@ -224,13 +224,13 @@ def fit(
 
             # The epoch is over: validate, keep the best, maybe stop.
             distributed.share_buffers(judged, world)  # each process's BatchNorm has seen its own images only
-            row = {"epoch": at.epoch + 1, "step": at.updates, **meter.row(), **_spent(at, world)}
+            row = {"epoch": at.epoch + 1, "step": at.updates, **meter.row(), **_resources(at, world)}
             rows.append({**row, "learning_rate": learner.learning_rate})
             at.epoch, at.step, at.seen = at.epoch + 1, 0, 0
             at.loss_sum = at.correct_sum = at.seconds = 0.0
             better = None
             if spec.validated(at.epoch) == at.epoch:
-                better = _validated(learner, source, at, rows, last=last)
+                better, validated = _validated(learner, source, at, rows, last=last), at.epoch
                 best_state = better or best_state
             _keep_epoch(rows, better, record, world, watcher)
             _save(learner, at, None, record)
@@ -247,11 +247,15 @@ def fit(
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
         # The minutes may end a training after an epoch that was not to be validated.
-        if at.epoch % spec.validate_every and spec.recut[-1:] == ((at.epoch, at.epoch),):
+        cut_short = spec.recut[-1:] == ((at.epoch, at.epoch),)
+        if cut_short and at.epoch % spec.validate_every and validated != at.epoch:
             better = _validated(learner, source, at, rows, last=last)
             best_state = better or best_state
             _keep_epoch(rows, better, record, world, watcher)
             _save(learner, at, None, record)
+            more = tuning.one_of_many or record.checkpoint is None
+            if distributed.any_true(interrupted.name is not None, world) and more:
+                raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
     if at.best is None and not last:
         raise TrainingError(
@@ -352,10 +356,10 @@ def _judge(source: Source, judged: nn.Module, world: World, at: Progress) -> tup
     judged.eval()
     began = time.perf_counter()
     scores = {name: float(value) for name, value in source.validate(judged).items()}
-    return scores, {**plain(scores), "validation_seconds": time.perf_counter() - began, **_spent(at, world)}
+    return scores, {**plain(scores), "validation_seconds": time.perf_counter() - began, **_resources(at, world)}
 
 
-def _spent(at: Progress, world: World) -> dict[str, Any]:
+def _resources(at: Progress, world: World) -> dict[str, Any]:
     """The fields of a line of metrics that do not depend on a validation."""
     return {"peak_memory_bytes": peak_memory(world.device), "skipped_steps": at.skipped}
 
