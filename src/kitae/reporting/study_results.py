@@ -78,6 +78,10 @@ class Band(Record):
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
+    @model_serializer(mode="wrap")
+    def _measured(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "epoch" or value}
+
 
 class Curve(Record):
     """The curves of one variant: those that all its runs have."""
