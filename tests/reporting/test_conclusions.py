@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -427,6 +428,20 @@ def test_the_probe_is_no_epoch_of_the_curves_of_a_study() -> None:
     drawn = study_charts.curves(StudyRecord.model_validate(content), {})
     assert drawn is not None
     assert "over 2 epochs." in drawn.__html__()
+
+
+def test_scores_of_a_study_are_drawn_at_the_epochs_that_were_validated() -> None:
+    def band(*values: float, **epochs: Any) -> dict[str, Any]:
+        return {**epochs, "mean": values, "low": values, "high": values}
+
+    curve = {"epoch": [1, 2, 3, 4], "train_loss": band(4, 3, 2, 1), "val_accuracy": band(0.5, 0.6, epoch=[2, 4])}
+    content = {**study(effect(2.0)).model_dump(), "curves": {"a": curve}}
+    content["variants"] = [{"name": "a", "runs": 1, "overrides": {}}]
+    drawn = study_charts.curves(StudyRecord.model_validate(content), {})
+    assert drawn is not None
+    lines = re.findall(r'<path d="M([^"Z]+)" class="s1"', drawn.file())
+    accuracy, loss = ([float(x) for x in points.split()[::2]] for points in lines)
+    assert accuracy == [loss[1], loss[3]]
 
 
 def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
