@@ -186,6 +186,7 @@ def test_a_recut_counts_the_validations_that_are_left(
 
 @given(st.floats(1, 5000), st.integers(1, 400), st.floats(0, 120), st.floats(0.05, 5), st.integers(20, 5000))
 @settings(max_examples=300, deadline=None)
+@example(21.0, 1, 5e-324, 1.0, 20)
 @example(352.0, 100, 18.0, 1.0, 5000)  # four epochs with two validations, and then three with three
 def test_what_fills_the_seconds_fits(seconds: float, per_pass: int, judging: float, step: float, most: int) -> None:
     found = pace.fill(seconds, 16, per_pass, judging, step / 16, most)

@@ -214,8 +214,8 @@ def cut(steps: int, per_pass: int, judging: float, step: float) -> Length:
         return NO_STEPS
     epochs = round(steps / max(per_pass, SHORT_EPOCH))
     epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS, steps // FEWEST_STEPS)
-    validations = int(_JUDGING * steps * step / judging) if judging > 0 else epochs
-    return Length(epochs, steps // epochs, math.ceil(epochs / min(max(1, validations), epochs)))
+    affordable = min(epochs, _JUDGING * steps * step / judging) if judging > 0 else epochs
+    return Length(epochs, steps // epochs, math.ceil(epochs / max(1, int(affordable))))
 
 
 def most_steps(images: int, batch: int, *, patient: bool, pretrained: bool) -> int:
