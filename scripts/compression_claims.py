@@ -28,8 +28,8 @@ HOW_TO_READ = (
 
 _PRUNED = "pruning to half the size loses at most 1 point"
 _SEEDS = ("few-0", "few-1", "few-2")
-# File -> (ratio, precision) of the candidates of half the weights, or of the number of channels that comes near.
-_HALVES = {"few-unstructured": (0.5, "fp32"), "demo-controls": (0.35, "fp32")}
+# File -> ratio of the candidate with half of the weights, or with the number of channels that comes near.
+_HALVES = {"few-unstructured": 0.5, "demo-controls": 0.35}
 _WHOLE = RESULTS / "gpu" / "cifar10-strong-30-epochs.json"
 
 
@@ -81,9 +81,9 @@ def _percent(facts: Mapping[str, Any], file: Mapping[str, Any], key: str) -> str
 
 def _pruning() -> list[list[str]]:
     made = []
-    for name, (ratio, precision) in _HALVES.items():
+    for name, ratio in _HALVES.items():
         facts = _load(name)
-        file = _found(facts, ratio, precision)
+        file = _found(facts, ratio, "fp32")
         low, high = file["drop_interval"]
         made.append((facts, file, name, 1, file["drop"], low, high))
     seeds = [_load(name) for name in _SEEDS]

@@ -34,7 +34,7 @@ from kitae.preprocess import depth_of, flattened
 # photographs of photos-mini, copies at half the size or JPEG quality 80 reach 0.966 and more; in fashion-mini no two
 # garments of different classes reach 0.89.
 SAME = 0.95
-_READ_BY = ("image_column", "label_column", "groups")  # fields of the data that `data fix` needs too
+_READ_BY = {"image_column", "label_column", "groups"}  # fields of the data that `data fix` needs too
 _SHEET_SIDE = 64
 _SHEET_CLASSES = 100
 _SHEET_PER_CLASS = 8
@@ -371,8 +371,7 @@ def _report(
         counts[split] = dict(zip(table.classes, found.tolist(), strict=True))
     highest = max((look.highest for look in looks.values() if look.highest is not None), default=None)
     depth = None if highest is None else depth_of(highest) if spec.depth == "auto" else spec.depth
-    plain = DataSpec()
-    read = {name: value for name in _READ_BY if (value := getattr(spec, name)) != getattr(plain, name)}
+    read = spec.model_dump(include=_READ_BY, exclude_defaults=True)
     report = CheckReport(
         source=source.name,
         images=len(rows),

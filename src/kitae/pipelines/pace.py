@@ -380,9 +380,10 @@ class Recutter:
         """A new last epoch after `epochs` of them; None if the schedule still fits."""
         now, rows = time.monotonic(), self._run.metrics()
         # Not since the training began: that time may include validating the start.
-        epoch = _epoch_seconds(rows[-1]) if self._last is None else now - self._last
+        epoch = float(rows[-1]["seconds"])
+        if self._last is not None:
+            epoch = now - self._last - float(rows[-1].get("validation_seconds", 0.0))
         self._last = now
-        epoch -= float(rows[-1].get("validation_seconds", 0.0))
         validated = (float(row["validation_seconds"]) for row in rows[::-1] if "validation_seconds" in row)
         judging = next(validated, self._reserve.judging)
         spec = self._run.recipe.train

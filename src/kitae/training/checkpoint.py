@@ -48,6 +48,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {})[_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError as error:
+        # safetensors says so of a file without read permission too.
         cause = "no such file" if not os.path.exists(path) else "cannot be read; correct its permissions"
         raise TrainingError(f"{path}: {cause}") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
