@@ -1,18 +1,21 @@
 """How should a fine-tuning go? Validation scores of a plan's recipe with other fields; test stays closed.
 
     python benchmarks/fine_tuning.py --sets textile trashnet photos-mini --variants short=warmup:0.1 long=warmup:0.4
+    python benchmarks/fine_tuning.py --sets textile:560 --variants few=images:150      few images, judged by the others
     python benchmarks/fine_tuning.py --sets photos-mini:60 --size 64 --steps 8 --seeds 0               does it run?
 
-A variant is NAME=FIELD:VALUE,FIELD:VALUE. A field is one of a recipe, or `warmup` (share of the training) or `scale`
-(the least area of a crop). The number of steps is fixed, so the scores do not depend on the machine's speed, and a
-slow or busy machine can run this; with `--steps 0` the probe alone is compared. Sets, splits and lists are those of
-`quality.py`. Each row has the score of the probe, which a training keeps where fine-tuning is no better, and that of
-every epoch. Rows that are in --out already are not run again.
+A variant is NAME=FIELD:VALUE,FIELD:VALUE. A field is one of a recipe, or `warmup` (share of the training), `scale`
+(the least area of a crop) or `images` (about so many are trained with; the rest of train joins validation). The number
+of steps is fixed, so the scores do not depend on the machine's speed, and a slow or busy machine can run this; with
+`--steps 0` the probe alone is compared. Sets, splits and lists are those of `quality.py`. Each row has the score of the
+probe, which a training keeps where fine-tuning is no better, and that of every epoch. Rows that are in --out already
+are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import re
 import statistics
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import numpy as np
 import quality
 
 import kitae as kt
@@ -39,8 +43,27 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     return name, dict(field.split(":", 1) for field in parts if field)
 
 
+def few(path: Path, seed: int, count: int) -> Path:
+    """A list with about `count` training images, whose other ones are validation's."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    pool = [number for number, row in enumerate(rows) if row["split"] != "test"]
+    labels = [row["label"] for row in rows]
+    chosen = quality.share_of(np.random.default_rng([seed, 16]), labels, pool, count / len(pool))
+    for number in pool:
+        rows[number]["split"] = "train" if number in chosen else "val"
+    out = path.with_name(f"{path.stem}-few-{count}.csv")
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return out
+
+
 def score(path: Path, seed: int, *, size: int, steps: int, fields: Mapping[str, str]) -> dict[str, Any]:
     """Validation accuracy of the probe and of each epoch of a fine-tuning."""
+    if "images" in fields:
+        path = few(path, seed, int(fields["images"]))
     recipe, _, _ = asked(path, None, {"image_size": size, "epochs": VALIDATIONS if steps else 0, "seed": seed})
     entries = [f"train.epoch_steps={max(1, steps // VALIDATIONS)}"] if steps else []
     for field, value in fields.items():
@@ -48,7 +71,7 @@ def score(path: Path, seed: int, *, size: int, steps: int, fields: Mapping[str, 
             entries.append(f"train.schedule.warmup_epochs={float(value) * VALIDATIONS:g}")
         elif field == "scale":
             entries.append(f"augment.train.random_resized_crop={{scale: [{value}, 1.0]}}")
-        else:
+        elif field != "images":
             entries.append(f"{field}={value}")
     recipe = recipe.override(*entries)
     with tempfile.TemporaryDirectory() as folder:

@@ -84,23 +84,24 @@ def split_rows(
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": [row for row, test in enumerate(tests) if test]}
     pool = [row for row, test in enumerate(tests) if not test]
     if not parts["test"]:
-        chosen = _share(rng, labels, pool, 0.2)
+        chosen = share_of(rng, labels, pool, 0.2)
         parts["test"] = sorted(chosen)
         pool = [row for row in pool if row not in chosen]
     if len(parts["test"]) > MOST_TEST:
-        parts["test"] = sorted(_share(np.random.default_rng(0), labels, parts["test"], MOST_TEST / len(parts["test"])))
+        share = MOST_TEST / len(parts["test"])
+        parts["test"] = sorted(share_of(np.random.default_rng(0), labels, parts["test"], share))
     if limit is not None and limit < len(pool):
-        pool = sorted(_share(rng, labels, pool, limit / len(pool)))
-    chosen = _share(rng, labels, pool, 0.25)
+        pool = sorted(share_of(rng, labels, pool, limit / len(pool)))
+    chosen = share_of(rng, labels, pool, 0.25)
     parts["val"] = sorted(chosen)
     parts["train"] = [row for row in pool if row not in chosen]
     return parts
 
 
-def _share(rng: np.random.Generator, labels: Sequence[int], rows: list[int], share: float) -> set[int]:
+def share_of(rng: np.random.Generator, labels: Sequence[Any], rows: list[int], share: float) -> set[int]:
     """About this share of the rows of each class, at least one."""
     chosen: set[int] = set()
-    by_class: dict[int, list[int]] = {}
+    by_class: dict[Any, list[int]] = {}
     for row in rows:
         by_class.setdefault(labels[row], []).append(row)
     for _, mine in sorted(by_class.items()):
