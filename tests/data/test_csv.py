@@ -70,6 +70,17 @@ def test_mistakes_name_the_line(tmp_path: Path, lines: tuple[str, ...], words: s
         open_source(write(tmp_path, *lines)).table  # noqa: B018
 
 
+def test_paths_that_were_written_on_windows_are_found(tmp_path: Path) -> None:
+    images(tmp_path, 2)
+    (tmp_path / r"images\1.png").write_bytes(encode(np.full((8, 8, 3), 200, np.uint8)))
+    source = open_source(write(tmp_path, "path,label", r"images\0.png,a", r"images\1.png,b"))
+    store = open_store(DataSpec(source=source.name, cache=str(tmp_path / "cache")))
+    assert [int(np.asarray(store.images[row]).max()) for row in range(2)] == [0, 200], "the second has such a name"
+    assert list(source.table.names) == [r"images\0.png", r"images\1.png"], "so the splits are those of Windows"
+    nowhere = write(tmp_path, "path,label", r"images\9.png,a")
+    refused(DataError, r"line 2: there is no file .*9\.png", open_source, nowhere)
+
+
 def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
     """Other programs write captions, in which str.splitlines sees further line ends."""
     images(tmp_path)

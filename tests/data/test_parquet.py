@@ -157,6 +157,11 @@ IMAGES_TWICE = pa.Table.from_arrays([[b"x"], [b"x"], [0]], names=["image", "imag
 WHOLE = in_memory(pa.table(six()))
 
 
+def test_an_image_without_a_split_is_for_training(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", six(split=[None, "", " Test ", "val", "test", None]))
+    assert ParquetSource(path).table.splits.tolist() == [TRAIN, TRAIN, TEST, VAL, TEST, TRAIN]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -170,7 +175,6 @@ WHOLE = in_memory(pa.table(six()))
         ({"image": [b"x"], "label": [0.5]}, "labels must be int or string, not float"),
         ({"image": [b"x"], "label": pa.array([2**64 - 1], pa.uint64())}, "out of range"),
         ({"image": [b"x"], "label": [0], "split": ["holdout"]}, "unknown split 'holdout' in row 0; valid: train"),
-        ({"image": [b"x"], "label": [0], "split": pa.array([None], pa.string())}, "split None in row 0"),
         ({"image": [b"x"], "label": [0], "split": [["train"]]}, r"unknown split \['train'\] in row 0"),
         ({"image": [b"x", b"y"], "label": [0, 1], "group": ["a", None]}, "row 1 has no group"),
         ({"image": [b"x", b"y"], "label": [0, 0], "class_name": ["a", "b"]}, "0 is called 'b' here and 'a' elsewhere"),

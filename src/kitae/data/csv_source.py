@@ -65,7 +65,7 @@ class CsvSource(FileSource):
         for line, row in self._rows:
             if not row[self._path] or not row[self._label]:
                 raise DataError(f"{self.name}: line {line} has no path or no label; add it")
-        self._files = [self.path.parent / user_path(row[self._path]) for _, row in self._rows]
+        self._files = [self._file(row[self._path]) for _, row in self._rows]
         missing = [] if gaps else [place for place, path in enumerate(self._files) if not os.path.isfile(path)]
         if missing:
             more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
@@ -73,6 +73,12 @@ class CsvSource(FileSource):
                 f"{self.name}: line {self._rows[missing[0]][0]}: there is no file {self._files[missing[0]]}{more}; "
                 "correct the path, or use kitae data fix to write the data without such lines"
             )
+
+    def _file(self, written: str) -> Path:
+        file = self.path.parent / user_path(written)
+        if "\\" in written and not os.path.isfile(file):  # a list that was written on Windows
+            return self.path.parent / user_path(written.replace("\\", "/"))
+        return file
 
     def _column(self, header: list[str], names: tuple[str, ...]) -> str:
         found = [column for name in names for column in header if column.lower() == name]

@@ -3,8 +3,8 @@
     image       encoded bytes, or a struct with `bytes` (and `path`); `img` is taken where there is no `image`
     label       int or string; `labels` and `fine_label` are taken where there is no `label`
     class_name  optional, string: the name of each int label
-    split       optional, string: train, val or test (or validation, valid, dev, ...); else the file names tell
-                (`train-00000-of-00004.parquet`, `test/0000.parquet`)
+    split       optional, string: train, val or test (or validation, valid, dev, ...; an empty one is train); without
+                the column the file names tell (`train-00000-of-00004.parquet`, `test/0000.parquet`)
     group       optional, int or string: equal values stay together in a split (`data.groups` takes another column,
                 or a rule for `path`)
     path        optional, string: names the image in messages and reports
@@ -226,13 +226,13 @@ class ParquetSource(Source):
         if values is None:
             found = _SPLIT_IN_NAME.search(path.relative_to(self._root).as_posix()) if self._root else None
             return [SPLIT_ALIASES[found.group(1).lower()] if found else TRAIN] * count
-        names = [str(value).lower() for value in values]
-        wrong = next((row for row, name in enumerate(names) if name not in SPLIT_ALIASES), None)
+        names = ["" if value is None else str(value).strip().lower() for value in values]
+        wrong = next((row for row, name in enumerate(names) if name and name not in SPLIT_ALIASES), None)
         if wrong is not None:
             raise DataError(
                 f"{path}: unknown split {values[wrong]!r} in row {wrong}; valid: {', '.join(SPLIT_ALIASES)}"
             )
-        return [SPLIT_ALIASES[name] for name in names]
+        return [SPLIT_ALIASES.get(name, TRAIN) for name in names]
 
 
 def _check_single(path: Path, names: list[str], *columns: str) -> None:
