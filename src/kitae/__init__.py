@@ -57,7 +57,12 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'kitae' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
-    loaded = importlib.import_module(module)
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        from kitae.errors import lacking
+
+        raise lacking(error) or error from error
     value = loaded if attribute is None else getattr(loaded, attribute)
     globals()[name] = value
     return value

@@ -92,6 +92,15 @@ class MissingExtraError(KitaeError):
     """A library that one of Kitae's extras installs is missing."""
 
 
+# Module -> the extra that installs it.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "pandas", "safetensors", "pyarrow",
+                     "matplotlib", "jinja2", "filelock", "fsspec"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
+    "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
+}  # fmt: skip
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The message of another library's error on one line of at most `limit` characters, or the error's name."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
@@ -106,6 +115,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 def missing(module: str, extra: str) -> MissingExtraError:
     """An error that names the extra which installs a module."""
     return MissingExtraError(f"{module} is not installed: {install(extra)}")
+
+
+def lacking(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """The error for a module that one of Kitae's extras installs; None for any other module."""
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    return None if extra is None else missing(str(error.name), extra)
 
 
 def install(extra: str) -> str:

@@ -16,18 +16,11 @@ from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, Un
 from kitae import console
 from kitae.cli import data, research, ship, start  # noqa: F401  # they register the verbs
 from kitae.cli.app import app
-from kitae.errors import KitaeError, RecipeError, TrainingInterruptedError, missing
+from kitae.errors import KitaeError, RecipeError, TrainingInterruptedError, lacking
 from kitae.machine import sleep_while_waiting
 
 __all__ = ["app", "main"]
 
-# The extra that installs a library which a command needs.
-_EXTRAS = {
-    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "pandas", "safetensors", "pyarrow",
-                     "matplotlib", "jinja2", "filelock", "fsspec"), "train"),
-    **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
-    "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
-}  # fmt: skip
 # Commands of other tools -> ours.
 _COMMANDS = {
     "fit": "train", "finetune": "train", "fine-tune": "train", "val": "evaluate", "validate": "evaluate",
@@ -81,10 +74,10 @@ def main() -> None:
             sys.exit(143 if "SIGTERM" in str(problem) else 130)
         sys.exit(2)
     except ModuleNotFoundError as problem:
-        extra = _EXTRAS.get((problem.name or "").partition(".")[0])
-        if extra is None:
+        of_extra = lacking(problem)
+        if of_extra is None:
             raise
-        console.error(str(missing(str(problem.name), extra)))
+        console.error(str(of_extra))
         sys.exit(2)
     except BrokenPipeError:  # `kitae ... | head`: the reader has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
