@@ -1,7 +1,7 @@
 """The run folder: the files that training writes.
 
 recipe.yaml           the recipe with `auto` resolved
-asked_length.json     of a run with minutes: the epochs, steps and warm-up before the minutes changed them
+asked_length.json     of a run with minutes: the epochs, steps, validations and warm-up before the minutes changed them
 environment.json      hardware, versions, threads; minutes of a run that has a limit
 model.json            to rebuild the network and prepare an image: classes, size, normalisation, temperature
 splits.npz            store rows of train, val and test
@@ -115,15 +115,14 @@ class Run:
 
     @staticmethod
     def check_free(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse a folder that holds a run, unless it is to be resumed or replaced.
-
-        Raises:
-            TrainingError: it does, or both are asked for.
-        """
+        """Raise TrainingError for a folder that cannot be made, or holds anything but a run to resume or replace."""
+        exists = (Path(path) / _RECIPE).exists()
         if resume and overwrite:
             raise TrainingError("--resume and --overwrite cannot be used together; choose one")
-        if not (resume or overwrite) and (Path(path) / _RECIPE).exists():
+        if exists and not (resume or overwrite):
             raise TrainingError(f"{path}: already has a run; add --resume or --overwrite, or choose another --out")
+        if not (exists and resume):  # other files may lie beside a run that is resumed
+            RUN_FOLDER.check(Path(path))
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -137,9 +136,8 @@ class Run:
             TrainingError: the folder holds something else or a run of another recipe, or another process writes to it.
         """
         run = cls(Path(path), recipe)
-        # Before the lock, which would be left in a folder that is not ours. Other files may lie beside a resumed run.
-        if not (resume and run.recipe_file.exists()):
-            RUN_FOLDER.check(run.path)
+        # Before the lock too, which would be left in a folder that is not ours.
+        cls.check_free(run.path, resume=resume, overwrite=overwrite)
         run._parents = [folder for folder in run.path.absolute().parents if not folder.exists()]
         with ExitStack() as stack:
             stack.enter_context(RUN_FOLDER.locked(run.path))

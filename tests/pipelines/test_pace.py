@@ -115,7 +115,8 @@ def test_a_length_that_fits_is_kept(
 @pytest.mark.parametrize(
     ("fields", "seconds", "others"),
     [
-        (("train.epochs=3",), 600, ("train.epochs=4", "train.epochs=2", "train.epoch_steps=10")),  # it fits
+        (("train.epochs=3",), 600, ("train.epochs=4", "train.epoch_steps=10", "train.validate_every=2")),  # it fits
+        (("train.epochs=3", "train.validate_every=2"), 600, ("train.validate_every=1", "train.validate_every=3")),
         (("train.epochs=3", "train.epoch_steps=5"), 600, ("train.epochs=2", "train.epochs=4", "train.epoch_steps=4")),
         (("train.epochs=4", "train.recut=[[2, 6]]"), 600, ("train.epochs=5", "train.epochs=7")),
         # 1,000 steps do not fit

@@ -115,6 +115,19 @@ def test_all_processes_say_why_a_run_cannot_be_resumed(alone: Path) -> None:
     assert done.stderr.count("Traceback") == 1, "torchrun's own"
 
 
+def test_epochs_that_are_not_validated(tmp_path: Path, own_cache: None) -> None:
+    fields = ("train.epochs=3", "train.validate_every=2")
+    crew(tmp_path / "one", 1, "train", *fields)
+    assert crew(tmp_path / "two", 2, "stop 3", *fields, check=False).returncode != 0
+    crew(tmp_path / "two", 2, "train", *fields)
+    one, two = (Run.open(tmp_path / name / "run").metrics() for name in ("one", "two"))
+    for name, validated in (("train_loss", [1, 2, 3]), ("val_loss", [2, 3])):
+        for rows in (one, two):
+            assert [row["epoch"] for row in rows if row.get(name) is not None] == validated
+        expected = [row[name] for row in one if name in row]
+        assert [row[name] for row in two if name in row] == pytest.approx(expected, abs=2e-4)
+
+
 def test_accumulated_batches_are_exchanged_once_an_update(tmp_path: Path, own_cache: None) -> None:
     fields = ("train.accumulate=2", "train.batch_size=12")
     crew(tmp_path / "one", 1, "train", *fields)

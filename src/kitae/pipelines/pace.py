@@ -361,8 +361,8 @@ def _asked(run: Run, spec: TrainSpec) -> bool:
 
 
 def _length(spec: TrainSpec) -> dict[str, Any]:
-    warmup = spec.schedule.warmup_epochs
-    return {"epochs": spec.epochs, "epoch_steps": spec.epoch_steps, "warmup_epochs": warmup}
+    own = {name: getattr(spec, name) for name in ("epochs", "epoch_steps", "validate_every")}
+    return {**own, "warmup_epochs": spec.schedule.warmup_epochs}
 
 
 class Recutter:
