@@ -137,6 +137,7 @@ def test_a_lock_is_unknown_where_the_system_has_none(
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(TrainingError, "file", OWNED.check, tmp_path / "file")
+    refused(TrainingError, "file is a file, not a folder; choose another --out", OWNED.check, tmp_path / "file/new/s")
     with pytest.raises(TrainingError, match="cannot be used as --out"), OWNED.locked(tmp_path / "file" / "s"):
         pass
 

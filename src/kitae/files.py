@@ -90,6 +90,14 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def unwritable(path: Path) -> str | None:
+    """Why a file or folder cannot be made at a path, below the last folder on it that exists; None where it can."""
+    folder = next(folder for folder in path.absolute().parents if os.path.exists(folder))  # the others will be made
+    if not os.path.isdir(folder):
+        return f"{folder} is a file, not a folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to"
+
+
 def with_name(path: Path) -> Path:
     """The path, resolved if it ends in `.` or `..`."""
     return path.resolve() if path.name in ("", "..") else path

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kitae.errors import KitaeError
+from kitae.files import unwritable
 
 _ASIDE, _DISCARDED = ".replaced.tmp", ".discarded.tmp"
 LOCK = ".lock"
@@ -52,13 +53,15 @@ class Owned:
     last: str | None = None
 
     def check(self, folder: Path) -> None:
-        """Refuse a folder that holds files of others. One that does not exist is fine.
+        """Refuse a folder that holds files of others, or cannot be made. One that does not exist yet is fine.
 
         Raises:
             KitaeError: of type `error`; it names what is in the way.
         """
         if folder.exists() and not folder.is_dir():
             raise self.error(f"{folder}: is a file, not a folder; choose another --out")
+        if problem := unwritable(folder):
+            raise self.error(f"{folder}: {problem}; choose another --out")
         signs = (self.first, self.last or self.first)
         ours = self.names if any((folder / sign).is_file() for sign in signs) else ()
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []

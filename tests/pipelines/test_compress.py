@@ -83,6 +83,20 @@ def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Pat
     assert beside.path == finished.path.with_name("tiny.onnx")
 
 
+def test_an_export_replaces_only_an_export(finished: Run, tmp_path: Path) -> None:
+    mine, compressed, new = (tmp_path / name for name in ("mine.onnx", "small/model.onnx", "new.onnx"))
+    mine.write_bytes(b"mine")
+    compressed.parent.mkdir()
+    (compressed.parent / "compression.json").touch()
+    content = export(finished, new).path.read_bytes()
+    compressed.write_bytes(content)
+    for file in (mine, compressed):
+        refused(ExportError, f"{file}: exists and was not exported", export, finished, file)
+    assert mine.read_bytes() == b"mine"
+    assert export(finished, new).path.read_bytes() == content
+    refused(ExportError, "mine.onnx is a file, not a folder", export, finished, mine / "model.onnx")
+
+
 def test_a_run_counts_the_images_that_it_classifies(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[tuple[int, int]] = []
     monkeypatch.setattr("kitae.predictor.counter", lambda *_: nullcontext(lambda *images: counted.append(images)))

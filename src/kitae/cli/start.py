@@ -15,7 +15,7 @@ from typing import Any, Literal
 from kitae import console, views
 from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, note_unfinished, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError, require
-from kitae.files import write_atomically, write_parquet
+from kitae.files import unwritable, write_atomically, write_parquet
 from kitae.folders import kind_of
 
 
@@ -259,11 +259,8 @@ def _check_out(out: Path) -> None:
         require("pyarrow", "train")
     if os.path.isdir(out):
         raise RecipeError(f"--out {out}: is a folder; give a file")
-    folder = next(folder for folder in out.absolute().parents if os.path.exists(folder))  # the others will be made
-    if not os.path.isdir(folder):
-        raise RecipeError(f"--out {out}: {folder} is a file, not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RecipeError(f"--out {out}: {folder} cannot be written to; choose another folder")
+    if problem := unwritable(out):
+        raise RecipeError(f"--out {out}: {problem}; choose another folder")
     if kind_of(out.parent) == "run":
         from kitae.run import RUN_FOLDER
 

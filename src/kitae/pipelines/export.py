@@ -6,9 +6,12 @@ from pathlib import Path
 
 from kitae.deployment.onnx import Card, Exported
 from kitae.deployment.onnx import export as write_onnx
-from kitae.errors import DataError, ExportError
+from kitae.errors import DataError, ExportError, require
+from kitae.files import unwritable
+from kitae.folders import kind_of
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
+from kitae.runtime import METADATA_KEY
 
 VERIFY_IMAGES = 256
 
@@ -21,7 +24,8 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
 
     Raises:
         TrainingError: the run has no best model yet.
-        ExportError: the network cannot be exported, or the file does not compute what it computes.
+        ExportError: the file cannot be made, or would replace one that was not exported by Kitae; the network cannot
+            be exported, or the file does not compute what it computes.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     file = Path(out) if out is not None else beside(run.path, ".onnx")
@@ -29,6 +33,10 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
         raise ExportError(f"{file}: is a folder; give a file, such as {file / beside(run.path, '.onnx').name}")
     if file.suffix != ".onnx":  # what `predict` and `kt.load` know a file by
         raise ExportError(f"{file}: must end in .onnx")
+    if problem := unwritable(file):
+        raise ExportError(f"{file}: {problem}; choose another file")
+    if file.exists() and not _is_export(file):
+        raise ExportError(f"{file}: exists and was not exported by Kitae; choose another name, or remove the file")
     model = run.load_model()
     try:
         setup = Setup.of(run)
@@ -37,6 +45,16 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     except DataError:  # the data has moved; generated pictures verify a file too
         images = None
     return write_onnx(model, file, card(run), images)
+
+
+def _is_export(file: Path) -> bool:
+    """Whether a file was exported by Kitae, so that it may be replaced; not the model in a compression's folder."""
+    if kind_of(file.parent) == "compression":
+        return False
+    try:
+        return any(entry.key == METADATA_KEY for entry in require("onnx", "compress").load(file).metadata_props)
+    except Exception:  # protobuf's error derives from nothing nearer
+        return False
 
 
 def card(run: Run) -> Card:
