@@ -487,11 +487,21 @@ def test_a_batch_larger_than_the_data_has_the_rate_of_what_is_trained(tmp_path: 
     assert not any("100000" in line for line in huge.lines)
 
 
+@pytest.mark.parametrize("each", [7, 55, 100, 215])
+def test_a_plan_has_no_batch_that_the_run_finds_too_large(each: int, tmp_path: Path) -> None:
+    """Also where eight updates an epoch would be a power of two."""
+    made = plan(photos(tmp_path / "d", [each, each], size=(32, 40)))
+    trained = int(re.findall(r"split: (\d+) train", "; ".join(made.lines))[0])
+    batch = made.recipe.train.batch_size
+    assert trained // batch >= 10 or batch == 2
+    assert batch == 32 or trained // (batch + 2) < 16, "nor one that is much smaller"
+
+
 def test_processes_get_even_parts_of_a_planned_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "begin", lambda spec: World(0, 3, torch.device("cpu")))
     monkeypatch.setattr(distributed, "from_main", lambda value, world: value)
     assert plan(photos(tmp_path / "d", [10, 12])).recipe.train.batch_size == 6
-    assert plan(photos(tmp_path / "e", [200, 200])).recipe.train.batch_size == 30
+    assert plan(photos(tmp_path / "e", [200, 200])).recipe.train.batch_size == 24
 
 
 @pytest.mark.parametrize("field", ["data.test_fraction=0.2", "train.select=val_loss", "data.folds=4"])

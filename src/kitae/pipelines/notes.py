@@ -17,7 +17,8 @@ from kitae.pipelines.setup import Setup
 from kitae.training.batches import epoch_shape
 from kitae.training.schedule import progressive_size
 
-_FEW_UPDATES = 10  # in an epoch
+FEW_UPDATES = 10
+"""An epoch with fewer updates is noted."""
 
 
 def notes_of(setup: Setup, model: nn.Module) -> list[str]:
@@ -39,8 +40,8 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
         )
     notes += _data_notes(setup) + _group_notes(setup) + _duplicate_notes(setup)
     updates, images = epoch_shape(len(setup.images), recipe.train, 1).updates, len(setup.images)
-    fewer = max(2, images // _FEW_UPDATES // 2 * 2)  # pairs are mixed
-    if updates < _FEW_UPDATES and fewer < recipe.train.batch_size:
+    fewer = max(2, images // FEW_UPDATES // 2 * 2)  # pairs are mixed
+    if updates < FEW_UPDATES and fewer < recipe.train.batch_size:
         notes.append(
             f"train.batch_size: {recipe.train.batch_size} with {images} images gives "
             f"{console.plural(updates, 'update')} per epoch, too few to learn much; set it to {fewer} or less"

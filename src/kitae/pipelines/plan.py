@@ -21,6 +21,7 @@ from kitae.models.spec import ModelSpec
 from kitae.models.weights import package_of, read_file, within_reach
 from kitae.pipelines.choices import Choices, apply, as_in, by_option, set_fields
 from kitae.pipelines.facts import LEAST, Facts, framing, look
+from kitae.pipelines.notes import FEW_UPDATES
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
     FEWEST_TUNING_STEPS,
@@ -205,7 +206,7 @@ class _Planner:
         part = 2 * self.world.size
         if (given := self.choices.get("batch_size")) is not None:  # training takes no more than there are images
             return min(given, max(part, self.facts.train - self.facts.train % part))
-        fitting = 1 << int(math.log2(max(2, self.facts.train / 8)))
+        fitting = min(1 << int(math.log2(max(2, self.facts.train / 8))), self.facts.train // FEW_UPDATES)
         return max(part, min(usual, fitting) // part * part)
 
     def sizes(self, usual: Sequence[int]) -> Sequence[int]:
