@@ -171,6 +171,16 @@ def test_plans(row: Row, tmp_path: Path, world: dict[str, Any], request: pytest.
     assert Recipe.load(tmp_path / "planned.yaml") == made.recipe
 
 
+def test_upright_and_lying_photographs_are_seen_whole(tmp_path: Path) -> None:
+    """Their median height is their median width, though none of them is square."""
+    source = photos(tmp_path / "d", [20, 20], (96, 128))
+    for file in sorted((tmp_path / "d").glob("*/*.jpg"))[::2]:
+        with Image.open(file) as image:
+            turned = image.transpose(Image.Transpose.ROTATE_90)
+        turned.save(file)
+    assert plan(source).recipe.data.resize == "squash"
+
+
 def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: dict[str, Any]) -> None:
     assert steps(plan(pets, minutes=5)) >= 300
     world["weights"] = None

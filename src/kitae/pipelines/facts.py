@@ -35,7 +35,8 @@ class Facts:
         counts: images of each class.
         trained: int64 [K], those of them that the model is trained on.
         train, val, test: images of each split.
-        side: (height, width) of a median picture.
+        side: the median height and width; no picture may have both.
+        aspect: the longer side over the shorter one, of a median picture.
         longest: the longest side of the sampled pictures.
         same: whether all sampled pictures have one size.
         channels: 1 if all sampled pictures are grey, else 3.
@@ -48,6 +49,7 @@ class Facts:
     val: int
     test: int
     side: tuple[int, int]
+    aspect: float
     longest: int
     same: bool
     channels: int
@@ -97,6 +99,7 @@ def look(data: DataSpec, *, fraction: bool = False, whole: bool = False) -> tupl
             val=len(val),
             test=len(test),
             side=(int(statistics.median(heights)), int(statistics.median(widths))),
+            aspect=statistics.median(max(size) / min(size) for size in sizes),  # upright or not
             longest=max(*heights, *widths),
             same=len(set(sizes)) == 1,
             channels=data.channels or (1 if grey else 3),
@@ -137,11 +140,10 @@ def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any
     """The fields of `data` that choose what evaluation sees of a picture, unless `given` sets them."""
     if facts.tiny or given.resize != "crop" or given.crop_pct != 1:
         return {}
-    ratio = max(facts.side) / min(facts.side)
     least, most = _SQUEEZED
-    if pretrained and ratio < least:
+    if pretrained and facts.aspect < least:
         return {"crop_pct": _CROP_PCT}
-    return {"resize": "squash"} if ratio <= most else {}
+    return {"resize": "squash"} if facts.aspect <= most else {}
 
 
 def framed(data: DataSpec, size: int) -> DataSpec:
