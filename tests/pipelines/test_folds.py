@@ -299,6 +299,31 @@ def test_minutes_cover_all_folds(asked: Recipe, tmp_path: Path, monkeypatch: pyt
     assert len(run.metrics()) == 1 + run.recipe.train.last_epoch
 
 
+def test_minutes_cover_the_folds_of_before(asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks: list[Clock] = []
+    whole = training.fitted
+
+    def fitted(recipe: Recipe, setup: Setup, model: Any, clock: Clock, *rest: Any) -> Any:
+        clocks.append(clock)
+        if len(clocks) == 2:
+            raise TrainingInterruptedError("interrupted in fold 2", "resume")
+        return whole(recipe, setup, model, clock, *rest)
+
+    monkeypatch.setattr(training, "fitted", fitted)
+    with pytest.raises(TrainingInterruptedError):
+        train(asked, tmp_path / "run", minutes=1)
+    first = Run.open(Run.open(tmp_path / "run").fold(1))
+    rows = first.metrics()
+    rows[0]["seconds"] += 40
+    first.write_metrics(rows)
+    run = train(asked, tmp_path / "run", minutes=1, resume=True)
+    assert run.finished
+    again, last = clocks[2], clocks[-1]
+    assert again.seconds <= 15, "of the folds and the model that are left"
+    spent = sum(row["seconds"] + row.get("validation_seconds", 0) for row in rows)
+    assert last.begun + last.seconds <= again.begun + 60 - spent + 1
+
+
 def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     from kitae.pipelines import plan as planner
     from kitae.pipelines.pace import Pace

@@ -43,6 +43,7 @@ from kitae.training.distributed import World
 from kitae.training.spec import ProbeSpec
 from tests.data.shard_files import pack, samples
 from tests.images import encode, picture
+from tests.refusals import refused
 
 
 @pytest.fixture(autouse=True)
@@ -605,6 +606,17 @@ def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
         train(str(tmp_path / "d"), tmp_path / "other", epoch_count=1)
     with pytest.raises(RecipeError, match="unknown field"):
         planned(f"folder:{tmp_path / 'd'}", set=("train.epoks=1",))
+
+
+def test_a_recipe_for_data_from_python(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [8, 8])
+    quick = Recipe.load("cifar10-quick").override("model={name: resnet8, width: 4}", "data.image_size=32")
+    run = train(tmp_path / "d", tmp_path / "run", recipe=quick, epochs=1)
+    assert (run.recipe.data.source, run.recipe.name) == (source, "cifar10-quick")
+    assert run.recipe.model == quick.model
+    assert run.recipe.augment == quick.augment
+    assert asked(source, None, {"epochs": 1}, "cifar10-quick")[0].model == Recipe.load("cifar10-quick").model
+    refused(RecipeError, "cifar10-quick: --recipe needs data", train, quick, recipe=quick)
 
 
 def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None:

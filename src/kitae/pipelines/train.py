@@ -39,9 +39,10 @@ from kitae.training.spec import ProbeSpec, TrainSpec
 
 @threads_restored()
 def train(
-    recipe: Recipe | str | Path,
+    data: Recipe | str | Path,
     out: str | Path | None = None,
     *,
+    recipe: Recipe | str | Path | None = None,
     minutes: float | Clock | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,10 +56,12 @@ def train(
 
         kt.train(kt.Recipe.load("fashion-mini").override("train.epochs=5"))
         kt.train("photos/", minutes=5)
+        kt.train("photos/", recipe="cifar10-quick", image_size=64)
 
     Args:
-        recipe: a recipe, its name or file; or data, for which a recipe is planned (see `pipelines.plan`): a folder with
-            one folder per class, a Parquet file, a CSV file of paths and labels, or the name of a source.
+        data: a folder with one folder per class, a Parquet file, a CSV file of paths and labels, or the name of a
+            source, for which a recipe is planned (see `pipelines.plan`). Or a recipe, its name or file.
+        recipe: train with this recipe on the data, instead of planning one.
         minutes: time limit of the whole call, including the evaluation, or a running clock; the number of epochs is
             chosen to fit, and saved in the run's recipe. None takes the recipe's epochs, or for data without `epochs`
             up to `pipelines.plan.DEFAULT_MINUTES`.
@@ -81,7 +84,7 @@ def train(
     if watcher is None and (console.interactive() if show is None else show) and distributed.is_main():
         with console.counting("decoding images") as counted, console.TrainingView(0) as view:
             return train(
-                recipe, out, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
+                data, out, recipe=recipe, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
                 progress=progress or counted, test=test, **choices,
             )  # fmt: skip
     if out is not None and distributed.is_main():
@@ -90,16 +93,16 @@ def train(
         Run.check_free(out, resume=resume, overwrite=overwrite)
     if minutes is not None and not isinstance(minutes, Clock):
         minutes = Clock.of(minutes, time.monotonic())
-    recipe, minutes, lines = asked(recipe, minutes, choices)
-    world = begin(recipe.train)
+    wanted, minutes, lines = asked(data, minutes, choices, recipe)
+    world = begin(wanted.train)
     if watcher is None or not world.is_main:
         watcher = Unwatched()
     for line in lines:
         watcher.note(line)
-    folder = default_folder(recipe.name, new=not (resume or overwrite)) if out is None else Path(out)
+    folder = default_folder(wanted.name, new=not (resume or overwrite)) if out is None else Path(out)
     # Each process has made a plan from its own measurements; all use that of the main process.
     agreed: Recipe
-    folder, agreed, most = distributed.from_main((folder, recipe, None if minutes is None else minutes.most), world)
+    folder, agreed, most = distributed.from_main((folder, wanted, None if minutes is None else minutes.most), world)
     if minutes is not None:
         minutes = replace(minutes, most=most)
         if resume and kind_of(folder) == "run":
@@ -180,7 +183,7 @@ def _train(
         tuning = Tuning(one_of_many=run.recipe.data.fold is not None)
         if run.recipe.data.whole:
             tuning = Tuning(keep="last")
-            folds = _folds(run, setup, model, world, minutes, watcher)
+            folds, minutes = _folds(run, setup, model, world, minutes, watcher)
             minutes = None if minutes is None else replace(minutes.share(1), starting=minutes.starting)
         probes = isinstance(run.recipe.train.probe, ProbeSpec)
         if probes:
@@ -242,32 +245,37 @@ def _train(
 
 
 def asked(
-    recipe: Recipe | str | Path, minutes: Clock | None, choices: Choices, on: str | None = None, *, dry: bool = False
+    data: Recipe | str | Path,
+    minutes: Clock | None,
+    choices: Choices,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    dry: bool = False,
 ) -> tuple[Recipe, Clock | None, tuple[str, ...]]:
     """What to train: the recipe, the clock, and the reasons of the plan, one line each.
 
     Args:
-        recipe: as in `train`; with `on` it can only be data.
-        on: a recipe to train on these data instead of a plan.
+        data, recipe: as in `train`.
         dry: as in `plan`.
     """
-    if not isinstance(recipe, Recipe | str | Path):
-        raise RecipeError(f"train takes a recipe, a name or a path, not {type(recipe).__name__}")
-    if not isinstance(recipe, Recipe):
-        kind, what = understand(str(recipe))
-        if on is not None:
-            if kind == "recipe" and str(recipe) not in SOURCES:
-                raise RecipeError(f"{recipe}: --recipe needs data, not a recipe")
-            source = what if kind == "data" else f"{recipe}:"  # a shipped recipe's name, which a source has too
-            recipe = Recipe.load(on).override(*assignments({"data.source": source}))
-            return apply(recipe, choices), minutes, ()
-        if kind == "data":
-            planned = plan(what, minutes, choices, dry=dry)
-            # Without minutes, only a length that the plan chose is held to its limit.
-            timed = minutes is not None or planned.clock.most is not None
-            return planned.recipe, planned.clock if timed else None, planned.lines
-        recipe = Recipe.load(what)
-    return apply(recipe, choices), minutes, ()
+    if not isinstance(data, Recipe | str | Path):
+        raise RecipeError(f"train takes a recipe, a name or a path, not {type(data).__name__}")
+    kind, what = ("recipe", data.name) if isinstance(data, Recipe) else understand(str(data))
+    if recipe is not None:
+        if kind == "recipe" and str(data) not in SOURCES:
+            raise RecipeError(f"{what if isinstance(data, Recipe) else data}: --recipe needs data, not a recipe")
+        source = what if kind == "data" else f"{data}:"  # a shipped recipe's name, which a source has too
+        return apply(_loaded(recipe).override(*assignments({"data.source": source})), choices), minutes, ()
+    if kind == "data":
+        planned = plan(what, minutes, choices, dry=dry)
+        # Without minutes, only a length that the plan chose is held to its limit.
+        timed = minutes is not None or planned.clock.most is not None
+        return planned.recipe, planned.clock if timed else None, planned.lines
+    return apply(_loaded(data if isinstance(data, Recipe) else what), choices), minutes, ()
+
+
+def _loaded(recipe: Recipe | str | Path) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
 
 
 def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
@@ -291,10 +299,13 @@ def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:
 
 def _folds(
     run: Run, setup: Setup, model: nn.Module, world: World, minutes: Clock | None, watcher: Watcher
-) -> list[Run]:
+) -> tuple[list[Run], Clock | None]:
     """The finished runs of all folds, in order; existing runs are resumed if unfinished, and reused if finished.
 
     Their probes share the features of `model`.
+
+    Returns:
+        The runs, and the clock less the time of the epochs that they had before.
     """
     shared = Features(run, setup) if Features.shareable(run, setup) else None
     if shared is not None and not run.checkpoint.is_file():
@@ -306,9 +317,11 @@ def _folds(
         recipe = _moved(folder, run.recipe.data) if begun else run.recipe.override(f"data.fold={number}")
         watcher.note(f"fold {number} of {count}")
         share = None if minutes is None else minutes.share(count + 2 - number)
+        before = Run.open(folder).metrics() if begun else []
         folds.append(_train(recipe, folder, world, minutes=share, resume=True, watcher=watcher, shared=shared))
+        minutes = None if minutes is None else minutes.resumed(before)
     watcher.note(f"the model on everything: {len(setup.splits.train):,} images")
-    return folds
+    return folds, minutes
 
 
 def _moved(fold: Path, whole: DataSpec) -> Recipe:
