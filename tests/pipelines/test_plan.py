@@ -31,7 +31,7 @@ from kitae.pipelines import facts
 from kitae.pipelines import plan as room
 from kitae.pipelines.bench import estimate
 from kitae.pipelines.choices import Choices
-from kitae.pipelines.pace import Clock, Pace
+from kitae.pipelines.pace import Clock, Length, Pace
 from kitae.pipelines.plan import Plan, plan
 from kitae.pipelines.setup import Setup, resolved
 from kitae.pipelines.train import asked, train
@@ -511,8 +511,36 @@ def test_a_plan_has_no_batch_that_the_run_finds_too_large(each: int, tmp_path: P
 def test_processes_get_even_parts_of_a_planned_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "begin", lambda spec: World(0, 3, torch.device("cpu")))
     monkeypatch.setattr(distributed, "from_main", lambda value, world: value)
+    monkeypatch.setattr(distributed, "any_true", lambda flag, world: flag)
     assert plan(photos(tmp_path / "d", [10, 12])).recipe.train.batch_size == 6
     assert plan(photos(tmp_path / "e", [200, 200])).recipe.train.batch_size == 24
+
+
+def test_processes_plan_what_the_main_process_does(
+    pets: str, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since they measure together, one that went on to another size would wait for the others."""
+    settings: list[Any] = []
+
+    def begin(spec: Any) -> World:
+        settings.append(spec)
+        return World(1, 2, torch.device("cpu"))
+
+    def from_main(value: Any, world: World) -> Any:
+        """What a main process has that is much slower."""
+        return value._replace(size=96, length=Length(2, 400)) if isinstance(value, room._Fit) else value
+
+    monkeypatch.setattr(room, "begin", begin)
+    monkeypatch.setattr(distributed, "from_main", from_main)
+    monkeypatch.setattr(distributed, "any_true", lambda flag, world: flag)
+    for weights in ("weights-of-test", None):
+        world["weights"] = weights
+        made = planned(pets, set=("train.process_timeout=5",)).recipe
+        assert (made.data.image_size, made.train.epochs, made.train.epoch_steps) == (96, 2, 400)
+    assert settings[0].process_timeout == 5
+    world["weights"] = "weights-of-test"
+    monkeypatch.setattr(distributed, "any_true", lambda flag, world: True)  # another process has none
+    assert planned(pets).recipe.model.pretrained is False
 
 
 @pytest.mark.parametrize("field", ["data.test_fraction=0.2", "train.select=val_loss", "data.folds=4"])

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from tests.data.shard_files import shards
@@ -80,6 +83,21 @@ def test_one_process_prints_for_all(tmp_path: Path, own_cache: None, monkeypatch
         assert said.count("24 images, 2 classes") == 1, "one plan"
         assert said.count("epoch   1/1") == (more == "--overwrite")
         assert said.count(table) == 1
+
+
+def test_processes_plan_together(tmp_path: Path, own_cache: None) -> None:
+    """Sizes and lengths are chosen by what each process measures, and all must choose the same."""
+    photos = write_folder(tmp_path / "photos", train=20, classes=2)
+    spec = ModelSpec(name="resnet8", width=4)
+    save_file(build(spec, classes=7, channels=3, image_size=32).state_dict(), tmp_path / "own.safetensors")
+    options = ["--minutes=0.2", "--set", "model.width=4", "train.precision=fp32", "train.channels_last=false"]
+    for name, pretrained, epoch in (("scratch", "false", 1), ("tuned", tmp_path / "own.safetensors", 0)):
+        out = tmp_path / name
+        words = ["--model=resnet8", f"--out={out}", *options, f"model.pretrained={pretrained}"]
+        launch(2, "kitae", "train", str(photos), *words)
+        run = Run.open(out)
+        assert run.finished
+        assert run.metrics()[0]["epoch"] == epoch, "a probe comes before fine-tuning"
 
 
 def test_a_checkpoint_of_two_processes_is_resumed_by_one_or_three(tmp_path: Path, alone: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from kitae import console
@@ -37,6 +38,7 @@ from kitae.pipelines.pace import (
 )
 from kitae.pipelines.setup import begin, placed, uneven
 from kitae.recipe import Recipe, assigns
+from kitae.training import distributed
 from kitae.training.distributed import World
 from kitae.training.spec import ProbeSpec
 
@@ -46,6 +48,8 @@ DEFAULT_MINUTES = 10.0
 NET = "tf_efficientnet_lite0"
 """The pretrained net of a plan. Its weights can be installed with pip, and it has been measured."""
 
+# Fields that matter before the plan is made: what is read, and how the processes meet.
+_EARLY = ("data.", "train.device", "train.threads", "train.process_timeout")
 _SIZES = (320, 288, 256, 224, 192, 160, 128, 112, 96)
 _SCRATCH_SIZES = (128, 96, 64)
 _MEASURED = 16  # images of a measured batch
@@ -114,7 +118,7 @@ def plan(
         read_file(user_path(asked.model.pretrained))
     choices = as_in(asked, choices)
     given = set_fields(choices)
-    early = tuple(entry for entry in given if entry.startswith(("data.", "train.device", "train.threads")))
+    early = tuple(entry for entry in given if entry.startswith(_EARLY))
     known = {option: choices.get(option) for option in ("device", "folds", "image_size")}
     base = apply(bare, Choices(**known, set=early))  # type: ignore[typeddict-item]  # the options of these names
     runs = 1
@@ -126,6 +130,8 @@ def plan(
     share = minutes if runs == 1 else minutes.share(runs)
     planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient, asked.model.pretrained)
     weights, why_not = planner.weights()
+    if distributed.any_true(weights is None, planner.world) and weights:
+        weights, why_not = None, "another process has no pretrained weights"
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = None  # of a length that was chosen
     if choices.get("epochs") is None and not assigns(given, "train.epochs") and not assigns(given, "train.epoch_steps"):
@@ -361,14 +367,15 @@ class _Planner:
         """The fine-tuning that fits at the pace of this machine."""
         sizes = self.sizes(_SIZES)
         at = min(sizes, key=lambda size: abs(size - 128))
+        agreed = partial(distributed.from_main, world=self.world)  # since all processes measure together
 
         def plan() -> _Fit:
             nonlocal at
             pace = self.pace(model, at)
-            found = self.fitting(sizes, pace, batch)
+            found = agreed(self.fitting(sizes, pace, batch))
             if found.size > at:  # larger pictures do not fit into the cache, so their time per pixel is higher
                 pace = self.pace(model, found.size, pace)
-                found = self.fitting([size for size in sizes if size <= found.size], pace, batch)
+                found = agreed(self.fitting([size for size in sizes if size <= found.size], pace, batch))
             at = found.size
             return found if found.length.epochs else found._replace(needed=self.needed(sizes, pace, batch))
 
@@ -424,6 +431,7 @@ class _Planner:
             # The pace is measured at each size, because small images may use a different stem.
             pace = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER))
             fit = self.fit(size, pace, batch, most, least=Length(1, FEWEST_STEPS))
+            fit = distributed.from_main(fit, self.world)  # otherwise some processes would measure a further size
             if fit.trained >= enough:
                 break
         fit = self.chosen(fit)
