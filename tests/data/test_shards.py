@@ -22,6 +22,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from numpy.typing import NDArray
 from PIL import Image
 
 from kitae.augment.ops.geometry import RandomResizedCrop
@@ -34,6 +35,7 @@ from kitae.data.check import check
 from kitae.data.encoded import Encoded
 from kitae.data.loader import ImageSet
 from kitae.data.order import Blocks
+from kitae.data.parallel import DecodeMemory
 from kitae.data.remote import ShardCache
 from kitae.data.shards import expand, find_shards
 from kitae.data.sources import open_source
@@ -329,7 +331,11 @@ def test_a_window_is_the_same_with_a_copy_of_the_image(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
     data = encode(Image.fromarray(noise).convert(mode))
-    read = lambda: windowed(data, lambda *_: (3, 5, 20, 31), (8, 8), PreprocessRules(8, channels))  # noqa: E731
+
+    def read() -> NDArray[np.uint8]:
+        with windowed(data, lambda *_: (3, 5, 20, 31), (8, 8), PreprocessRules(8, channels)) as pixels:
+            return np.array(pixels)
+
     viewed = read()
     monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
     copied = read()
@@ -357,12 +363,42 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same(turn: bool) ->
         return top, left, height, width
 
     data = encode(smooth, "JPEG", quality=95, **({"exif": turned_by(6)} if turn else {}))
-    pixels = windowed(data, window, (32, 32), PreprocessRules(32))
+    with windowed(data, window, (32, 32), PreprocessRules(32)) as view:
+        pixels = np.array(view)
     assert 2 * 32 <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= 444 / 4 + 1
     out = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((32, 32), Image.Resampling.BILINEAR))
     box = (left, top, left + width, top + height)
     expected = Image.fromarray(upright).crop(box).resize((32, 32), Image.Resampling.BILINEAR)
     assert np.abs(out.astype(int) - np.asarray(expected)).mean() < 2.5
+
+
+def test_large_images_of_shards_ask_for_memory(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    held = 0
+    taken = DecodeMemory.reserved
+
+    @contextmanager
+    def spied(self: DecodeMemory, size: int) -> Iterator[None]:
+        nonlocal held
+        with taken(self, size):
+            asked.append(size)
+            held += size
+            yield
+            held -= size
+
+    monkeypatch.setattr(DecodeMemory, "reserved", spied)
+    large = np.zeros((800, 1000, 3), np.uint8)
+    files = [("0.png", encode(large)), ("0.cls", b"0"), ("1.jpg", encode(large, "JPEG")), ("1.cls", b"1")]
+    images = opened(one(tmp_path, *files), cache).images
+    assert isinstance(images, Encoded)
+    asked.clear()
+    assert images[:].shape == (2, 3, 8, 8)
+    assert asked == [12 * 800 * 1000], "of a JPEG less is decoded"
+    asked.clear()
+    inside = []
+    images.cut(np.arange(2), (600, 600), lambda *_: (0, 0, 600, 600), lambda *_: inside.append(held), threads=1)
+    assert asked == inside == [12 * 800 * 1000] * 2, "held until the window is used"
+    assert held == 0
 
 
 def test_epochs_of_shards_do_not_depend_on_how_they_are_read(tmp_path: Path, cache: str) -> None:

@@ -7,17 +7,18 @@ pixels have to be copied between processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.order import Blocks, block_order
+from kitae.data.parallel import DecodeMemory
 from kitae.data.pictures import Prepared
 from kitae.data.remote import ShardCache
 from kitae.native.share import share
-from kitae.preprocess import decode, windowed
+from kitae.preprocess import picture, view, windowed
 
 Window = Callable[[int, int, int], tuple[int, int, int, int]]
 """Place in the batch, height and width of the image -> top, left, height and width of its window."""
@@ -27,19 +28,21 @@ _SAMPLE = 2048  # images that statistics are computed from
 
 @dataclass(frozen=True, eq=False)
 class Encoded(Prepared):
-    """M images in shards, prepared by `preprocess.decode`, the code of serving.
+    """M images in shards, prepared by `preprocess.picture` and `view`, the code of serving.
 
     Attributes:
         shards: paths and URLs.
         places: int64 [M, 3], the shard of each image, and the offset and size of its bytes in the shard.
         names: M names.
         cache: where shards are read from.
+        memory: of all that is decoded at the same time.
     """
 
     shards: Sequence[str]
     places: NDArray[np.int64]
     names: Sequence[str]
     cache: ShardCache
+    memory: DecodeMemory = field(default_factory=DecodeMemory)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -60,7 +63,8 @@ class Encoded(Prepared):
         return self.cache.read(self.shards[number], offset, size)
 
     def prepared(self, row: int) -> NDArray[np.uint8]:
-        return decode(self.bytes_of(row), self.rules, self.names[row])
+        kept, _ = picture(self.bytes_of(row), self.rules, self.names[row], self.memory.reserved)
+        return view(kept, self.rules)
 
     def cut(
         self,
@@ -81,7 +85,9 @@ class Encoded(Prepared):
         def prepare(place: int) -> None:
             number, *stretch = places[place]
             data = self.cache.read(self.shards[number], *stretch)
-            use(place, windowed(data, partial(window, place), size, self.rules, names[place]))
+            cut = windowed(data, partial(window, place), size, self.rules, names[place], self.memory.reserved)
+            with cut as pixels:
+                use(place, pixels)
 
         share(len(rows), prepare, threads)
 

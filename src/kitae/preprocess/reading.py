@@ -18,6 +18,9 @@ from kitae.preprocess.files import Encoded, ImageLike, list_images, low_bytes, n
 from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, own_memory, reduced, resized
 from kitae.preprocess.rules import PreprocessRules
 
+Memory = Callable[[int], contextlib.AbstractContextManager[Any]]
+"""What is held while an image is decoded, for the bytes that this needs; small images do not ask for it."""
+
 # A JPEG is decoded at no less than this multiple of the target's side before it is resized, directly or for a store.
 # The second was chosen by the sharpness of small crops: with 1.5 they lose 8 % at most, with 1.25 they lost 10 %.
 _DRAFT_GAP, _STORE_DRAFT_GAP = 2, 1.5
@@ -51,15 +54,14 @@ def picture(
     source: Encoded | Image.Image | NDArray[Any],
     rules: PreprocessRules,
     name: str = "",
-    memory: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    memory: Memory = contextlib.nullcontext,
     header: Callable[[int, int], object] = lambda height, width: None,
 ) -> tuple[NDArray[np.uint8], int | None]:
     """An image as a store keeps it: the whole one with `store_size`, else at the size of `image_size`.
 
     Args:
         header: called with the height and width of a file or an array as stored, before it is decoded.
-        memory: returns a context that is held while an image is decoded; called with the bytes needed, not for small
-            images. The other arguments, and errors, are as of `decode`.
+        memory: held while it is decoded. The other arguments, and errors, are as of `decode`.
 
     Returns:
         uint8 [C, h, w], C-contiguous, of which `view` makes [C, H, W]; the highest level of an image of more than 8
@@ -75,17 +77,21 @@ def picture(
     with opened(source, name) as stored:
         width, height = stored.size
         header(height, width)
-        needed = _DECODE_BYTES * width * height
         if stored.format in _DRAFTS:
             gap = _DRAFT_GAP if rules.store_size is None else _STORE_DRAFT_GAP
             side = math.ceil(gap * max(rules.cover))
             stored.draft(None, (side, side))
-            needed = _DECODE_BYTES * stored.width * stored.height
-            if stored.info.get("progressive"):
-                needed += _PROGRESSIVE_BYTES * width * height
-        with memory(needed) if needed >= _LITTLE else contextlib.nullcontext():
+        with _room(memory, stored, width * height):
             image, highest = flatten(stored, rules.depth, low_bytes(stored, source))
             return reduced(image, rules), highest
+
+
+def _room(memory: Memory, image: Image.Image, pixels: int) -> contextlib.AbstractContextManager[Any]:
+    """What is held while a file is decoded at its present scale; `pixels`: of the whole of it."""
+    needed = _DECODE_BYTES * image.width * image.height
+    if image.format in _DRAFTS and image.info.get("progressive"):
+        needed += _PROGRESSIVE_BYTES * pixels
+    return memory(needed) if needed >= _LITTLE else contextlib.nullcontext()
 
 
 def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]:
@@ -101,13 +107,15 @@ def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]
     return out
 
 
+@contextlib.contextmanager
 def windowed(
     source: Encoded,
     window: Callable[[int, int], tuple[int, int, int, int]],
     size: tuple[int, int],
     rules: PreprocessRules,
     name: str = "",
-) -> NDArray[np.uint8]:
+    memory: Memory = contextlib.nullcontext,
+) -> Iterator[NDArray[np.uint8]]:
     """One window of an image, to be resized to `size`; for random crops of encoded images.
 
     A JPEG is read at reduced scale where that leaves the window twice the target on both sides, and the window is then
@@ -117,31 +125,37 @@ def windowed(
         window: from the image's upright height and width to the window's top, left, height and width.
         size: (height, width) that the window will be resized to.
         rules: their channels and depth matter here.
+        memory: held until the window was used.
 
-    Returns:
+    Yields:
         uint8 [height, width, channels], where possible a view of the decoded image. Errors are as of `decode`.
     """
-    with opened(source, name) as image:
-        if image.format in _DRAFTS:
-            height, width = upright_size(image)
-            top, left, tall, wide = window(height, width)
-            scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
-            if scale < 1:
-                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            flat, _ = flatten(image, rules.depth)
-        else:  # a PNG may say only after its pixels how it is turned
-            flat, _ = flatten(image, rules.depth, low_bytes(image, source))
-            height, width = flat.height, flat.width
-            top, left, tall, wide = window(height, width)
-    down, across = flat.height / height, flat.width / width
-    first, start = round(top * down), round(left * across)
-    end, last = max(start + 1, round((left + wide) * across)), max(first + 1, round((top + tall) * down))
-    mode = "L" if rules.channels == 1 else "RGB"
-    if flat.mode == mode and (whole := own_memory(flat)) is not None:
-        return whole[first:last, start:end]
-    flat = flat.crop((start, first, end, last))
-    pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
-    return pixels.reshape(last - first, end - start, rules.channels)
+    with contextlib.ExitStack() as held:
+        with opened(source, name) as image:
+            whole = image.width * image.height
+            if image.format in _DRAFTS:
+                height, width = upright_size(image)
+                top, left, tall, wide = window(height, width)
+                scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
+                if scale < 1:
+                    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+                held.enter_context(_room(memory, image, whole))
+                flat, _ = flatten(image, rules.depth)
+            else:  # a PNG may say only after its pixels how it is turned
+                held.enter_context(_room(memory, image, whole))
+                flat, _ = flatten(image, rules.depth, low_bytes(image, source))
+                height, width = flat.height, flat.width
+                top, left, tall, wide = window(height, width)
+        down, across = flat.height / height, flat.width / width
+        first, start = round(top * down), round(left * across)
+        end, last = max(start + 1, round((left + wide) * across)), max(first + 1, round((top + tall) * down))
+        mode = "L" if rules.channels == 1 else "RGB"
+        if flat.mode == mode and (memory_of := own_memory(flat)) is not None:
+            yield memory_of[first:last, start:end]
+            return
+        flat = flat.crop((start, first, end, last))
+        pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
+        yield pixels.reshape(last - first, end - start, rules.channels)
 
 
 def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, int], bool]:
@@ -156,12 +170,12 @@ def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, in
 def flattened(
     source: Encoded | NDArray[Any],
     name: str = "",
-    memory: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    memory: Memory = contextlib.nullcontext,
 ) -> Iterator[tuple[Image.Image, str, int | None]]:
     """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`.
 
     Args:
-        memory: as of `picture`; held until the image was looked at.
+        memory: held until the image was looked at.
 
     Yields:
         The upright image at its own size without alpha, of mode L or RGB, with the highest 8 bits that its own levels
@@ -175,11 +189,7 @@ def flattened(
     with contextlib.ExitStack() as held:
         with opened(source, name) as stored:
             mode = stored.mode
-            needed = _DECODE_BYTES * stored.width * stored.height
-            if stored.format in _DRAFTS and stored.info.get("progressive"):
-                needed += _PROGRESSIVE_BYTES * stored.width * stored.height
-            if needed >= _LITTLE:
-                held.enter_context(memory(needed))
+            held.enter_context(_room(memory, stored, stored.width * stored.height))
             image, highest = flatten(stored, None, low_bytes(stored, source))
             image = _grey_or_colour(image)
         yield image, mode, highest
