@@ -24,7 +24,8 @@ from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.fit import Unwatched
-from tests.watchers import Signal
+from kitae.training.spec import ProbeSpec
+from tests.watchers import Signal, Watcher
 
 TINY = (
     "data.limit=150", "model.name=resnet8", "model.width=8", "train.epochs=1", "train.batch_size=32",
@@ -63,6 +64,26 @@ def test_the_probe_is_epoch_0_and_a_complete_model(weights: str, tmp_path: Path)
     assert run.recipe.train.probe is not None
     pixels = np.zeros((1, 1, 28, 28), np.uint8)
     assert run.predict(pixels).probabilities.shape == (1, 10)
+
+
+@pytest.mark.parametrize(("least", "limit"), [(1000, 20_000), (1, 64)])
+def test_features_that_do_not_fit_into_the_minutes_are_left_out(
+    weights: str, least: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that is a thousand times slower."""
+    fit = pipeline.Features._fit
+    monkeypatch.setattr(pipeline.Features, "_fit", lambda self, count, each: fit(self, count, 1000 * each))
+    monkeypatch.setattr(pipeline, "_LEAST", least)
+    asked, watcher = recipe(weights, "train.probe={views: 2, folds: 3}"), Watcher()
+    run = train(asked, tmp_path / "run", minutes=0.5, watcher=watcher)
+    assert run.recipe.train.probe == ProbeSpec(views=0, folds=3, limit=limit)
+    assert any("0 augmented views of each image" in note for note in watcher.notes)
+    assert any("fitted on 64 images (saved as train.probe.limit" in note for note in watcher.notes) == (limit == 64)
+    assert train(asked, tmp_path / "run", minutes=0.5, resume=True).finished
+    again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
+    assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
+    whole = train(recipe(weights, "train.epochs=0", "train.probe={views: 2, folds: 3}"), tmp_path / "whole")
+    assert whole.recipe.train.probe == ProbeSpec(views=2, folds=3), "without minutes there is time"
 
 
 def test_training_begins_with_its_head_and_worse_is_not_kept(weights: str, tmp_path: Path) -> None:

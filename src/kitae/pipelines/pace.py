@@ -345,7 +345,11 @@ def as_long_as(run: Run, recipe: Recipe, clock: Clock) -> Recipe:
     saved = run.recipe.train
     schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": saved.schedule.warmup_epochs})
     same = ("epochs", "epoch_steps", "validate_every", "recut")
-    update = {**{name: getattr(saved, name) for name in same}, "schedule": schedule}
+    probe, fewer = recipe.train.probe, saved.probe
+    if isinstance(probe, ProbeSpec) and isinstance(fewer, ProbeSpec):  # where there was no time for more
+        least = {name: min(getattr(probe, name), getattr(fewer, name)) for name in ("views", "limit")}
+        probe = probe.model_copy(update=least)
+    update = {**{name: getattr(saved, name) for name in same}, "schedule": schedule, "probe": probe}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
 
 

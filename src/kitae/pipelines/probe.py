@@ -2,6 +2,7 @@
 
 Features are computed once: of the training images as evaluation sees them, and of a few augmented views of each. They
 are saved in the run folder, a few hundred images per file, so that a killed run only computes the missing ones.
+Images and views that do not fit into the minutes are left out; the recipe of the run then has fewer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kitae import console
 from kitae.augment import Augment
 from kitae.data.groups import assign_folds, together
 from kitae.errors import TrainingInterruptedError
 from kitae.evaluation.evaluate import predict_logits
 from kitae.models.structure import linear_classifier
 from kitae.modes import evaluating
+from kitae.pipelines.pace import Clock, head_seconds
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
 from kitae.training import distributed, precision
@@ -35,7 +39,10 @@ from kitae.training.probe import Head, fit_head
 from kitae.training.spec import ProbeSpec
 
 _SHARD = 256  # images per file
+_FILES = 2  # which images are in which file; a higher number for each change
 _BATCH = 32
+_JUDGED = 2  # an image is judged in float32, which takes about as many times as long as its features do
+_LEAST = 10  # images for each class, on average, whose features are computed in any case
 _VIEWS_FROM = 1 << 31  # first of the epochs that key the augmented views; no training reaches them
 
 
@@ -49,12 +56,26 @@ class Features:
         waited: seconds spent on reading and augmenting images.
     """
 
-    def __init__(self, run: Run, setup: Setup) -> None:
-        self.run, self.setup = run, setup
+    def __init__(self, run: Run, setup: Setup, watcher: Watcher, clock: Clock | None, *, shared: bool = False) -> None:
+        """
+        Args:
+            clock: the minutes; what does not fit into them is left out.
+            shared: the folds need the features of all images.
+        """
+        self.run, self.setup, self._watcher, self._clock = run, setup, watcher, clock
         self.spec = cast(ProbeSpec, run.recipe.train.probe)
-        self.rows = np.sort(setup.shuffled_train[: self.spec.limit])
         self.waited = 0.0
         self._key = _key(run, setup)
+        drawn = setup.shuffled_train[: self.spec.limit]
+        # Files of images in a drawn order, so that the first few are a sample; but not where reading that is slow.
+        sampled = setup.blocks is None
+        self._parts = list(_parts(drawn if sampled else np.sort(drawn), _SHARD))
+        self._may_stop = sampled and not shared
+        self._least = _LEAST * len(setup.store.classes)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.sort(np.concatenate(self._parts))
 
     @staticmethod
     def shareable(run: Run, setup: Setup) -> bool:
@@ -70,10 +91,12 @@ class Features:
             with SignalFlag() as interrupted, memory_named(self.run.recipe.train):
                 self.read(model, world.device, interrupted)
                 _check(interrupted)
-        distributed.barrier(world)
+        self.run.recipe = distributed.from_main(self.run.recipe, world)
 
     def read(self, model: nn.Module, device: torch.device, interrupted: SignalFlag) -> Tensor:
         """Features float32 [views + 1, n, D]: of the images as evaluation sees them, and of the augmented views.
+
+        The recipe of the run gets the numbers of images and views for which there was time.
 
         Raises:
             TrainingInterruptedError: a signal came; the features so far are kept.
@@ -81,23 +104,62 @@ class Features:
         network = _Backbone(model, self.run.recipe.train.resolved_precision, device)
         augment = self.setup.augment(self.run.recipe.train.seed, mix=False)
 
+        def saved(number: int, place: int) -> Tensor | None:
+            if not (path := self._file(number, place)).is_file():
+                return None
+            tensors, facts = load_weights(path)
+            return tensors["features"] if facts.get("key") == self._key else None
+
         def shard(number: int, place: int, rows: NDArray[np.int64]) -> Tensor:
-            path = self.run.features / f"view-{number}-{place:05d}.safetensors"
-            if path.is_file():
-                tensors, facts = load_weights(path)
-                if facts.get("key") == self._key:
-                    return tensors["features"]
+            if (known := saved(number, place)) is not None:
+                return known
             _check(interrupted)
             if number == 0:
                 computed = self._evaluated(network, rows)
             else:
                 computed = self._augmented(network, augment, rows, _VIEWS_FROM + number)
-            save_weights({"features": computed}, path, {"key": self._key})
+            save_weights({"features": computed}, self._file(number, place), {"key": self._key})
             return computed
 
-        views = range(self.spec.views + 1)
-        shards = list(enumerate(_parts(self.rows, _SHARD)))
-        return torch.stack([torch.cat([shard(number, place, rows) for place, rows in shards]) for number in views])
+        views, each = [], 0.0
+        for number in range(self.spec.views + 1):
+            if number and saved(number, 0) is None and not self._fit(len(self.rows), each):
+                self._leave("views", number - 1, "augmented view of each image")
+                break
+            begun, count, found = time.perf_counter(), 0, []
+            for place, rows in enumerate(self._parts):
+                if number == 0 and self._may_stop and count >= self._least and not self._fit(len(rows), each):
+                    self._parts = self._parts[:place]
+                    self._leave("limit", count, "image")
+                    break
+                found.append(shard(number, place, np.sort(rows)))
+                count += len(rows)
+                each = (time.perf_counter() - begun) / count
+            views.append(torch.cat(found))
+        order = torch.from_numpy(np.argsort(np.concatenate([np.sort(rows) for rows in self._parts])))
+        return torch.stack(views)[:, order]
+
+    def _file(self, view: int, place: int) -> Path:
+        return self.run.features / f"view-{view}-{place:05d}.safetensors"
+
+    def _fit(self, images: int, each: float) -> bool:
+        """Whether the minutes have room for the features of so many images, if one takes `each` seconds."""
+        if self._clock is None:
+            return True
+        setup = self.setup
+        judged = _JUDGED * each * (setup.judged + setup.splits.test_count)
+        head = head_seconds(len(self.rows), len(setup.store.classes))
+        return images * each + head + judged + self._clock.after <= self._clock.left
+
+    def _leave(self, field: str, most: int, noun: str) -> None:
+        """Continue with fewer views or images than the recipe has."""
+        self._watcher.note(
+            f"features take longer than measured before: the head is fitted on {console.plural(most, noun)} "
+            f"(saved as train.probe.{field} in the recipe)"
+        )
+        self.spec = self.spec.model_copy(update={field: most})
+        train = self.run.recipe.train.model_copy(update={"probe": self.spec})
+        self.run.resolve(self.run.recipe.model_copy(update={"train": train}))
 
     def _evaluated(self, network: _Backbone, rows: NDArray[np.int64]) -> Tensor:
         mean, std = self.setup.normalization
@@ -152,13 +214,20 @@ class _Backbone(nn.Module):
 
 
 def probe(
-    run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watcher, shared: Features | None = None
+    run: Run,
+    setup: Setup,
+    model: nn.Module,
+    world: World,
+    watcher: Watcher,
+    clock: Clock | None = None,
+    shared: Features | None = None,
 ) -> dict[str, Any]:
     """Fit a head on the features of `model` and put it into the model.
 
     The main process fits the head and sends it to the others.
 
     Args:
+        clock: the minutes; augmented views that do not fit are left out.
         shared: the features to use, of at least this run's images; None computes this run's own.
 
     Returns:
@@ -167,36 +236,37 @@ def probe(
     Raises:
         TrainingInterruptedError: after SIGTERM or SIGINT; the features so far are kept.
     """
-    spec = cast(ProbeSpec, run.recipe.train.probe)
     layer = cast(nn.Linear, linear_classifier(model))
     facts: dict[str, Any] = {}
     found: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     if world.is_main:
         begun = time.perf_counter()
-        own = Features(run, setup)
-        source, rows = shared or own, own.rows
+        own = Features(run, setup, watcher, clock)
+        source = shared or own
         waited = source.waited
         with SignalFlag() as interrupted, memory_named(run.recipe.train):
-            place = torch.from_numpy(np.searchsorted(source.rows, rows))
-            features = source.read(model, world.device, interrupted)[:, place]
-            read = time.perf_counter() - begun
-            head = _fitted(features, setup, rows, spec)
+            features = source.read(model, world.device, interrupted)
+            rows = own.rows  # once they are read, since there may be fewer
+            features = features[:, torch.from_numpy(np.searchsorted(source.rows, rows))]
+            read, views = time.perf_counter() - begun, len(features) - 1
+            head = _fitted(features, setup, rows, source.spec)
             _check(interrupted)
         seconds = time.perf_counter() - begun
         found = head.weight.numpy(), head.bias.numpy()
         facts = {
             "train_loss": head.train_loss,
             "train_accuracy": head.train_accuracy,
-            "images_per_second": len(rows) * (spec.views + 1) / read,
+            "images_per_second": len(rows) * (views + 1) / read,
             "seconds": seconds,
             "data_share": (source.waited - waited) / seconds,
         }
         watcher.note(
             f"probe: a linear head on the features of {len(rows):,} images"
-            + (f" and {spec.views} augmented view(s) of each" if spec.views else "")
+            + (f" and {console.plural(views, 'augmented view')} of each" if views else "")
             + f", strength {head.strength:.2g}, {seconds:.0f} s"
         )
     weight, bias = distributed.from_main(found, world)
+    run.recipe = distributed.from_main(run.recipe, world)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
@@ -231,7 +301,7 @@ def _key(run: Run, setup: Setup) -> str:
     recipe = run.recipe
     spec = recipe.train
     said = [
-        recipe.model_dump(mode="json", include={"data", "augment", "model"}), spec.precision, spec.seed,
+        _FILES, recipe.model_dump(mode="json", include={"data", "augment", "model"}), spec.precision, spec.seed,
         spec.channels_last, setup.splits.fingerprint, torch.__version__, torch.get_num_threads(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -187,7 +187,7 @@ def _train(
             minutes = None if minutes is None else replace(minutes.share(1), starting=minutes.starting)
         probes = isinstance(run.recipe.train.probe, ProbeSpec)
         if probes:
-            made = {} if begun else probe(run, setup, model, world, watcher, shared)
+            made = {} if begun else probe(run, setup, model, world, watcher, minutes, shared)
             tuning = replace(tuning, keep="last" if folds else "best or start", start_row=made)
         # The folds decided this on validation images, which this model does not have; the recipe keeps its epochs.
         probe_alone = probes and (not run.recipe.train.epochs or (bool(folds) and not tunes(folds)))
@@ -307,7 +307,7 @@ def _folds(
     Returns:
         The runs, and the clock less the time of the epochs that they had before.
     """
-    shared = Features(run, setup) if Features.shareable(run, setup) else None
+    shared = Features(run, setup, watcher, minutes, shared=True) if Features.shareable(run, setup) else None
     if shared is not None and not run.checkpoint.is_file():
         shared.prepare(model, world)
     count, folds = run.recipe.data.folds or 0, []
