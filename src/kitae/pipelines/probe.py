@@ -124,13 +124,13 @@ class Features:
         views, each = [], 0.0
         for number in range(self.spec.views + 1):
             if number and saved(number, 0) is None and not self._fit(len(self.rows), each):
-                self._leave("views", number - 1, "augmented view of each image")
+                self._leave("views", number - 1, f"{console.plural(number - 1, 'augmented view')} of each image")
                 break
             begun, count, found = time.perf_counter(), 0, []
             for place, rows in enumerate(self._parts):
                 if number == 0 and self._may_stop and count >= self._least and not self._fit(len(rows), each):
                     self._parts = self._parts[:place]
-                    self._leave("limit", count, "image")
+                    self._leave("limit", count, console.plural(count, "image"))
                     break
                 found.append(shard(number, place, np.sort(rows)))
                 count += len(rows)
@@ -151,11 +151,11 @@ class Features:
         head = head_seconds(len(self.rows), len(setup.store.classes))
         return images * each + head + judged + self._clock.after <= self._clock.left
 
-    def _leave(self, field: str, most: int, noun: str) -> None:
+    def _leave(self, field: str, most: int, what: str) -> None:
         """Continue with fewer views or images than the recipe has."""
         self._watcher.note(
-            f"features take longer than measured before: the head is fitted on {console.plural(most, noun)} "
-            f"(saved as train.probe.{field} in the recipe)"
+            f"features take longer than measured before: the head is fitted on {what} (saved as train.probe.{field} in "
+            "the recipe)"
         )
         self.spec = self.spec.model_copy(update={field: most})
         train = self.run.recipe.train.model_copy(update={"probe": self.spec})
