@@ -6,10 +6,12 @@ import importlib.metadata
 import importlib.util
 import json
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
-from kitae.errors import KitaeError, RecipeError, TrainingInterruptedError, install
+from kitae.errors import KitaeError, RecipeError, TrainingInterruptedError, install, lacking
 
 
 def test_a_message_is_one_line_whatever_it_quotes() -> None:
@@ -42,3 +44,14 @@ def test_an_extra_is_installed_as_kitae_was(
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Installed())
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: pip or None)
     assert install("train") == command
+
+
+def test_an_extra_installs_every_module_that_is_required() -> None:
+    source = Path(__file__).parents[1] / "src"
+    modules = {name for path in source.rglob("*.py") for name in re.findall(r'require\("(.+?)"\)', path.read_text())}
+    assert {"onnx", "torchao.quantization.pt2e", "timm"} < modules
+    assert not [name for name in modules if lacking(name) is None]
+    assert "[runtime]" in str(lacking("onnxruntime"))
+    assert "[compress]" in str(lacking("onnxruntime.quantization.calibrate"))
+    assert lacking("numpy") is None
+    assert lacking(None) is None

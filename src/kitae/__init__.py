@@ -62,7 +62,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         from kitae.errors import lacking
 
-        raise lacking(error) or error from error
+        raise lacking(error.name) or error from error
     value = loaded if attribute is None else getattr(loaded, attribute)
     globals()[name] = value
     return value

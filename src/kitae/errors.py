@@ -96,8 +96,9 @@ class MissingExtraError(KitaeError):
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "pandas", "safetensors", "pyarrow",
                      "matplotlib", "jinja2", "filelock", "fsspec"), "train"),
-    **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
-    "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
+    **dict.fromkeys(("onnx", "onnxruntime.quantization", "onnxscript", "torch_pruning", "torchao"), "compress"),
+    **dict.fromkeys(("huggingface_hub", "timm"), "models"),
+    "onnxruntime": "runtime", "optuna": "search", "ray": "cluster", "tensorboard": "track",
 }  # fmt: skip
 
 
@@ -112,15 +113,11 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def missing(module: str, extra: str) -> MissingExtraError:
-    """An error that names the extra which installs a module."""
-    return MissingExtraError(f"{module} is not installed: {install(extra)}")
-
-
-def lacking(error: ModuleNotFoundError) -> MissingExtraError | None:
-    """The error for a module that one of Kitae's extras installs; None for any other module."""
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    return None if extra is None else missing(str(error.name), extra)
+def lacking(module: str | None) -> MissingExtraError | None:
+    """An error that names the extra which installs a module; None if no extra does."""
+    parts = (module or "").split(".")
+    extra = _EXTRAS.get(".".join(parts[:2])) or _EXTRAS.get(parts[0])
+    return None if extra is None else MissingExtraError(f"{module} is not installed: {install(extra)}")
 
 
 def install(extra: str) -> str:
@@ -147,7 +144,7 @@ def install(extra: str) -> str:
     return f"{program} {editable}'{unquote(urlsplit(url).path)}[{extra}]'"
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require(module: str) -> ModuleType:
     """Import `module`, or raise an error that names the extra which installs it.
 
     Raises:
@@ -158,4 +155,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise
-        raise missing(module, extra) from error
+        raise lacking(module) or error from error

@@ -236,7 +236,7 @@ def open_session(
     Raises:
         ExportError: it is no ONNX file, cut short, or onnxruntime cannot run it.
     """
-    ort = require("onnxruntime", "runtime")
+    ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:

@@ -67,7 +67,7 @@ def frame(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame
     Raises:
         MissingExtraError: pandas is not installed.
     """
-    return require("pandas", "train").DataFrame(rows)  # type: ignore[no-any-return]
+    return require("pandas").DataFrame(rows)  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs

@@ -74,7 +74,7 @@ def main() -> None:
             sys.exit(143 if "SIGTERM" in str(problem) else 130)
         sys.exit(2)
     except ModuleNotFoundError as problem:
-        of_extra = lacking(problem)
+        of_extra = lacking(problem.name)
         if of_extra is None:
             raise
         console.error(str(of_extra))

@@ -256,7 +256,7 @@ def _check_out(out: Path) -> None:
     if out.suffix not in (".csv", ".parquet"):
         raise RecipeError(f"--out {out}: must end in .csv or .parquet")
     if out.suffix == ".parquet":
-        require("pyarrow", "train")
+        require("pyarrow")
     if os.path.isdir(out):
         raise RecipeError(f"--out {out}: is a folder; give a file")
     if problem := unwritable(out):
@@ -277,7 +277,7 @@ def _are_predictions(file: Path) -> bool:
             with file.open("rb") as lines:
                 head = lines.readline(1000)
             return head.startswith(b"image,class,") and head.count(b",") >= 3  # at least two classes
-        parquet = require("pyarrow.parquet", "train")
+        parquet = require("pyarrow.parquet")
         return bool(parquet.read_schema(file).names == ["image", "class", "probabilities"])
     except (OSError, ValueError):  # pyarrow's own errors derive from the second
         return False
@@ -322,7 +322,7 @@ def _write_predictions(
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
     named = [console.printable(name) for name in classes]
-    table = require("pyarrow", "train").table(
+    table = require("pyarrow").table(
         {
             "image": [console.printable(file) for file in files],
             "class": [console.printable(name) for name in names],

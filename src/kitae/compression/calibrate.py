@@ -55,7 +55,7 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
         raise CompressionError(
             f"calibration needs at least {FEWEST_IMAGES} training images (a few hundred are better), not {len(images)}"
         )
-    calibration = require("onnxruntime.quantization.calibrate", "compress")
+    calibration = require("onnxruntime.quantization.calibrate")
     extremes = method in ("minmax", "average")
     kind = calibration.CalibrationMethod["MinMax" if extremes else method.capitalize()]
     work, _ = prepared(proto)
@@ -65,7 +65,7 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
     feeds = ({INPUT: images[start : start + batch_size]} for start in range(0, len(images), batch_size))
     with tempfile.TemporaryDirectory(prefix="kitae.") as folder, redirect_stdout(io.StringIO()):
         source, probe = Path(folder, "float.onnx"), Path(folder, "probe.onnx")
-        require("onnx", "compress").save(work, source)
+        require("onnx").save(work, source)
         calibrator = calibration.create_calibrator(
             source, sorted(quantizable(work)), str(probe), kind, extra_options=_OPTIONS[method]
         )

@@ -228,7 +228,7 @@ def _groups(
     skip: set[str],
     required: Collection[str],
 ) -> list[_Group]:
-    tp = require("torch_pruning", "compress")
+    tp = require("torch_pruning")
     device = next(model.parameters()).device
     names = {module: name for name, module in model.named_modules()}
     try:
@@ -261,7 +261,7 @@ def _scores(
     """The importance of each channel of each group: float64 [width], comparable between groups."""
     if importance == "random":
         return [torch.from_numpy(uniform(seed, 0, np.arange(group.width), i)) for i, group in enumerate(groups)]
-    kinds = require("torch_pruning", "compress").importance
+    kinds = require("torch_pruning").importance
     if importance == "taylor":
         return _loss_changes(model, groups, kinds.GroupTaylorImportance(multivariable=True, normalizer=None), batches)
     norm = 1 if importance == "magnitude" else 2

@@ -36,7 +36,7 @@ def prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     Raises:
         CompressionError: there is nothing to quantize, or an operation with weights cannot be (it is named).
     """
-    work: onnx.ModelProto = require("onnx", "compress").shape_inference.infer_shapes(proto)
+    work: onnx.ModelProto = require("onnx").shape_inference.infer_shapes(proto)
     constants = {item.name for item in work.graph.initializer}
     for node in work.graph.node:
         if node.op_type in _HOLDS_WEIGHTS and any(name in constants for name in node.input):
@@ -86,7 +86,7 @@ def compact(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Weights and the nodes of the float graph keep their names.
     """
-    numpy_helper = require("onnx.numpy_helper", "compress")
+    numpy_helper = require("onnx.numpy_helper")
     graph = proto.graph
     kept = {item.name for item in (*graph.input, *graph.output)}
     names: dict[str, str] = {}

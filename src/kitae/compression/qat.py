@@ -43,7 +43,7 @@ class Simulated(nn.Module):
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int], target: Target = "any") -> None:
         super().__init__()
         with quiet():
-            flow = require("torchao.quantization.pt2e.quantize_pt2e", "compress")
+            flow = require("torchao.quantization.pt2e.quantize_pt2e")
         # Traced in eval mode: stochastic depth is the identity there, and dropout and BatchNorm can be switched back.
         source = copy.deepcopy(model).eval()
         device = next(source.parameters()).device
@@ -70,7 +70,7 @@ class Simulated(nn.Module):
 
     def train(self, mode: bool = True) -> Simulated:
         """Switch BatchNorm, dropout and the quantizers' observers; an exported graph does not do that by itself."""
-        tools = require("torchao.quantization.pt2e", "compress")
+        tools = require("torchao.quantization.pt2e")
         self.training = mode
         with quiet():
             if mode:
@@ -83,7 +83,7 @@ class Simulated(nn.Module):
 
     def observe(self, batches: Batches) -> Simulated:
         """Set the quantizers' ranges from training images, before training begins; nothing else is changed."""
-        tools = require("torchao.quantization.pt2e", "compress")
+        tools = require("torchao.quantization.pt2e")
         mode = self.training
         self.train(False)
         self.graph.apply(tools.enable_observer)
@@ -108,9 +108,9 @@ class Simulated(nn.Module):
 
 def _quantizer(target: Target) -> Any:
     """The places and kinds of the simulated quantizers."""
-    base = require("torchao.quantization.pt2e.quantizer", "compress")
-    fake = require("torchao.quantization.pt2e.fake_quantize", "compress")
-    observer = require("torchao.quantization.pt2e.observer", "compress")
+    base = require("torchao.quantization.pt2e.quantizer")
+    fake = require("torchao.quantization.pt2e.fake_quantize")
+    observer = require("torchao.quantization.pt2e.observer")
     activation = base.QuantizationSpec(
         dtype=torch.uint8,
         quant_min=0,

@@ -59,9 +59,9 @@ def static(
     if only is not None:
         body = [name for name in body if name in set(only)]
     with quiet():
-        quantization = require("onnxruntime.quantization", "compress")
-        calibration = require("onnxruntime.quantization.calibrate", "compress")
-        quantizer = require("onnxruntime.quantization.qdq_quantizer", "compress").QDQQuantizer(
+        quantization = require("onnxruntime.quantization")
+        calibration = require("onnxruntime.quantization.calibrate")
+        quantizer = require("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
             work,
             per_channel,
             target == "any",
@@ -96,8 +96,8 @@ def dynamic(proto: onnx.ModelProto, *, target: Target = "any", per_channel: bool
         CompressionError: as `static`.
     """
     work, _ = prepared(proto)
-    quantization = require("onnxruntime.quantization", "compress")
-    onnx_module = require("onnx", "compress")
+    quantization = require("onnxruntime.quantization")
+    onnx_module = require("onnx")
     with quiet(), tempfile.TemporaryDirectory(prefix="kitae.") as folder:
         source, result = Path(folder, "float.onnx"), Path(folder, "dynamic.onnx")
         onnx_module.save(work, source)

@@ -120,7 +120,7 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
 
 
 def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
-    pa, pq = require("pyarrow", "train"), require("pyarrow.parquet", "train")
+    pa, pq = require("pyarrow"), require("pyarrow.parquet")
     table = source.table
     own = bool((table.splits != TRAIN).any())
     # Integers keep the order of the classes, which is not that of their names. A class without images is left out.

@@ -61,8 +61,8 @@ class ParquetSource(Source):
     ) -> None:
         """Finds the files. Raises DataError: no such file, or a folder without Parquet files."""
         super().__init__(name or f"parquet:{path}", groups)
-        self._pa = require("pyarrow", "train")
-        self._pq = require("pyarrow.parquet", "train")
+        self._pa = require("pyarrow")
+        self._pq = require("pyarrow.parquet")
         self._wanted = {"image_column": image_column, "label_column": label_column}
         self._group = None if groups == PARENT else groups or "group"
         root = user_path(path)

@@ -108,8 +108,8 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
         ExportError: an operation of the network has no ONNX counterpart (it is named), or its outputs have another
             shape than the card says.
     """
-    require("onnx", "compress")
-    require("onnxscript", "compress")
+    require("onnx")
+    require("onnxscript")
     classifier = Classifier(copy.deepcopy(network).to("cpu", torch.float32), card).eval()
     example = torch.zeros((2, *card.rules.shape), dtype=torch.uint8)  # two: a batch of one would be taken as fixed
     with torch.no_grad(), quiet():

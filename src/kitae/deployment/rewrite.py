@@ -30,7 +30,7 @@ def simplify(proto: onnx.ModelProto) -> None:
 
 
 def _pool_instead_of_reduce(proto: onnx.ModelProto) -> None:
-    onnx_module = require("onnx", "compress")
+    onnx_module = require("onnx")
     inferred = onnx_module.shape_inference.infer_shapes(proto).graph
     shapes = {
         info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]  # 0 where it is free
@@ -55,7 +55,7 @@ def _pool_instead_of_reduce(proto: onnx.ModelProto) -> None:
 
 
 def _fold_scales(graph: onnx.GraphProto) -> None:
-    numpy_helper = require("onnx.numpy_helper", "compress")
+    numpy_helper = require("onnx.numpy_helper")
     uses = [name for node in graph.node for name in node.input]
     outputs = {item.name for item in graph.output}
     stored = {item.name: item for item in graph.initializer}

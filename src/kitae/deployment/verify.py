@@ -95,7 +95,7 @@ def torch_reference(
 
 def check_graph(proto: onnx.ModelProto) -> None:
     """Raise ExportError unless the graph is whole, sound and free of random operations, with a free batch size."""
-    onnx_module = require("onnx", "compress")
+    onnx_module = require("onnx")
     random = sorted({node.op_type for node in _nodes(proto.graph) if node.op_type in RANDOM_OPS})
     if random:
         raise ExportError(
@@ -240,8 +240,8 @@ def _without_integer_operators(proto: onnx.ModelProto) -> bytes | None:
     """
     if not any(node.op_type in _IN_FLOAT for node in proto.graph.node):
         return None
-    helper = require("onnx.helper", "compress")
-    kind = require("onnx", "compress").TensorProto.FLOAT
+    helper = require("onnx.helper")
+    kind = require("onnx").TensorProto.FLOAT
     work = copy.deepcopy(proto)
     nodes: list[onnx.NodeProto] = []
     for node in work.graph.node:
@@ -280,7 +280,7 @@ def probe_images(shape: tuple[int, int, int], count: int = 64) -> NDArray[np.uin
 
 
 def _parse(content: bytes) -> onnx.ModelProto:
-    proto: onnx.ModelProto = require("onnx", "compress").load_model_from_string(content)
+    proto: onnx.ModelProto = require("onnx").load_model_from_string(content)
     return proto
 
 

@@ -95,7 +95,7 @@ class RayCluster:
         self.address, self.gpus, self.retries = address, gpus, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
-        ray = require("ray", "cluster")
+        ray = require("ray")
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -148,7 +148,7 @@ def search(
     Raises:
         KitaeError: anything the user can correct, in one line.
     """
-    require("optuna", "search")
+    require("optuna")
     say = reporter(report)
     if arms < len(PRESETS) + 1:
         raise RecipeError(
@@ -238,7 +238,7 @@ def _climb(
     say: Callable[[str], None],
 ) -> list[Arm]:  # fmt: skip
     """Ask, train, tell: in rounds of up to `workers` runs, promoted arms before new ones."""
-    optuna = require("optuna", "search")
+    optuna = require("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = optuna.create_study(
         direction="maximize",

@@ -186,7 +186,7 @@ def normalization(spec: ModelSpec, channels: int = 3) -> tuple[tuple[float, ...]
     library, _, name = spec.name.rpartition(":")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if library == "timm":
-        config = require("timm", "models").get_pretrained_cfg(name)
+        config = require("timm").get_pretrained_cfg(name)
         if config is not None:
             mean, std = tuple(config.mean), tuple(config.std)
     elif library != "torchvision":

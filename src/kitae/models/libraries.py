@@ -26,10 +26,10 @@ def check_name(spec: ModelSpec) -> None:
     """
     library, _, name = spec.name.rpartition(":")
     if library == "timm":
-        timm = require("timm", "models")
+        timm = require("timm")
         known, all_names, listed = timm.is_model(name), timm.list_models(), "timm.list_models()"
     else:
-        models = require("torchvision.models", "train")
+        models = require("torchvision.models")
         all_names = models.list_models(module=models)
         known, listed = name in all_names, "torchvision.models.list_models()"
     if not known:
@@ -51,7 +51,7 @@ def refuse(spec: ModelSpec, *fields: str) -> None:
 def build_timm(
     name: str, spec: ModelSpec, weights: Weights | None, *, classes: int, channels: int, image_size: Size
 ) -> nn.Module:
-    timm = require("timm", "models")
+    timm = require("timm")
     refuse(spec, "width", "stem")
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
@@ -72,7 +72,7 @@ def build_timm(
 
 
 def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
-    models = require("torchvision.models", "train")
+    models = require("torchvision.models")
     refuse(spec, "width", "stem", "features")
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):
@@ -102,7 +102,7 @@ def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int
 def _same_in_timm(name: str) -> str:
     with contextlib.suppress(MissingExtraError):
         tagged = f"{name}.tv_in1k"
-        if tagged in require("timm", "models").list_pretrained():
+        if tagged in require("timm").list_pretrained():
             return f" (model.name: timm:{tagged})"
     return ""
 

@@ -84,9 +84,7 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
     if isinstance(model, StageFeatures):
         groups = [[f"net.{name}" for name in group] for group in layer_groups(model.net)]
     elif hasattr(model, "group_matcher"):  # timm knows its own nets
-        groups = list(
-            require("timm.models", "models").group_parameters(model, cast(Any, model).group_matcher()).values()
-        )
+        groups = list(require("timm.models").group_parameters(model, cast(Any, model).group_matcher()).values())
     else:
         groups = _groups(model)
     heads = classifier_names(model)

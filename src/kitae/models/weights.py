@@ -160,7 +160,7 @@ def hub_answers(repository: str) -> bool:
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
-    hub = require("huggingface_hub", "models")
+    hub = require("huggingface_hub")
     url = hub.hf_hub_url(repository, _HUB_FILE, endpoint=os.environ.get("HF_ENDPOINT"))
     reached = threading.Event()
 
@@ -186,7 +186,7 @@ def _architecture(name: str) -> str:
 
 def _from_package(package: Package, path: Path, name: str) -> Weights:
     """The package's tensors under timm's names: both list the same layers in the same order."""
-    timm = require("timm", "models")
+    timm = require("timm")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != package.file_sha256:
         raise RecipeError(
@@ -205,7 +205,7 @@ def _from_package(package: Package, path: Path, name: str) -> Weights:
 
 
 def _repository(name: str) -> str:
-    config: Any = require("timm", "models").get_pretrained_cfg(name, allow_unregistered=True)
+    config: Any = require("timm").get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.hf_hub_id or config.custom_load:
         raise RecipeError(
             f"model.pretrained: timm has no safetensors weights of {name}; choose a tag of timm.list_pretrained()"
@@ -214,7 +214,7 @@ def _repository(name: str) -> str:
 
 
 def _in_hub_cache(repository: str) -> Path | None:
-    found = require("huggingface_hub", "models").try_to_load_from_cache(repository, _HUB_FILE)
+    found = require("huggingface_hub").try_to_load_from_cache(repository, _HUB_FILE)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -224,7 +224,7 @@ def _from_hub(name: str) -> Weights:
     if path is None:
         if not hub_answers(repository):
             raise RecipeError(f"model.pretrained: the weights of timm:{name} cannot be reached; {_cure(name)}")
-        hub = require("huggingface_hub", "models")
+        hub = require("huggingface_hub")
         try:
             path = Path(hub.hf_hub_download(repository, _HUB_FILE))
         except Exception as error:  # every kind of network trouble, from three libraries

@@ -52,7 +52,7 @@ def _is_export(file: Path) -> bool:
     if kind_of(file.parent) == "compression":
         return False
     try:
-        return any(entry.key == METADATA_KEY for entry in require("onnx", "compress").load(file).metadata_props)
+        return any(entry.key == METADATA_KEY for entry in require("onnx").load(file).metadata_props)
     except Exception:  # protobuf's error derives from nothing nearer
         return False
 

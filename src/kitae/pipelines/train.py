@@ -420,7 +420,7 @@ def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
     """A function that writes the metrics after each epoch, also for TensorBoard if the recipe asks for it."""
     if not run.recipe.train.tensorboard:
         return run.write_metrics
-    require("tensorboard", "track")
+    require("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     def record(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -100,7 +100,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         content: what the template names; on every page `over` (the kind of page), `title`, `subtitle`, `warnings`,
             `answer` (the conclusion, in paragraphs) and `commands` ((what for, the command)).
     """
-    jinja2 = require("jinja2", "train")
+    jinja2 = require("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kitae.reporting", "templates"),
         autoescape=True,

@@ -45,7 +45,7 @@ _FAMILIES = (
 @functools.cache
 def _figure_class() -> type[Figure]:
     """A figure that notebooks show even where pyplot was never imported."""
-    require("matplotlib", "train")
+    require("matplotlib")
     from matplotlib.figure import Figure
 
     class Shown(Figure):
