@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kitae.errors import RecipeError
-from kitae.recipe import Recipe, assigns, override, parse, shipped
+from kitae.recipe import Recipe, assigns, checked, override, parse_yaml, shipped
 from kitae.training.spec import ProbeSpec
 from tests.refusals import refused
 
@@ -197,10 +197,9 @@ def test_printed_recipe_is_the_file_with_its_comments() -> None:
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_recipe_or_one_line_of_error(text: str) -> None:
-    from kitae.recipe import parse
-
     try:
-        parse(Recipe, text, "r.yaml")
+        value, node = parse_yaml(text, "r.yaml")
+        checked(Recipe, value, "r.yaml", node)
     except RecipeError as error:
         assert "\n" not in str(error).strip()
 
@@ -236,10 +235,11 @@ def test_yaml_holds_every_default() -> None:
     assert tree["data"]["val_fraction"] == 0.1
 
 
-def test_an_image_size_is_a_side_or_two() -> None:
+def test_an_image_size_is_a_side_or_two(tmp_path: Path) -> None:
     recipe = Recipe().override("data.image_size=[96, 128]", "data.store_size=200")
     assert recipe.data.image_size == (96, 128)
-    assert parse(Recipe, recipe.to_yaml(), "x.yaml") == recipe
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
     assert "store_size" not in Recipe().model_dump(mode="json")["data"]
     assert Recipe().override("data.image_size=96").fingerprint != recipe.fingerprint
 

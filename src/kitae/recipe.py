@@ -63,7 +63,8 @@ class Recipe(Spec):
             RecipeError: no such file or name, or a field is wrong (named, with its line).
         """
         text, origin = read_text(path_or_name)
-        return parse(cls, text, origin)
+        value, node = parse_yaml(text, origin)
+        return checked(cls, value, origin, node)
 
     def override(self, *assignments: str) -> Self:
         """A copy with fields replaced, each given as `a.b=value`; the value is YAML, so numbers, lists and null work.
@@ -229,16 +230,6 @@ def _doubled_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
         elif isinstance(node, yaml.SequenceNode):
             waiting += node.value
     return None
-
-
-def parse(cls: type[S], text: str, origin: str) -> S:
-    """A spec from YAML text; the first wrong field is named with its line.
-
-    Raises:
-        RecipeError: see `parse_yaml`, or a field is unknown or wrong.
-    """
-    value, node = parse_yaml(text, origin)
-    return checked(cls, value, origin, node)
 
 
 def checked(cls: type[S], value: Any, origin: str, node: yaml.Node | None = None) -> S:
