@@ -139,7 +139,7 @@ _FILLED_IN = ("data.order", "model.pretrained_sha256", "train.probe", "train.rec
 
 def differences(saved: Recipe, asked: Recipe) -> list[str]:
     """The fields in which a recipe differs from a run's own; `auto` and fields that a run fills in match any value."""
-    before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    before, now = flat(saved.model_dump(mode="json")), flat(asked.model_dump(mode="json"))
     open_ = tuple(field for field in _FILLED_IN if not any(f"{name}.".startswith(f"{field}.") for name in now))
     return [
         f"{field} was {before.get(field)}, is {now.get(field)}"
@@ -150,15 +150,16 @@ def differences(saved: Recipe, asked: Recipe) -> list[str]:
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
+    """The values inside mappings and lists, by their dotted names; without `lists`, a list is one value."""
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, dict) and value:
         items = value.items()
-    elif isinstance(value, list) and value:
+    elif isinstance(value, list) and value and lists:
         items = enumerate(value)
     else:  # an empty one too: an op without parameters is {name: {}}
         return {prefix[:-1]: value}
-    return {name: leaf for key, inner in items for name, leaf in _flat(inner, f"{prefix}{key}.").items()}
+    return {name: leaf for key, inner in items for name, leaf in flat(inner, f"{prefix}{key}.", lists=lists).items()}
 
 
 def shipped() -> dict[str, str]:

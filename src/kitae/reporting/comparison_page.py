@@ -12,6 +12,7 @@ import numpy as np
 
 from kitae.console import data_name
 from kitae.evaluation.intervals import paired_difference
+from kitae.recipe import flat
 from kitae.reporting import charts
 from kitae.reporting.results import RunRecord, Split
 from kitae.reporting.values import between, share, words
@@ -168,21 +169,13 @@ def _pairs(runs: Sequence[Entry]) -> list[tuple[str, str, str]]:
 
 def fields(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     """The fields of the recipes that differ, with each run's value; a list of ops is one field."""
-    recipes = [_flat(record.recipe.model_dump(mode="json")) for record in records]
-    names = sorted({name for recipe in recipes for name in recipe} - {"name"})
+    recipes = [flat(record.recipe.model_dump(mode="json"), lists=False) for record in records]
+    names = sorted({name for recipe in recipes for name, value in recipe.items() if value != {}} - {"name"})
     rows: list[tuple[str, list[Any]]] = [(name, [recipe.get(name) for recipe in recipes]) for name in names]
     short = [data_name(str(recipe["data.source"])) for recipe in recipes]
     if len(set(short)) == len({recipe["data.source"] for recipe in recipes}):  # else only the paths tell them apart
         rows = [(name, short if name == "data.source" else row) for name, row in rows]
     return [(name, [_text(value) for value in row]) for name, row in rows if any(value != row[0] for value in row)]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{prefix}{key}"
-        found |= _flat(inner, f"{name}.") if isinstance(inner, Mapping) else {name: inner}
-    return found
 
 
 def _text(value: Any) -> str:
