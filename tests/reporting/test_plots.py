@@ -80,5 +80,6 @@ def test_a_run_is_one_line_and_a_table(make_run: Callable[..., Run]) -> None:
 
 
 def test_figures_do_not_import_pyplot() -> None:
-    code = "import sys, kitae.reporting.plots; assert 'matplotlib.pyplot' not in sys.modules"
+    draw = "from kitae.reporting.plots import new_figure; new_figure(2, 1, 'title')._repr_png_()"
+    code = f"{draw}; import sys; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -93,12 +93,12 @@ class Plots:
         if not places:
             raise KitaeError(f"{self._run.path}: has no mistake on {record.evaluation.where}")
         names = record.facts.classes
-        return worst_mistakes(
+        return _worst_mistakes(
             [samples.tested(place) for place in places],
             [names[found.predicted[place]] for place in places],
             [names[found.label[place]] for place in places],
             [float(found.confidence[place]) for place in places],
-            title=f"Most confident mistakes, {record.evaluation.where}",
+            f"Most confident mistakes, {record.evaluation.where}",
         )
 
     def _finished(self) -> RunRecord:
@@ -185,13 +185,8 @@ def _look(tag: str, classes: str) -> dict[str, str]:
     return look
 
 
-def worst_mistakes(
-    images: Sequence[Image],
-    predicted: Sequence[str],
-    true: Sequence[str],
-    confidence: Sequence[float],
-    *,
-    title: str = "Most confident mistakes",
+def _worst_mistakes(
+    images: Sequence[Image], predicted: Sequence[str], true: Sequence[str], confidence: Sequence[float], title: str
 ) -> Figure:
     """The most confident mistakes, each with the prediction, its confidence and the true class."""
     columns = 4
