@@ -141,8 +141,7 @@ class StudyResult:
 
     def effect(self, metric: str, name: str) -> Effect | None:
         """The effect of this name on a metric, or None if it was not measured."""
-        analysis = self.analyses.get(metric)
-        return next((e for e in analysis.effects if e.name == name), None) if analysis else None
+        return self.analyses.get(metric, Analysis()).effect(name)
 
     def to_pandas(self) -> pd.DataFrame:
         """`effects`: a row per effect and metric."""

@@ -169,6 +169,10 @@ class Analysis(Record):
     noise: Noise = Noise()
     effects: tuple[Effect, ...] = ()
 
+    def effect(self, name: str) -> Effect | None:
+        """The effect of this name, or None if it was not measured."""
+        return next((effect for effect in self.effects if effect.name == name), None)
+
     @property
     def ratio(self) -> bool:
         """Whether effects are factors, and the noise relative."""

@@ -146,10 +146,9 @@ class StudyRecord(Record):
 
     def effect(self, metric: str, name: str) -> Effect | None:
         """The effect of this name on a metric; None if it was not measured."""
-        analysis = self.analyses.get(metric) or Analysis()
-        return next((effect for effect in analysis.effects if effect.name == name), None)
+        return self.analyses.get(metric, Analysis()).effect(name)
 
     @property
     def main(self) -> Analysis:
         """The analysis of the study's own metric."""
-        return self.analyses.get(self.metric) or Analysis()
+        return self.analyses.get(self.metric, Analysis())
