@@ -108,14 +108,10 @@ def _call(count: int) -> Any:
 call6, call7 = map(_call, (6, 7))  # the function at an address, with so many int64
 
 
-def _word(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, _I64.as_pointer())
-
-
 @_intrinsic(types.int64, types.int64, types.int64)
 def fetch_add(builder: Any, address: Any, amount: Any) -> Any:
     """Atomically add to the int64 at an address; what it was before."""
-    return builder.atomic_rmw("add", _word(builder, address), amount, "acq_rel")
+    return builder.atomic_rmw("add", builder.inttoptr(address, _I64.as_pointer()), amount, "acq_rel")
 
 
 @_intrinsic(types.int64)

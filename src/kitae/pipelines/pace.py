@@ -92,18 +92,14 @@ class Clock:
 
     def resumed(self, rows: Sequence[Mapping[str, Any]]) -> Clock:
         """The clock of a run that is resumed, less the time of the epochs that it has; `rows` as in `Run.metrics`."""
-        return replace(self, begun=self.begun - sum(map(_epoch_seconds, rows)))
+        taken = sum(row["seconds"] + row.get("validation_seconds", 0.0) for row in rows)
+        return replace(self, begun=self.begun - taken)
 
     def share(self, runs: int) -> Clock:
         """The clock of a fold that is one of `runs` runs, with an equal share of the time left."""
         now = time.monotonic()
         seconds = (self.begun + self.seconds - now) / runs
         return replace(self, seconds=seconds, begun=now, starting=_PAGES * self.starting)
-
-
-def _epoch_seconds(row: Mapping[str, Any]) -> float:
-    """Training and validation of an epoch; `row` as in `Run.metrics`."""
-    return float(row["seconds"] + row.get("validation_seconds", 0.0))
 
 
 def process_begun() -> float:
