@@ -88,7 +88,8 @@ def test_the_time_left_counts_the_steps_of_this_process_only(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
-    view = console.TrainingView(10)
+    view = console.TrainingView()
+    view.on_plan(10)
     for step in range(901, 924):  # resumed within epoch 5 of 10; the first step compiles for a minute
         clock[0] += 60 if step == 901 else 3
         view.on_step(4, step, 1000, 1.0, 100.0, 0.0)
@@ -114,7 +115,7 @@ def test_the_time_left_starts_anew_with_every_fold(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
-    view = console.TrainingView(0)
+    view = console.TrainingView()
     for seconds in (9, 3):
         view.on_plan(2)
         for done in range(1, 201):

@@ -177,6 +177,11 @@ def plural(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """`A`, `A and B`, `A, B and C`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def data_name(source: str) -> str:
     """The name of a data.source: of a known set its own, of files and folders theirs without path and ending.
 
@@ -260,8 +265,8 @@ def counting(what: str) -> Iterator[Any]:
 class TrainingView:
     """Shows training: a progress bar on a terminal, and a line per epoch. A `Watcher` of the loop."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self) -> None:
+        self.epochs = 0  # until `on_plan`
         self._bar: Progress | None = None
         self._job: Any = None
         self._last_line = -math.inf  # so the first step has a line

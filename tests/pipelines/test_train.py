@@ -713,7 +713,7 @@ def test_auto_follows_the_data_and_is_written_down(tmp_path: Path) -> None:
 def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with console.TrainingView(1) as view, pytest.raises(TrainingError, match=r"not finite|never finite"):
+    with console.TrainingView() as view, pytest.raises(TrainingError, match=r"not finite|never finite"):
         train(tiny("train.optimizer.lr=1e30", "train.epochs=1"), tmp_path / "run", watcher=view)
 
 

@@ -76,7 +76,7 @@ def train(
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")
     main = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun, only one prints
-    with console.TrainingView(0) if main else nullcontext() as view:  # before the imports, which take seconds
+    with console.TrainingView() if main else nullcontext() as view:  # before the imports, which take seconds
         if main and not dry_run:
             console.starting(f"train {data}", bar=True)
         from kitae.pipelines.choices import Choices, to_resume

@@ -82,7 +82,7 @@ def train(
         raise unknown_option(unknown)
     choices["set"] = set_fields(choices)  # once, since it may be a generator
     if watcher is None and (console.interactive() if show is None else show) and distributed.is_main():
-        with console.counting("decoding images") as counted, console.TrainingView(0) as view:
+        with console.counting("decoding images") as counted, console.TrainingView() as view:
             return train(
                 data, out, recipe=recipe, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
                 progress=progress or counted, test=test, **choices,

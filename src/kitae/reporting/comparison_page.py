@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kitae.console import data_name
+from kitae.console import data_name, listed
 from kitae.evaluation.intervals import paired_difference
 from kitae.recipe import flat
 from kitae.reporting import charts
@@ -90,7 +90,7 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
     best, second = ranked[:2]
     tied = [run.name for run in ranked if run.accuracy == best.accuracy]
     if len(tied) > 1:
-        first = f"{', '.join(tied[:-1])} and {tied[-1]} have the same accuracy on {where}: {share(best.accuracy)}."
+        first = f"{listed(tied)} have the same accuracy on {where}: {share(best.accuracy)}."
     else:
         first = (
             f"{best.name} is the best: {share(best.accuracy)} on {where}, {second.name} has {share(second.accuracy)}."

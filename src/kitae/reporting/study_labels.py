@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kitae.augment.spec import MixSpec
-from kitae.console import plural
+from kitae.console import listed, plural
 from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.values import finite, share, words
 
@@ -119,11 +119,7 @@ def _together(parts: Sequence[str]) -> str:
     """Several changes as one: `with A, B and C, without D`."""
     added = [part.removeprefix("with ") for part in parts if part.startswith("with ")]
     rest = [part for part in parts if not part.startswith("with ")]
-    return ", ".join([f"with {_listed(added)}", *rest] if added else rest)
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return ", ".join([f"with {listed(added)}", *rest] if added else rest)
 
 
 def _contrast(record: StudyRecord, plus: str, minus: str) -> str:
