@@ -15,8 +15,8 @@ from torch import nn
 from kitae.compression.calibrate import Ranges, calibrate
 from kitae.compression.graph import weighted_nodes
 from kitae.compression.quantize import dynamic, probabilities, sensitivity, static
+from kitae.deployment import verify
 from kitae.deployment.onnx import Card, serialize, to_onnx
-from kitae.deployment.verify import verify_integer
 from kitae.errors import CompressionError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
@@ -87,7 +87,7 @@ def test_the_comparison_would_notice(graph: onnx.ModelProto, ranges: Ranges) -> 
 
 
 @pytest.mark.parametrize("name", ["simple_cnn", "resnet8", pytest.param("resnet9", marks=pytest.mark.slow)])
-def test_networks_of_kitae(name: str) -> None:
+def test_networks_of_kitae(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = build(
         ModelSpec(name=name, **({"width": 8} if name == "resnet9" else {})), classes=4, channels=3, image_size=32
@@ -101,7 +101,8 @@ def test_networks_of_kitae(name: str) -> None:
     quantized = static(proto, ranges)
     assert_bit_for_bit(quantized, proto, "any", ranges=ranges)
     content = serialize(quantized, replace(card, precision="int8-static"))
-    assert verify_integer(content, images, floor=0.8).images == 32
+    monkeypatch.setattr(verify, "_AGREEING", 0.8)
+    assert verify.verify_integer(content, images).images == 32
     assert len(content) < 0.3 * len(serialize(proto, card))
 
 

@@ -400,8 +400,10 @@ def test_candidates_are_all_pairs_within_7_bits(seed: int, count: int, chunk: in
     for _ in range(int(rng.integers(0, 12))):
         hashes = hashes ^ (np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64))
     found = set()
-    for one, other in near._candidates(hashes, chunk):
-        found |= set(zip(one.tolist(), other.tolist(), strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "_CHUNK", chunk)
+        for one, other in near._candidates(hashes):
+            found |= set(zip(one.tolist(), other.tolist(), strict=True))
     expected = {
         (i, j)
         for i in range(count)

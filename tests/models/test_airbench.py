@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from kitae.models import starts
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
-from kitae.models.starts import whiten
 from kitae.models.structure import count_macs
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.training.distributed import World
 
 
-def test_whitened_patches_are_uncorrelated_with_the_same_variance() -> None:
+def test_whitened_patches_are_uncorrelated_with_the_same_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 34, 34), 3, 1) * torch.tensor([1.0, 2.0, 0.5]).view(
         1, 3, 1, 1
     )
     model = build(ModelSpec(name="airbench", width=8), classes=10, channels=3, image_size=32)
-    whiten(model.stem, smooth, eps=0.0)
+    monkeypatch.setattr(starts, "_EPS", 0.0)
+    starts.whiten(model.stem, smooth)
     assert not model.stem.weight.requires_grad
     out = torch.nn.functional.conv2d(smooth, model.stem.weight)
     flat = out.transpose(0, 1).flatten(1)

@@ -29,6 +29,7 @@ _FLAT = 2.0  # grey levels of standard deviation below which a thumbnail shows n
 _MAX_CANDIDATES = 200_000_000
 _MAX_PAIRS = 100_000
 _BLOCK = 1 << 14  # images compared at a time
+_CHUNK = 1 << 18  # pairs with an equal part compared at a time
 
 _FREQUENCIES = np.cos(np.pi * (2 * np.arange(32)[None] + 1) * np.arange(8)[:, None] / 64)  # DCT-II, rows of frequency
 _BITS = np.uint64(1) << np.arange(63, dtype=np.uint64)
@@ -100,9 +101,7 @@ def _whitened(thumbs: NDArray[np.uint8]) -> NDArray[np.float16]:
     return vectors
 
 
-def _candidates(
-    hashes: NDArray[np.uint64], chunk: int = 1 << 18
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _candidates(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Pairs i < j of hashes that differ in at most 7 bits, in chunks; a pair may come several times."""
     parts = np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, 4)
     ones = np.array([value.bit_count() for value in range(1 << 16)], dtype=np.uint8)
@@ -116,7 +115,7 @@ def _candidates(
             start = 0
             while start < len(values):
                 done = int(ends[start - 1]) if start else 0
-                stop = max(start + 1, int(np.searchsorted(ends, done + chunk)))
+                stop = max(start + 1, int(np.searchsorted(ends, done + _CHUNK)))
                 counts = np.diff(ends[start:stop], prepend=done)
                 one = np.repeat(np.arange(start, stop), counts)
                 within = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts)

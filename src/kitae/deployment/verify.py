@@ -37,6 +37,9 @@ _TIMES_OWN_ROUNDING = 4.0
 # A class that changes between two answers of nearly equal probability is rounding; a clear one is a wrong kernel.
 _CLEAR_MARGIN = 0.1
 
+# Smallest share of images in whose class an INT8 file must agree with its simulation in float (clear changes count).
+_AGREEING = 0.95
+
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
@@ -198,7 +201,7 @@ def verify_float(
     return parity
 
 
-def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 0.95) -> Parity:
+def verify_integer(content: bytes, images: NDArray[np.uint8]) -> Parity:
     """Accept an INT8 file if this CPU's integer kernels compute what its scales and integers define.
 
     The reference is the same graph run node by node in float: its pairs of QuantizeLinear and DequantizeLinear as they
@@ -209,7 +212,6 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
 
     Args:
         images: uint8 [N, C, H, W], real ones if there are any.
-        floor: smallest share of images on which the two must agree in their class (or nearly, as above).
 
     Raises:
         ExportError: the graph is unsound, or they agree on too few images.
@@ -220,7 +222,7 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
     simulated = file_reference(content if plain is None else plain, optimize=False)
     batch_sizes = BATCH_SIZES if plain is None else (1,)
     parity, _, _ = compare(file_reference(content), simulated, images, batch_sizes)
-    if 1.0 - parity.clear_flips / parity.images < floor:
+    if 1.0 - parity.clear_flips / parity.images < _AGREEING:
         raise ExportError(
             f"the INT8 graph gives wrong results on this CPU: {parity.clear_flips} of {parity.images} images change "
             f"their class between onnxruntime's integer kernels and the same graph in float; on a CPU without VNNI "

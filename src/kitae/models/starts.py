@@ -12,6 +12,7 @@ from kitae.errors import RecipeError
 from kitae.models.spec import ModelSpec
 
 _AT_ONCE = 1 << 24  # numbers in the patches of some images
+_EPS = 5e-4  # added to variances, so that directions without variance are not amplified
 _OWN = frozenset({"airbench"})  # networks that start in both ways by themselves
 
 
@@ -34,7 +35,7 @@ def stem_of(model: nn.Module) -> nn.Conv2d:
 
 
 @torch.no_grad()
-def whiten(stem: nn.Conv2d, images: Tensor, eps: float = 5e-4) -> None:
+def whiten(stem: nn.Conv2d, images: Tensor) -> None:
     """Set filters of the first convolution to the directions in which patches of images vary, and their negatives.
 
     Each is scaled to the same variance, and those of the largest variance come first. Filters beyond twice the number
@@ -42,7 +43,6 @@ def whiten(stem: nn.Conv2d, images: Tensor, eps: float = 5e-4) -> None:
 
     Args:
         images: as the network takes them, float [N, C, H, W].
-        eps: added to the variances, so that directions without variance are not amplified.
 
     Raises:
         RecipeError: this convolution is not applied to the images as they are.
@@ -60,7 +60,7 @@ def whiten(stem: nn.Conv2d, images: Tensor, eps: float = 5e-4) -> None:
         flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, weight[0].numel())
         moments, count = moments + flat.T @ flat, count + len(flat)
     variances, directions = torch.linalg.eigh(moments / count)
-    found = (directions / (variances + eps).sqrt()).T.flip(0)[: len(weight) // 2]
+    found = (directions / (variances + _EPS).sqrt()).T.flip(0)[: len(weight) // 2]
     # The sign of a direction is free, and differs between libraries: its largest entry is positive.
     found *= found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
     filters = torch.cat([found, -found]).reshape(-1, *weight.shape[1:])

@@ -24,6 +24,8 @@ from kitae.training.optim import build_optimizer
 from kitae.training.schedule import progressive_share
 from kitae.training.spec import ProbeSpec
 
+_REPEATS = 10  # of the parts of a training step
+
 
 @threads_restored()
 def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
 
 
 @threads_restored()
-def bench_train(recipe: Recipe, progress: Progress | None = None, repeats: int = 10) -> dict[str, Any]:
+def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
     """Time the parts of a training step of a recipe, in its own precision and at full size.
 
     Returns:
@@ -126,9 +128,9 @@ def bench_train(recipe: Recipe, progress: Progress | None = None, repeats: int =
     setup, world, batch, facts = _begun(recipe, progress)
     kind = precision.choose(world.device) if recipe.train.precision == "auto" else recipe.train.precision
     images, labels = batch.read()
-    timed = latency.measure({"data": batch.read, "augment": lambda: batch.augment(images, labels)}, repeats=repeats)
+    timed = latency.measure({"data": batch.read, "augment": lambda: batch.augment(images, labels)}, repeats=_REPEATS)
     model = setup.initial_model(world, pretrained=False)
-    times = step_times(model, recipe.train, *batch.make(), world, precisions=(kind,), steps=repeats, parts=True)[kind]
+    times = step_times(model, recipe.train, *batch.make(), world, precisions=(kind,), steps=_REPEATS, parts=True)[kind]
     seconds = {name: timed.median(name) for name in timed.seconds}
     seconds |= dict(zip(PARTS, np.median(times, axis=0).tolist(), strict=True))
     return {**facts, "precision": kind, "milliseconds": {name: 1000 * taken for name, taken in seconds.items()}}
