@@ -21,7 +21,7 @@ import kitae.runtime
 from kitae.deployment.onnx import Card, serialize
 from kitae.errors import DataError, ExportError, KitaeError
 from kitae.preprocess import PreprocessRules, decode
-from kitae.runtime import Model, content_hash, has_vnni, metadata_checksum, read_metadata
+from kitae.runtime import Model, content_hash, has_vnni, metadata_checksum, open_session, read_metadata
 from tests.images import encode, turned_by
 from tests.refusals import refused
 
@@ -173,10 +173,14 @@ def test_what_no_model_can_be_asked(call: Callable[[Path], object], words: str, 
     refused(ExportError, words, call, path)
 
 
+def metadata_of(content: bytes) -> dict[str, Any]:
+    return read_metadata(content, "model.onnx", open_session(content))
+
+
 def test_every_truncation_is_refused(path: Path) -> None:
     content = path.read_bytes()
     for length in range(len(content)):
-        refused(ExportError, "", read_metadata, content[:length])
+        refused(ExportError, "", metadata_of, content[:length])
 
 
 def stamped(metadata: object) -> bytes:
@@ -192,7 +196,7 @@ def as_written(**changes: object) -> bytes:
 
 
 def test_metadata_has_a_checksum_of_its_own(path: Path) -> None:
-    metadata = read_metadata(path.read_bytes())
+    metadata = Model(path).metadata
     assert metadata["checksum"] == metadata_checksum(metadata)
 
 
@@ -208,7 +212,7 @@ def renamed(graph: onnx.GraphProto) -> None:
 
 
 OURS = serialize(colour_graph(), CARD)
-SAID = read_metadata(OURS)
+SAID = metadata_of(OURS)
 SCALE = OURS.index(np.float32(0.02).tobytes())
 
 

@@ -265,20 +265,17 @@ def answers(session: onnxruntime.InferenceSession, batches: Iterable[NDArray[np.
     return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0] for batch in batches])
 
 
-def read_metadata(
-    content: bytes, name: str = "model.onnx", session: onnxruntime.InferenceSession | None = None
-) -> dict[str, Any]:
+def read_metadata(content: bytes, name: str, session: onnxruntime.InferenceSession) -> dict[str, Any]:
     """The JSON object that an exported file carries, after its hashes were checked.
 
     Args:
         content: the whole file.
         name: what errors call it.
-        session: the file in ONNX Runtime, if it was opened already.
+        session: the file in ONNX Runtime.
 
     Raises:
-        ExportError: not an ONNX file, not one of ours, cut short, damaged, or of a newer format.
+        ExportError: not one of ours, damaged, or of a newer format.
     """
-    session = open_session(content, name=name) if session is None else session
     try:
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:

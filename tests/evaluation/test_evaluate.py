@@ -274,9 +274,6 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
     assert float(back.schema.metadata[b"temperature"]) == 2.5
 
 
-def test_predictions_of_new_images_have_no_label() -> None:
-    table = predictions_table(["x"], None, np.zeros((1, 3)), CLASSES)
-    assert table["label"].to_pylist() == [None]
-    assert table["predicted"].to_pylist() == ["ant"]
+def test_predictions_need_a_name_of_each_image() -> None:
     with pytest.raises(DataError, match="need 1 names and 3 classes, not 2 and 3"):
-        predictions_table(["x", "y"], None, np.zeros((1, 3)), CLASSES)
+        predictions_table(["x", "y"], [0], np.zeros((1, 3)), CLASSES)

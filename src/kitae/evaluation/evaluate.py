@@ -236,20 +236,16 @@ def _within(interval: intervals.Interval | None, high: float = math.inf) -> inte
 
 
 def predictions_table(
-    names: Sequence[str],
-    labels: ArrayLike | None,
-    logits: ArrayLike,
-    classes: Sequence[str],
-    temperature: float = 1.0,
+    names: Sequence[str], labels: ArrayLike, logits: ArrayLike, classes: Sequence[str], temperature: float = 1.0
 ) -> pa.Table:
     """One row an image, with the columns that `Run.predictions` describes.
 
     The class names, in the order of the probabilities, are in the table's metadata under `classes` (JSON), beside
-    `temperature`. Without labels (new images) the label column is null.
+    `temperature`.
 
     Args:
         names: N paths or names.
-        labels: int [N] or None.
+        labels: int [N].
         logits: float [N, K].
         classes: K names.
 
@@ -273,7 +269,7 @@ def predictions_table(
     table = pa.table(
         {
             "name": pa.array([printable(name) for name in names], pa.string()),
-            "label": pa.array(words[truth] if labels is not None else [None] * len(values), pa.string()),
+            "label": pa.array(words[truth], pa.string()),
             "predicted": pa.array(words[predicted], pa.string()),
             "confidence": pa.array(chances[np.arange(len(values)), predicted].astype(np.float32), pa.float32()),
             "probabilities": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
