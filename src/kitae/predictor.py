@@ -86,10 +86,7 @@ class Predictor:
         """Classify images as the evaluation did: same precision, temperature and views.
 
         Args:
-            images: one image or several, each a path (of a file or a folder), an open binary file, bytes, a Pillow
-                image or a uint8 array [H, W] or [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's
-                size. (A large JPEG given as a path or bytes is decoded at reduced size, as in training; a Pillow image
-                is decoded at full size.)
+            images: one or several, see `preprocess.ImageLike`; or one uint8 array [N, C, H, W] at the model's size.
             show: as in `logits`.
 
         Raises:

@@ -172,11 +172,7 @@ class Model:
         """Classify images.
 
         Args:
-            images: one image or several, each a path (of a file or a folder), an open binary file, the bytes, a Pillow
-                image, or a uint8 array [H, W] or [H, W, C] of any size; all are oriented, converted and resized as in
-                training. (A large JPEG gives the same bits only as a path or bytes: a Pillow image is decoded at full
-                size, while training decodes at reduced size.) Or one uint8 array [N, C, H, W] that is already at the
-                model's size.
+            images: one or several, see `preprocess.ImageLike`; or one uint8 array [N, C, H, W] at the model's size.
             batch_size: images per call of the graph. Memory grows with it; the results do not depend on it (files of
                 precision int8-dynamic scale their activations by the batch, so they always take one image at a time).
 

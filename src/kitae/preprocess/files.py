@@ -21,6 +21,11 @@ with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
 
 Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]"
+"""A path (of a file or a folder), an open binary file, bytes, a Pillow image, or an array [H, W] or [H, W, C] of uint8.
+
+It may be of any size, and is oriented, converted and resized as in training. A large JPEG gives the same bits only as a
+path or bytes: a Pillow image is decoded at full size, while training decodes at reduced size.
+"""
 
 MAX_PIXELS = 178_956_970  # the limit of Pillow itself; a phone with 200 megapixels saves 12 or 50 by default
 
