@@ -129,7 +129,7 @@ class Owned:
     def locked(self, folder: Path, *, check: bool = False) -> Iterator[None]:
         """Create the folder if necessary, and lock it for this process. The lock ends with the process; its file stays.
 
-        A folder that was made for nothing, since an error came before the first file, is removed.
+        If an error occurs before the first file is written, the new folder is removed.
 
         Args:
             check: `check` the folder first, so that no lock is left in one that is not ours.

@@ -257,8 +257,8 @@ class Run:
               `best_epoch`, and how many images it was `trained_on`
             - `temperature` of the calibration; `precision` of the evaluation; `train_precision`; `tta`; `best_epoch`,
               from 1 (0 is the probe)
-            - `duplicates`: `images` that have the pixels of another one, in so many `groups`, and those of `val` and
-              `test` with the pixels of an image that was trained (or validated) on
+            - `duplicates`: `images` that have the pixels of another one and the number of their `groups`; those of
+              `val` and `test` with the pixels of an image that was trained (or validated) on
             - `groups`: how many there are in each split, if the images have groups
             - `test_openings`: how often test was opened
 

@@ -101,7 +101,7 @@ def _levels(fill: Fill, name: str = "fill") -> list[float]:
 def _window(
     images: Any, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike, least: int, what: str
 ) -> list[NDArray[np.float64]]:
-    """Top, left, height and width inside the image, of at least so many pixels."""
+    """Top, left, height and width inside the image, of at least `least` pixels."""
     n, _, h, w = _count(images)
     rows = _numbers(height, "height", n, least, h, whole=True)
     columns = _numbers(width, "width", n, least, w, whole=True)

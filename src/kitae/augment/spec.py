@@ -104,5 +104,5 @@ class AugmentSpec(Spec):
         return tuple(out)
 
     def ops(self) -> tuple[Op, ...]:
-        """The ops, built."""
+        """An op for each entry of `train`."""
         return tuple(make_op(entry) for entry in self.train)

@@ -83,7 +83,7 @@ def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: b
         console.say(f"and {len(written.left_out) - _SHOWN:,} more")
     console.say(f"{written.path}: {written.kept:,} images, {len(written.left_out):,} left out")
     if written.lost:
-        console.say(f"classes of which no image is left: {', '.join(written.lost)}")
+        console.say(f"classes with no images left: {', '.join(written.lost)}")
     if written.classes > 1:
         console.say(f"next: kitae train {shlex.quote(str(written.path))}")
     else:

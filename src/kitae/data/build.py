@@ -299,7 +299,7 @@ def _resolve(job: Job, all_headers: bool = False) -> tuple[PreprocessRules, bool
     source, request = job.source, job.request
     size, channels, crop_pct = request["image_size"], request["channels"], request["crop_pct"]
     store_size = request["store_size"] if request["fixed"] else None
-    open_question = not request["fixed"] and not isinstance(source, ShardSource)  # of which no pixels are kept
+    open_question = not request["fixed"] and not isinstance(source, ShardSource)  # shards keep no pixels
     tiny = False
 
     def large(one: tuple[int, int]) -> bool:  # neither tiny nor what the network takes

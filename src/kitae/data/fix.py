@@ -36,7 +36,7 @@ class Fixed:
         kept: number of images in it.
         left_out: (name, reason) of the others.
         classes: number of classes in it.
-        lost: classes of which no image is left.
+        lost: classes with no images left.
     """
 
     path: Path

@@ -32,7 +32,6 @@ class Ratio:
     interval: intervals.Interval | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {"ratio": self.value, "ratio_interval": _as_list(self.interval)}
 
 

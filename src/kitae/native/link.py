@@ -64,8 +64,6 @@ as_u16 = _pointer(types.CPointer(types.uint16))
 
 @intrinsic
 def address_of(typingctx: Any, pointer: Any) -> Any:
-    """The address of a pointer as int64."""
-
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ptrtoint(args[0], _I64)
 
@@ -105,7 +103,7 @@ def _call(count: int) -> Any:
     return call
 
 
-call6, call7 = map(_call, (6, 7))  # the function at an address, with so many int64
+call6, call7 = map(_call, (6, 7))  # the function at an address, taking n int64
 
 
 @_intrinsic(types.int64, types.int64, types.int64)
@@ -215,7 +213,7 @@ def _move(count: int, reverse: bool) -> Any:
     return move
 
 
-move64, move32, move16 = (_move(n, False) for n in (64, 32, 16))  # so many bytes from one address to another
+move64, move32, move16 = (_move(n, False) for n in (64, 32, 16))  # n bytes from one address to another
 turn64, turn32, turn16 = (_move(n, True) for n in (64, 32, 16))  # the same, the last byte first
 
 

@@ -15,7 +15,7 @@ def share(count: int, work: Callable[[int], None], threads: int | None = None) -
     each call, so that none is left behind at a fork. Raises what the first place that fails raises.
     """
     threads = min(threads or processors(), count)
-    places = iter(range(count))  # of which `next` is atomic
+    places = iter(range(count))  # `next` on it is atomic
     failed: dict[int, BaseException] = {}
 
     def take() -> None:

@@ -57,7 +57,7 @@ class Facts:
 
     @property
     def images(self) -> int:
-        """All images."""
+        """Number of images of all classes."""
         return sum(self.counts)
 
     @property

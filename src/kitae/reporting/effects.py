@@ -1,6 +1,6 @@
 """The effects of a study on one metric: their numbers, as computed and as in effects.json, and their words.
 
-The same words stand in the terminal, in effects.json and on pages.
+The terminal, effects.json and the pages use the same words.
 """
 
 from __future__ import annotations

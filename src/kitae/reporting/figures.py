@@ -38,7 +38,7 @@ def grid_figure(
     Args:
         rows: at least one image, of any sizes.
         row_titles: one a row; column_titles: one a column of the longest row.
-        captions: for each image up to two lines that stand below it.
+        captions: for each image up to two lines below it.
         columns: cells the width is divided into, at least the longest row.
     """
     wide = max(columns, *map(len, rows))

@@ -172,7 +172,7 @@ class Split(Record):
 
 
 class Evaluation(Record):
-    """evaluation.json."""
+    """What evaluation.json says, as far as pages show it."""
 
     test: Split | None = None
     out_of_fold: Split | None = None

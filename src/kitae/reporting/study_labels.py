@@ -39,7 +39,7 @@ _FIELDS: dict[str, Callable[[Any], str]] = {
     "data.balance": lambda v: _BALANCE.get(v, "without balanced classes"),
     "after.prune.ratio": lambda v: f"with {share(v, 0)} of the weights pruned" if v else "without pruning",
 }  # fmt: skip
-_MOST = 4  # changes that are listed; more are told by the variant's name
+_MOST = 4  # changes that are listed; with more, the variant's name is shown
 _NAMES = {"full": "with everything", "strong": "with strong augmentation", "weak": "with weak augmentation"}
 
 
@@ -56,8 +56,8 @@ def effect_label(record: StudyRecord, name: str) -> str:
     parts = name.split(" x ")
     if not all(part in levels for part in parts):
         return _named(name)
-    told = [_level(record, *levels[part]) or f"with {_named(part)}" for part in parts]
-    return told[0] if len(told) == 1 else " × ".join(map(_bare, told))
+    labels = [_level(record, *levels[part]) or f"with {_named(part)}" for part in parts]
+    return labels[0] if len(labels) == 1 else " × ".join(map(_bare, labels))
 
 
 def variant_labels(record: StudyRecord) -> dict[str, str]:
@@ -92,7 +92,7 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
     """
     parts: list[str] = []
     for field, value in overrides.items():
-        found = _told(field, value)
+        found = _changes_of(field, value)
         unknown = field not in (*_FIELDS, "augment.train", "augment.mix") and not isinstance(value, Mapping | list)
         if not found and unknown and len(overrides) == 1:
             found = [f"with {field} {words(value)}"]
@@ -170,7 +170,7 @@ def _switched(record: StudyRecord, name: str) -> str:
     return f"with {' + '.join(_bare(_level(record, factor, 1) or _named(factor)) for factor in on)}"
 
 
-def _told(field: str, value: Any) -> list[str]:
+def _changes_of(field: str, value: Any) -> list[str]:
     """What a field of a recipe changes, one part for each change; empty if it has no words."""
     last = field.rpartition(".")[2]
     if field == "augment.train":

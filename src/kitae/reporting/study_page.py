@@ -76,7 +76,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
 
 
 def _sentences(record: StudyRecord) -> list[str]:
-    """The sentences on the effects, told with their labels, and the notes that follow them."""
+    """The sentences on the effects, with their labels, and the notes that follow them."""
     found, seeds, runs = record.main.effects, len(record.seeds), record.runs.planned
     told = []
     for place, effect in enumerate(found):

@@ -310,7 +310,7 @@ def interval_mark(
 
 
 def _beside(text: str, room: float) -> list[str]:
-    """A label in lines, of which the last has `room` beside a value; cut after two lines."""
+    """A label as one or two lines; the last leaves `room` for a value."""
     head: list[str] = []
     rest = text.split(" ")
     while text_width(" ".join(rest)) > room and text_width(" ".join([*head, rest[0]])) <= WIDTH - 20 and len(rest) > 1:

@@ -119,7 +119,7 @@ def points_lost(drop: Any, interval: Any) -> Cell:
 
 @_known
 def probability(value: float) -> str:
-    """A p-value."""
+    """A p-value: `0.034`, `<0.001`."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 

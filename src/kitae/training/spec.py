@@ -116,7 +116,7 @@ class ScheduleSpec(Spec):
     Attributes:
         name: `cosine`: after warm-up, half a cosine down (Loshchilov 2017); `one_cycle`: linear up, then linear down
             (Smith 2018); `step`: after warm-up, lower at each milestone; `constant`: after warm-up, the peak.
-        warmup_epochs: linear warm-up of so many epochs, half of the run at most (cosine, step, constant).
+        warmup_epochs: number of epochs of linear warm-up, half of the run at most (cosine, step, constant).
         final: the rate at the end, as a share of the peak (cosine, one_cycle).
         peak_at: where the peak is, as a fraction of the run (one_cycle).
         milestones: where the rate falls, as increasing fractions of the run (step).
