@@ -368,11 +368,12 @@ def test_effects_of_shipped_studies_are_told_in_words(name: str) -> None:
 
 
 def test_contrasts_that_study_yaml_does_not_tell_keep_their_names(tmp_path: Path) -> None:
-    whole = StudyRecord.open(PUBLISHED[4])
+    folder = next(one for one in PUBLISHED if one.name == "ledger-small")
+    whole = StudyRecord.open(folder)
     assert whole is not None
     for text in ("{", "study: {contrasts: 3}", "study: {contrasts: {cutmix over mixup: [mixup]}}"):
         (tmp_path / "study.yaml").write_text(text)
-        (tmp_path / "effects.json").write_bytes((PUBLISHED[4] / "effects.json").read_bytes())
+        (tmp_path / "effects.json").write_bytes((folder / "effects.json").read_bytes())
         found = StudyRecord.open(tmp_path)
         assert found is not None
         assert study_labels.effect_label(found, "cutmix over mixup") == "cutmix over mixup"
