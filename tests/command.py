@@ -47,6 +47,7 @@ def kitae(home: Path, *words: object, code: int = 0, columns: int = 80) -> Done:
 def refused(home: Path, *words: object) -> str:
     """The one line of a command that cannot be done, without its `error: `."""
     error = kitae(home, *words, code=2).stderr
+    error = re.sub(r"^starting: kitae .+\n", "", error)  # where standard output is for the result
     error = re.sub(r"^\w+ images: \d+ of \d+\n", "", error, flags=re.MULTILINE)  # printed where a machine is slow
     assert error.startswith("error: ")
     assert error.count("\n") == 1

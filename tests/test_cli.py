@@ -32,6 +32,7 @@ from kitae import cli, console
 from kitae.cli.app import write_page
 from kitae.errors import DataError, KitaeError, RecipeError
 from kitae.recipe import Recipe
+from kitae.run import Run
 from tests.command import kitae, refused
 from tests.images import write_folder, write_parquet
 
@@ -616,6 +617,60 @@ def test_long_commands_say_at_once_that_they_began(home: Path, words: list[str])
     assert kitae(home, *words, code=2).stdout == f"starting: kitae {' '.join(words)}\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["predict missing x.png", "predict missing.onnx x.png", "evaluate missing", "export missing", "bench missing.yaml",
+     "bench train missing.yaml", "bench precision missing.yaml", "show augment missing/"],
+)  # fmt: skip
+def test_commands_whose_output_is_piped_say_it_on_standard_error(home: Path, words: str) -> None:
+    for more in ((), ("--json",)) if words.split()[0] not in ("export", "show") else ((),):
+        done = kitae(home, *words.split(), *more, code=2)
+        assert done.stdout == ""
+        began, error = done.stderr.splitlines()
+        assert began == f"starting: kitae {words.removesuffix(' x.png')}"
+        assert error.startswith("error: ")
+
+
+def test_a_terminal_shows_at_once_that_a_command_runs_and_erases_it(home: Path, run: Path, pictures: Path) -> None:
+    seen = on_terminal(home, "predict", run, pictures)
+    shown, _, rest = seen.partition("\n")  # the line, before anything that ends one
+    assert "running: kitae predict" in shown
+    assert "\x1b[2K" in rest.partition("image")[0], "it is erased before the table"
+    assert "starting" not in seen
+
+
+def test_a_status_is_one_line_that_ends_with_the_first_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, shown = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=told, force_terminal=True))
+    monkeypatch.setattr(console, "errors", Console(file=shown, force_terminal=True, width=40, soft_wrap=True))
+    with console.status("predict " + "[x]" * 40):
+        assert "running: kitae predict [x]" in shown.getvalue()
+        assert "…" in shown.getvalue()
+        assert "\x1b[2K" not in shown.getvalue()
+        console.say("a result")
+        assert shown.getvalue().endswith("\x1b[2K")
+        ended = shown.getvalue()
+    assert shown.getvalue() == ended
+    assert told.getvalue() == "a result\n"
+    with pytest.raises(KitaeError), console.status("evaluate x"):
+        raise KitaeError("no")
+    assert shown.getvalue().endswith("\x1b[2K")
+
+
+def test_evaluate_counts_the_images_that_it_decodes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def open_store(self: Run, progress: Any = None) -> None:
+        given.append(progress)
+        raise KitaeError("enough")
+
+    monkeypatch.setattr(Run, "open_store", open_store)
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    with pytest.raises(KitaeError, match="enough"):
+        Run.open(run).evaluate("val")
+    assert callable(given[0])
+
+
 def test_study_plan_and_list(home: Path) -> None:
     assert "mixing" in kitae(home, "study").stdout
     out = kitae(home, "study", "mixing", "--tiny", "--plan", "--set", "data.source=fashion-mini").stdout
@@ -721,7 +776,7 @@ def test_progress_is_not_among_the_predictions(
     classify(0.25, 0.75)
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == "image\tclass\tbest 2"
-    assert said.err == "classifying images: 1 of 1\n"
+    assert re.fullmatch(r"starting: kitae predict .+m\.onnx\nclassifying images: 1 of 1\n", said.err)
 
 
 def test_names_beyond_the_basic_plane_reach_the_data(home: Path) -> None:

@@ -315,14 +315,14 @@ def test_the_runtime_extra_is_enough(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
     done = run(kitae, "predict", path, red, blue, "--out", "all.csv")
-    assert (done.returncode, done.stderr) == (0, "written to all.csv\n")
+    assert (done.returncode, done.stderr) == (0, f"starting: kitae predict {path}\nwritten to all.csv\n")
     assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["class", "red", "blue"]
     shares = [[float(x) for x in line.split(",")[2:]] for line in (tmp_path / "all.csv").read_text().splitlines()[1:]]
     np.testing.assert_allclose(shares, Model(path).predict([red, blue]).probabilities, atol=1e-5)
 
     done = run(kitae, "train", "fashion-mini")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "starting: kitae train fashion-mini\n")
     assert done.stderr.strip() == f"error: torch is not installed: pip install '{root}[train]'"
     done = run(kitae, "predict", path, red, "--out", "all.parquet")
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: pyarrow is not installed: pip install '{root}[train]'"
+    assert done.stderr.splitlines()[-1] == f"error: pyarrow is not installed: pip install '{root}[train]'"

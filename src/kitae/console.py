@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +31,7 @@ _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _json = False  # whether only `answer` prints to standard output
+_shown: Live | None = None  # the line of `status`, until something is printed
 
 
 def interactive() -> bool:
@@ -44,6 +46,7 @@ def printable(name: object) -> str:
 
 def say(text: str) -> None:
     """Print text without interpreting markup, since it may contain file and class names."""
+    _clear()
     console.print(printable(text), markup=False)
 
 
@@ -54,6 +57,7 @@ def reporter(given: Callable[[str], None] | None) -> Callable[[str], None]:
 
 def remark(text: str) -> None:
     """Print a remark that is not part of a command's result: to standard error where the output is piped."""
+    _clear()
     (console if interactive() else errors).print(printable(text), markup=False)
 
 
@@ -61,6 +65,37 @@ def starting(command: str, *, bar: bool = False) -> None:
     """Print the command before its imports, which take seconds; not on a terminal where a progress bar will show it."""
     if not (bar and console.is_terminal):
         say(f"starting: kitae {command}")
+
+
+@contextmanager
+def status(command: str) -> Iterator[None]:
+    """Show the command on standard error before its imports, which take seconds; standard output is for its result.
+
+    On a terminal the line is erased when anything is printed, or at the end. Nothing moves in it, so that it takes no
+    time from what is measured.
+    """
+    global _shown
+    if errors.is_terminal:
+        line = Text(printable(f"running: kitae {command} ..."))
+        line.truncate(errors.width - 1, overflow="ellipsis")  # what a terminal wraps could not be erased
+        _shown = Live(
+            line, console=errors, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        _shown.start(refresh=True)
+    else:
+        errors.print(printable(f"starting: kitae {command}"), markup=False)
+    try:
+        yield
+    finally:
+        _clear()
+
+
+def _clear() -> None:
+    """Erase the line of `status`."""
+    global _shown
+    if _shown is not None:
+        _shown.stop()
+        _shown = None
 
 
 def error(text: str) -> None:
@@ -89,6 +124,7 @@ def answer(value: Any) -> None:
         value: anything that `files.plain` takes; NaN and infinity become null.
     """
     if _json:
+        _clear()
         sys.stdout.write(printable(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
@@ -102,6 +138,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1)
     """
     if _json:
         return
+    _clear()
     if not interactive():
         for line in (*([title] if title else []), *map(_separated, [columns, *rows])):
             console.file.write(printable(line) + "\n")  # rich would write spaces for tabs
@@ -239,6 +276,7 @@ def counting(what: str) -> Iterator[Any]:
 
         def drawn(done: int, total: int) -> None:
             # Shown only while counting, since an idle bar would pulse next to the training bar.
+            _clear()
             bar.update(job, completed=done, total=total)
             if done < total:
                 bar.start()

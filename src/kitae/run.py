@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitae import views
+from kitae import console, views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
 from kitae.files import read_json, read_json_lines, require_format, write_json, write_json_lines, write_parquet
@@ -470,7 +470,9 @@ class Run:
             raise RecipeError(f"split: {split!r} must be train, val or test")
         if split == "test":
             self.require_finished()
-        predictor, store = self.predictor(tta=tta), self.open_store()
+        predictor = self.predictor(tta=tta)
+        with console.counter(None, "decoding images") as progress:
+            store = self.open_store(progress)
         splits = self.splits(store)
         if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
             problem = f"split: {self.path} has no {split} images (data.folds)"

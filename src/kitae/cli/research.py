@@ -221,19 +221,21 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
         data: A folder, a .parquet or a .csv file, or a source as in a recipe's data.source.
         out: The folder for the pictures.
     """
-    import numpy as np
+    with console.status(f"show augment {data}"):
+        import numpy as np
 
-    from kitae.data.splits import make_splits
-    from kitae.data.store import open_store
-    from kitae.pipelines.facts import framed
-    from kitae.reporting.gallery import draw_gallery
+        from kitae.data.splits import make_splits
+        from kitae.data.store import open_store
+        from kitae.pipelines.facts import framed
+        from kitae.reporting.gallery import draw_gallery
 
-    spec = framed(data_spec(data, set_), _GALLERY_SIZE)
-    with console.counting("decoding images") as progress:
-        store = open_store(spec, progress=progress)
-    train = make_splits(store, spec).train
-    rows = np.concatenate([train[store.labels[train] == label][:8] for label in range(len(store.classes))])
-    for file in draw_gallery(store.images[rows], store.labels[rows], store.classes, out, seed):
+        spec = framed(data_spec(data, set_), _GALLERY_SIZE)
+        with console.counting("decoding images") as progress:
+            store = open_store(spec, progress=progress)
+        train = make_splits(store, spec).train
+        rows = np.concatenate([train[store.labels[train] == label][:8] for label in range(len(store.classes))])
+        files = draw_gallery(store.images[rows], store.labels[rows], store.classes, out, seed)
+    for file in files:
         console.say(str(file))
 
 
@@ -301,9 +303,10 @@ def bench_precision(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> N
 
     Example: kitae bench precision cifar10-quick
     """
-    from kitae.pipelines.bench import bench_precision as run_bench
+    with console.status(f"bench precision {recipe}"):
+        from kitae.pipelines.bench import bench_precision as run_bench
 
-    facts, title = _benched(run_bench, recipe, set_)
+        facts, title = _benched(run_bench, recipe, set_)
     rows = []
     for name, row in facts["precisions"].items():
         low, high = row["interval"]
@@ -327,9 +330,10 @@ def bench_train(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> None:
 
     Example: kitae bench train cifar10-quick
     """
-    from kitae.pipelines.bench import bench_train as run_bench
+    with console.status(f"bench train {recipe}"):
+        from kitae.pipelines.bench import bench_train as run_bench
 
-    facts, title = _benched(run_bench, recipe, set_)
+        facts, title = _benched(run_bench, recipe, set_)
     times = facts["milliseconds"]
     whole = sum(times.values())
     rows = [[name, f"{time:.2f}", f"{100 * time / whole:.1f} %"] for name, time in times.items()]
@@ -344,9 +348,10 @@ def bench(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> None:
 
     Example: kitae bench cifar10-quick
     """
-    from kitae.pipelines.bench import bench as run_bench
+    with console.status(f"bench {recipe}"):
+        from kitae.pipelines.bench import bench as run_bench
 
-    facts, title = _benched(run_bench, recipe, set_)
+        facts, title = _benched(run_bench, recipe, set_)
     times, copy = facts["milliseconds"], facts["milliseconds"]["copy"]
     words = {"copy": "plain copy to float (the limit)", "gather": "reading the batch", "augment": "augmenting it"}
     parts = [(words[name], f"{time:.2f}", time, f"{copy / time:.2f}") for name, time in times.items()]

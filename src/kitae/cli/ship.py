@@ -125,10 +125,11 @@ def export(run: Path, *, out: Path | None = None) -> None:
         run: A run folder.
         out: The file; default RUN.onnx.
     """
-    from kitae.pipelines.export import export as run_export
-    from kitae.run import Run
+    with console.status(f"export {run}"):
+        from kitae.pipelines.export import export as run_export
+        from kitae.run import Run
 
-    opened = Run.open(run)
-    written = run_export(opened, out)
+        opened = Run.open(run)
+        written = run_export(opened, out)
     note_unfinished(opened)
     console.say(f"{written.path}: {console.size(written.path.stat().st_size)}, verified against PyTorch")

@@ -162,10 +162,11 @@ def evaluate(
         split: The images to measure on.
         tta: Test-time augmentation, averaged in probability space; default is the recipe's.
     """
-    from kitae.run import Run
+    with console.status(f"evaluate {run}"):
+        from kitae.run import Run
 
-    opened = Run.open(run)
-    result = opened.evaluate(split, tta)
+        opened = Run.open(run)
+        result = opened.evaluate(split, tta)
     console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
     rows = [
         [name, console.percent(entry["accuracy"], entry["accuracy_interval"]), str(entry["count"])]
@@ -203,34 +204,35 @@ def predict(
         top: How many classes to show for an image.
         on_corrupt: What to do with an unreadable image: stop, or skip it and list it at the end.
     """
-    from kitae.preprocess import list_images
+    with console.status(f"predict {model}"):
+        from kitae.preprocess import list_images
 
-    if top < 1:
-        raise RecipeError("--top: must be at least 1")
-    if out is not None:
-        _check_out(out)
-    if kind_of(model) == "compression":
-        # Not by CompressionResult: this must work where PyTorch is not installed.
-        inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
-        raise CompressionError(
-            f"{model}: is a compression folder; use its model file: kitae predict {shlex.quote(str(inner))} IMAGES"
-        )
-    wanted = list_images(images)
-    if model.suffix == ".onnx":
-        from kitae.runtime import Model
+        if top < 1:
+            raise RecipeError("--top: must be at least 1")
+        if out is not None:
+            _check_out(out)
+        if kind_of(model) == "compression":
+            # Not by CompressionResult: this must work where PyTorch is not installed.
+            inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
+            raise CompressionError(
+                f"{model}: is a compression folder; use its model file: kitae predict {shlex.quote(str(inner))} IMAGES"
+            )
+        wanted = list_images(images)
+        if model.suffix == ".onnx":
+            from kitae.runtime import Model
 
-        with warnings.catch_warnings(record=True) as noted:
-            warnings.simplefilter("always", UserWarning)
-            trained: Any = Model(model)
-        for warning in noted:
-            console.remark(f"note: {warning.message}")
-    else:
-        from kitae.run import Run
+            with warnings.catch_warnings(record=True) as noted:
+                warnings.simplefilter("always", UserWarning)
+                trained: Any = Model(model)
+            for warning in noted:
+                console.remark(f"note: {warning.message}")
+        else:
+            from kitae.run import Run
 
-        run = Run.open(model)
-        trained = run.predictor()  # loads the weights once
-        note_unfinished(run)
-    files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
+            run = Run.open(model)
+            trained = run.predictor()  # loads the weights once
+            note_unfinished(run)
+        files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
     classes = trained.classes
     rows, found = [], []
     for file, shares in zip(files, probabilities, strict=True):
