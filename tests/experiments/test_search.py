@@ -17,6 +17,8 @@ from PIL import Image
 pytest.importorskip("optuna")
 
 import kitae as kt
+from kitae import console
+from kitae.cli import research
 from kitae.console import rough_duration
 from kitae.data.spec import DataSpec
 from kitae.data.splits import make_splits
@@ -120,6 +122,20 @@ def test_a_search_that_finds_something_wins_on_fresh_seeds(tmp_path: Path, monke
     assert opened.rematch is not None
     assert opened.rematch.effects.equals(result.rematch.effects)
     assert opened.data() == result.data() == content
+
+
+def test_a_search_is_a_table_for_programs_and_text_for_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(tmp_path / "s", arms=len(PRESETS) + 1)
+    research._print_result(result)
+    head, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert head == ["arm", "epochs", "val.accuracy", "state", "ops"]
+    assert [len(row) for row in rows] == [5] * (len(PRESETS) + 1) + [1, 1]
+    assert rows[-1] == [result.verdict]
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    research._print_result(result)
+    assert capsys.readouterr().out == result.table() + "\n"
 
 
 def test_a_search_that_is_damaged_or_not_finished_is_not_opened(tmp_path: Path) -> None:

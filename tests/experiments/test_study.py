@@ -124,6 +124,32 @@ def test_a_study_measures_what_is_there(
     assert curve["val_accuracy"]["low"][2] <= curve["val_accuracy"]["mean"][2] <= curve["val_accuracy"]["high"][2]
 
 
+def test_a_study_is_tables_for_programs_and_text_for_people(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(folder, make(claims={"mix": CLAIM}, seeds=[0, 1]))
+    research._print_result(result)
+    lines = capsys.readouterr().out.splitlines()
+    tables: list[list[list[str]]] = [[]]
+    for cells in (line.split("\t") for line in lines):
+        if len(cells) > 1:
+            tables[-1].append(cells)
+        elif tables[-1]:
+            tables.append([])
+    variants, effects, claims = tables[:3]
+    assert variants[0][:3] == ["variant", "n", "test.accuracy"]
+    assert [row[0] for row in variants[1:]] == ["none", "only smoothing", "only mixing"]
+    assert effects[0] == ["effect", "estimate", "95 % interval", "p", "n"]
+    assert [row[0] for row in effects[1:]] == ["smoothing", "mixing"]
+    assert claims[0] == ["claim", "measured", "verdict"]
+    assert all(len(row) == len(table[0]) for table in (variants, effects, claims) for row in table)
+    assert not any("---" in line for line in lines)
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    research._print_result(result)
+    assert capsys.readouterr().out == result.table() + "\n"
+    assert "effect     estimate" in result.table(), "aligned"
+
+
 def test_everything_is_written_down_before_the_first_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     original = fake_train.measure

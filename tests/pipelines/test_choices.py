@@ -65,7 +65,7 @@ def test_a_folder_of_any_name_is_the_source(here: Path, name: str, monkeypatch: 
 
     def noted(recipe: str, out: Path, *overrides: str, **_: object) -> SimpleNamespace:
         given.extend(overrides)
-        return SimpleNamespace(data=dict, table=str, path=out)
+        return SimpleNamespace(data=dict, parts=list, path=out)
 
     monkeypatch.setattr("kitae.experiments.search.search", noted)
     research.search(name, out=here / "search")

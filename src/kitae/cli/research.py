@@ -101,11 +101,23 @@ def _study(
         return
     result = study(spec, out, *assignments, overwrite=overwrite, executor=cluster, report=console.say, **options)
     console.answer({"path": result.path, **result.data()})
-    console.say(result.table())
+    _print_result(result)
     console.say(f"everything is in {result.path}")
     write_page(result.path, browser=browser)
     if len(result.failed) == len(result.runs):
         sys.exit(1)
+
+
+def _print_result(result: Any) -> None:
+    """Print the result of a study or a search: as text on a terminal, else its tables as tab-separated values."""
+    if console.interactive():  # as text its tables may be wider than the terminal, and can be copied from it
+        console.say(result.table())
+        return
+    for part in result.parts():
+        if isinstance(part, str):
+            console.say(part)
+        else:
+            console.table("", *part)
 
 
 def _ray(address: str | None, gpus: float) -> Any:
@@ -204,7 +216,7 @@ def search(
         report=console.say,
     )  # fmt: skip
     console.answer({"path": result.path, **result.data()})
-    console.say(result.table())
+    _print_result(result)
     console.say(f"the winner's recipe is {out / 'winner.yaml'}")
 
 

@@ -197,11 +197,15 @@ class StudyResult:
 
     def table(self) -> str:
         """The result as text: variants, effects, noise, sentences, claims, and the runs that failed."""
+        return wording.text(self.parts())
+
+    def parts(self) -> list[str | wording.Table]:
+        """What `table` shows, one by one: lines, and tables as a head and rows."""
         spec, main = self.spec, self.analyses[self.spec.metric]
         pairs = zip(self.design.compared, main.effects, strict=True)
         tested = len({compared for compared, effect in pairs if not math.isnan(effect.p)})
         what = f"{spec.metric} in {main.unit}" if main.unit else spec.metric
-        parts = [
+        parts: list[str | wording.Table] = [
             f"{spec.name}: {spec.design}, {len(self.design.variants)} variants x {plural(len(spec.seeds), 'seed')}, "
             f"{len(self.finished)} of {len(self.runs)} runs finished",
             f"{what}; 95 % intervals, covering {main.covers}; p after Holm over {plural(tested, 'effect')}",
@@ -225,7 +229,7 @@ class StudyResult:
             parts += ["", wording.claims_table(claims)]
         parts += wording.runs_lines(self.failed, "did not finish, not included above:")
         without = f"finished without a finite {spec.metric}, left out of its effects:"
-        return "\n".join(parts + wording.runs_lines(self.numberless, without))
+        return parts + wording.runs_lines(self.numberless, without)
 
     def data(self) -> dict[str, Any]:
         """What effects.json holds; plain values."""

@@ -14,7 +14,7 @@ from kitae.errors import TrainingError, one_line
 from kitae.experiments.folder import read_settings
 from kitae.experiments.result import StudyResult
 from kitae.experiments.space import Parameters, apply
-from kitae.experiments.wording import columns
+from kitae.experiments.wording import Table, text
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
 from kitae.recipe import Recipe, checked
@@ -120,6 +120,10 @@ class SearchResult:
 
     def table(self) -> str:
         """The best arms as text, and the verdict."""
+        return text(self.parts())
+
+    def parts(self) -> list[str | Table]:
+        """What `table` shows, one by one: lines, and a table as its head and rows."""
         rows = [
             [
                 arm.name,
@@ -130,7 +134,7 @@ class SearchResult:
             ]
             for arm in sorted(self.arms, key=lambda arm: arm.standing, reverse=True)[:12]
         ]
-        return columns(["arm", "epochs", self.metric, "state", "ops"], rows) + f"\n\n{self.verdict}"
+        return [(["arm", "epochs", self.metric, "state", "ops"], rows), "", self.verdict]
 
 
 def read_search(folder: Path) -> dict[str, Any] | None:

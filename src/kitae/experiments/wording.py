@@ -14,15 +14,23 @@ from kitae.experiments.design import Design
 from kitae.reporting.effects import Effect, aliased, amount, interval, measured, metric
 from kitae.reporting.values import probability
 
+Table = tuple[list[str], list[list[str]]]
+"""A head and its rows."""
 
-def variants_table(variants: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+
+def text(parts: Sequence[str | Table]) -> str:
+    """Lines and tables as text, the columns of a table aligned."""
+    return "\n".join(part if isinstance(part, str) else columns(*part) for part in parts)
+
+
+def variants_table(variants: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Table:
     """Mean and standard deviation of each variant; `variants` as in effects.json."""
     units = [f"{name} [{metric(name).unit}]" if metric(name).unit not in ("", "points") else name for name in metrics]
     rows = [
         [variant["name"], str(variant["runs"]), *(_mean(variant["numbers"][name], name) for name in metrics)]
         for variant in variants
     ]
-    return columns(["variant", "n", *units], rows)
+    return ["variant", "n", *units], rows
 
 
 def _mean(numbers: Mapping[str, float | None], name: str) -> str:
@@ -36,23 +44,23 @@ def _mean(numbers: Mapping[str, float | None], name: str) -> str:
     return f"{mean:.{digits}f}" + (f" +-{sd:.{digits}f}" if sd is not None else "")
 
 
-def effects_table(effects: Sequence[Effect]) -> str:
+def effects_table(effects: Sequence[Effect]) -> Table:
     """Effects as columns: estimate, interval, p after Holm, n."""
     rows = []
     for effect in effects:
         p = "-" if math.isnan(effect.p_holm) else probability(effect.p_holm)
         name = effect.name + "*" * effect.uneven
         rows.append([name, amount(effect.estimate, effect), interval(effect), p, str(effect.pairs)])
-    return columns(["effect", "estimate", "95 % interval", "p", "n"], rows)
+    return ["effect", "estimate", "95 % interval", "p", "n"], rows
 
 
-def claims_table(claims: Sequence[tuple[Mapping[str, Any], Effect | None]]) -> str:
+def claims_table(claims: Sequence[tuple[Mapping[str, Any], Effect | None]]) -> Table:
     """Claims, as in effects.json, beside the measured effects."""
     rows = [
         [row["says"], measured(effect), row["verdict"] + (f" ({row['remark']})" if row["remark"] else "")]
         for row, effect in claims
     ]
-    return columns(["claim", "measured", "verdict"], rows)
+    return ["claim", "measured", "verdict"], rows
 
 
 def metric_line(name: str, effects: Sequence[Effect]) -> str:
