@@ -436,6 +436,13 @@ def test_data_prepare_and_check(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (home / f"{photos.name}-fixed.csv").is_file()
 
 
+def test_an_unknown_command_is_answered_with_the_commands_in_the_order_of_use(home: Path) -> None:
+    assert refused(home, "serve") == (
+        "there is no command 'serve'; the commands are train, predict, evaluate, report, compress, export, data, "
+        "study, search, bench, show, recipe"
+    )
+
+
 def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
@@ -459,7 +466,27 @@ def test_recipe_lists_and_prints(home: Path) -> None:
     [
         (["fit"], "train"),
         (["val"], "evaluate"),
-        (["trian"], "train"),
+        (["trian"], "(did you mean train?)"),
+        (["help"], "use kitae --help"),
+        (["version"], "use kitae --version"),
+        (["tune"], "use kitae search"),
+        (["finetuning"], "use kitae train"),
+        (["data", "prepair"], "there is no command 'data prepair' (did you mean prepare?); the commands are check, "),
+        (["compress", "run", "--epochs", "3"], "there is no option --epochs: use --finetune-epochs"),
+        (["compress", "run", "--drop", "3"], "use --max-drop"),
+        (["compress", "run", "--importance", "taylor"], "use --set importance=VALUE"),
+        (["compress", "run", "--lr", "1"], "there is no option --lr; see kitae compress --help"),
+        (["data", "check", "photos-mini", "--epochs", "3"], "no option --epochs; see kitae data check --help"),
+        (["data", "check", "photos-mini", "--val-split", "0.2"], "use --set data.val_fraction=VALUE"),
+        (["show", "augment", "--limit", "9"], "use --set data.limit=VALUE"),
+        (["train", "fashion-mini", "--val_split", "0.2"], "use --set data.val_fraction=VALUE"),
+        (["train", "--source", "photos"], "--source: DATA is given without an option: kitae train DATA"),
+        (["predict", "run", "x.png", "--topk", "5"], "there is no option --topk: use --top"),
+        (["predict", "run", "x.png", "--conf", "0.5"], "there is no option --conf; see kitae predict --help"),
+        (["predict", "run", "--source", "x.png"], "IMAGES is given without an option: kitae predict MODEL IMAGES"),
+        (["predict", "--model", "a", "b"], "--model: MODEL is given without an option: kitae predict MODEL IMAGES"),
+        (["evaluate", "run", "--data", "x"], "there is no option --data; see kitae evaluate --help"),
+        (["evaluate", "--weights", "run"], "RUN is given without an option: kitae evaluate RUN"),
         (["train", "fashion-mini", "--epohcs", "3"], "--epochs"),
         (["train", "fashion-mini", "--learning-rate", "0.1"], "--lr"),
         (["train", "fashion-mini", "--imgsz", "64"], "--image-size"),

@@ -409,6 +409,7 @@ NAMES_ELSEWHERE = {
     "scheduler": "schedule.name", "smoothing": "label_smoothing", "mixup": "mixup_alpha", "cutmix": "cutmix_alpha",
     "drop": "dropout", "drop_path": "stochastic_depth", "amp": "precision", "workers": "threads", "ema": "train.ema",
     "patience": "early_stopping.patience", "project": "out", "output": "out", "name": "out",
+    "val_split": "val_fraction", "validation_split": "val_fraction", "topk": "top", "top_k": "top",
 }  # fmt: skip
 
 

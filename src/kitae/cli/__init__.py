@@ -5,13 +5,22 @@ Everything heavy is imported inside the verb that needs it, so `kitae --help` lo
 
 from __future__ import annotations
 
+import difflib
 import errno
 import io
 import os
 import sys
 import warnings
 
-from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    ArgumentOrderError,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from kitae import console
 from kitae.cli import data, research, ship, start  # noqa: F401  # they register the verbs
@@ -23,11 +32,24 @@ __all__ = ["app", "main"]
 
 # Commands of other tools -> ours.
 _COMMANDS = {
-    "fit": "train", "finetune": "train", "fine-tune": "train", "val": "evaluate", "validate": "evaluate",
-    "test": "evaluate", "eval": "evaluate", "infer": "predict", "classify": "predict", "prune": "compress",
-    "quantize": "compress", "benchmark": "bench", "ablate": "study ablate", "check": "data check", "fix": "data fix",
-    "completion": "--install-completion",
+    "fit": "train", "finetune": "train", "fine-tune": "train", "finetuning": "train", "fine-tuning": "train",
+    "training": "train", "resume": "train --resume", "plan": "train --dry-run", "val": "evaluate",
+    "validate": "evaluate", "test": "evaluate", "eval": "evaluate", "infer": "predict", "inference": "predict",
+    "classify": "predict", "compare": "report", "prune": "compress", "quantize": "compress", "convert": "export",
+    "onnx": "export", "tune": "search", "hpo": "search", "optimize": "search", "benchmark": "bench",
+    "ablate": "study ablate", "check": "data check", "fix": "data fix", "prepare": "data prepare",
+    "augment": "show augment", "mistakes": "show mistakes", "recipes": "recipe", "list": "recipe", "help": "--help",
+    "version": "--version", "completion": "--install-completion",
 }  # fmt: skip
+# What other tools have options for -> the names of the arguments that it may be here, which are given without one.
+_ARGUMENTS = {
+    "source": ("images", "data"), "input": ("images", "data"), "images": ("images",), "data": ("data", "source"),
+    "dataset": ("data", "source"), "data_dir": ("data", "source"), "model": ("model", "run"),
+    "weights": ("model", "run"), "checkpoint": ("model", "run"), "ckpt": ("model", "run"),
+}  # fmt: skip
+# Commands whose --set does not take fields of a whole recipe.
+_OF_DATA = (("data", "check"), ("data", "fix"), ("show", "augment"))
+_CLOSE = 0.7  # similarity of two names from which one may be a typing mistake for the other
 # File system errors that are not bugs of this program.
 _USER_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
@@ -103,26 +125,84 @@ def _first_here() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _hint(problem: UnknownOptionError) -> str | None:
-    """One line that names our option, or the recipe field to set; None where neither is known."""
-    from kitae.recipe import NAMES_ELSEWHERE, field_ending
+def _hint(problem: UnknownOptionError) -> str:
+    """One line that names our option or argument, or the field to set, where one is known."""
+    from kitae.recipe import NAMES_ELSEWHERE
 
     given = (problem.token.keyword or problem.token.value).partition("=")[0]
-    word = given.lstrip("-").replace("-", "_")
-    ours = NAMES_ELSEWHERE.get(word, word)
-    known = {name for argument in problem.argument_collection for name in argument.names}
-    option = f"--{ours.replace('_', '-')}"
-    if option in known:
-        return f"there is no option {given}: use {option}"
-    field = field_ending(ours) if "--set" in known else None
-    return None if field is None else f"there is no option {given}: use --set {field}=VALUE"
+    word, chain = given.lstrip("-").replace("_", "-"), tuple(problem.command_chain or ())
+    named = word.replace("-", "_")
+    ours = NAMES_ELSEWHERE.get(named, named)
+    options = {
+        name
+        for argument in problem.argument_collection
+        if not argument.field_info.is_positional
+        for name in argument.names
+    }
+    unknown = f"there is no option {given}"
+    if (option := f"--{ours.replace('_', '-')}") in options:
+        return f"{unknown}: use {option}"
+    arguments = [one.name.lstrip("-") for one in problem.argument_collection if one.field_info.is_positional]
+    for argument in _ARGUMENTS.get(named, ()):
+        if argument in arguments:
+            return f"{unknown}: {_without_option(argument, chain, arguments)}"
+    longer = [name for name in options if name.endswith(f"-{word}")]
+    if len(longer) == 1:  # `--epochs` of `kitae compress`, which is --finetune-epochs there
+        return f"{unknown}: use {longer[0]}"
+    if "--set" in options and (field := _settable(ours, chain)) is not None:
+        return f"{unknown}: use --set {field}=VALUE"
+    close = difflib.get_close_matches(word, [name.lstrip("-") for name in options], n=1, cutoff=_CLOSE)
+    if close:
+        return f"{unknown} (did you mean --{close[0]}?)"
+    return f"{unknown}; see {' '.join(('kitae', *chain))} --help"
+
+
+def _settable(name: str, chain: tuple[str, ...]) -> str | None:
+    """The field of this name that `--set` of a command takes; None if there is none."""
+    if chain == ("compress",):
+        from kitae.compression.spec import CompressSpec
+
+        return name if name in CompressSpec.model_fields else None
+    from kitae.recipe import field_ending
+
+    field = field_ending(name)
+    return field if field is None or chain not in _OF_DATA or field.startswith("data.") else None
+
+
+def _without_option(argument: str, chain: tuple[str, ...], arguments: list[str]) -> str:
+    whole = " ".join(("kitae", *chain, *(name.upper() for name in arguments)))
+    return f"{argument.upper()} is given without an option: {whole}"
+
+
+def _unknown_command(problem: UnknownCommandError) -> str:
+    """One line that names the commands there are, in the order of use."""
+    given, within = (problem.unused_tokens or [""])[0], problem.app or app
+
+    def place(name: str) -> tuple[int, int]:
+        inner = within[name]
+        groups = inner.group if isinstance(inner.group, tuple) else (inner.group,)
+        keys = [one.sort_key for one in groups if isinstance(one, Group) and isinstance(one.sort_key, int)]
+        return (keys[0] if keys else 0, inner.sort_key or 0)
+
+    names = sorted((name for name in within if not name.startswith("-")), key=place)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=_CLOSE)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    whole = " ".join((*(problem.command_chain or ()), given))
+    return f"there is no command {whole!r}{hint}; the commands are {', '.join(names)}"
 
 
 def _reworded(problem: CycloptsError) -> str:
     """The parser's error as one line in Kitae's terms."""
+    chain = tuple(problem.command_chain or ())
     if isinstance(problem, UnknownOptionError):
-        return _hint(problem) or str(problem)
-    command = " ".join(("kitae", *(problem.command_chain or ())))
+        return _hint(problem)
+    if isinstance(problem, UnknownCommandError):
+        return _unknown_command(problem)
+    command = " ".join(("kitae", *chain))
+    if isinstance(problem, ArgumentOrderError) and problem.argument is not None:
+        first = problem.prior_positional_or_keyword_supplied_as_keyword_arguments[0]
+        names = [first.name.lstrip("-"), problem.argument.name.lstrip("-")]
+        return f"--{names[0]}: {_without_option(names[0], chain, names)}"
     if isinstance(problem, MissingArgumentError) and problem.keyword is None:
         argument = problem.argument
         if argument is not None and argument.field_info.is_positional:
