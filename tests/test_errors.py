@@ -7,6 +7,8 @@ import importlib.util
 import json
 import pickle
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,17 @@ def test_a_message_is_one_line_whatever_it_quotes() -> None:
     stopped = TrainingInterruptedError("stopped\nin epoch 3", "resume")
     assert str(stopped) == "stopped in epoch 3; resume"
     assert str(pickle.loads(pickle.dumps(stopped))) == str(stopped), "it crosses processes"
+
+
+class Origin:
+    """A distribution that was installed from there."""
+
+    def __init__(self, origin: object) -> None:
+        self.origin = origin
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return None if self.origin is None else json.dumps(self.origin)
 
 
 @pytest.mark.parametrize(
@@ -36,13 +49,9 @@ def test_a_message_is_one_line_whatever_it_quotes() -> None:
 def test_an_extra_is_installed_as_kitae_was(
     origin: object, pip: bool, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Installed:
-        def read_text(self, name: str) -> str | None:
-            assert name == "direct_url.json"
-            return None if origin is None else json.dumps(origin)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Installed())
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin(origin))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: pip or None)
+    monkeypatch.setattr(shutil, "which", lambda _: f"{sys.prefix}/bin/pip")
     assert install("train") == command
 
 
@@ -55,3 +64,42 @@ def test_an_extra_installs_every_module_that_is_required() -> None:
     assert "[compress]" in str(lacking("onnxruntime.quantization.calibrate"))
     assert lacking("numpy") is None
     assert lacking(None) is None
+
+
+@pytest.mark.parametrize(
+    ("tool", "receipt", "editable", "command"),
+    [
+        ("kitae", "uv-receipt.toml", False, "uv tool install '/clone[train]'"),
+        ("kitae", "uv-receipt.toml", True, "uv tool install -e '/clone[train]'"),
+        ("jupyterlab", "uv-receipt.toml", False, "uv tool install jupyterlab --with '/clone[train]'"),
+        ("jupyterlab", "uv-receipt.toml", True, "uv tool install jupyterlab --with-editable '/clone[train]'"),
+        ("kitae", "pipx_metadata.json", False, "pipx inject --force kitae '/clone[train]'"),
+        ("ipython", "pipx_metadata.json", True, "pipx inject --force ipython -e '/clone[train]'"),
+    ],
+)
+def test_an_extra_of_a_tool_is_installed_by_what_made_its_environment(
+    tool: str, receipt: str, editable: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = {"url": "file:///clone", "dir_info": {"editable": editable}}
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin(origin))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / tool))
+    (tmp_path / tool).mkdir()
+    (tmp_path / tool / receipt).touch()
+    assert install("train") == command
+
+
+@pytest.mark.parametrize("found", [None, "/usr/bin/pip", "beside/bin/pip"])
+def test_a_pip_of_another_environment_is_not_named(
+    found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell's pip would install it where this Python does not look."""
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin(None))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "mine"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my own" / "python"))
+    monkeypatch.setattr(shutil, "which", lambda _: found and str(tmp_path / found))
+    assert install("train") == f"'{tmp_path}/my own/python' -m pip install 'kitae[train]'"
+    (tmp_path / "mine" / "bin").mkdir(parents=True)
+    (tmp_path / "same").symlink_to(tmp_path / "mine")
+    monkeypatch.setattr(shutil, "which", lambda _: str(tmp_path / "same" / "bin" / "pip"))
+    assert install("train") == "pip install 'kitae[train]'"

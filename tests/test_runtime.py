@@ -304,6 +304,7 @@ def test_the_runtime_extra_is_enough(path: Path, tmp_path: Path) -> None:
     python, kitae = (tmp_path / "env" / "bin" / name for name in ("python", "kitae"))
     subprocess.run([python, "-m", "pip", "install", "-q", f"{root}[runtime]"], check=True, timeout=500)
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # not what the tests import
+    alone["PATH"] = f"{tmp_path / 'env' / 'bin'}{os.pathsep}{alone['PATH']}"
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         command = [str(word) for word in words]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -123,14 +124,14 @@ def lacking(module: str | None) -> MissingExtraError | None:
 def install(extra: str) -> str:
     """The command that installs one of Kitae's extras the way Kitae itself was installed.
 
-    From a folder or a wheel it names that (PEP 610), and in an environment without pip it is uv's.
+    From a folder or a wheel it names that (PEP 610). The program is the one that made the environment: uv or pipx for a
+    tool, else its pip, or uv where it has none.
     """
     import importlib.metadata
-    import importlib.util
     import json
     from urllib.parse import unquote, urlsplit
 
-    program = "pip install" if importlib.util.find_spec("pip") else "uv pip install"
+    program = _installer()
     try:
         origin = json.loads(importlib.metadata.distribution("kitae").read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -140,8 +141,29 @@ def install(extra: str) -> str:
         control = origin.get("vcs_info", {}).get("vcs")
         source = f" @ {f'{control}+' if control else ''}{url}" if url else ""
         return f"{program} 'kitae[{extra}]{source}'"
-    editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
-    return f"{program} {editable}'{unquote(urlsplit(url).path)}[{extra}]'"
+    folder = f"'{unquote(urlsplit(url).path)}[{extra}]'"
+    if not origin.get("dir_info", {}).get("editable"):
+        return f"{program} {folder}"
+    return f"{program}-editable {folder}" if program.endswith("--with") else f"{program} -e {folder}"
+
+
+def _installer() -> str:
+    """The command that installs a package into this environment, up to the name of the package."""
+    import importlib.util
+    import shlex
+    import shutil
+
+    environment = Path(sys.prefix)
+    if (environment / "uv-receipt.toml").is_file():  # `uv tool install`, which replaces the environment of a tool
+        return "uv tool install" if environment.name == "kitae" else f"uv tool install {environment.name} --with"
+    if (environment / "pipx_metadata.json").is_file():
+        return f"pipx inject --force {environment.name}"  # without --force it leaves a package that is there as it is
+    if importlib.util.find_spec("pip") is None:
+        return "uv pip install"
+    found = shutil.which("pip")
+    if found is not None and Path(found).parent.resolve().is_relative_to(environment.resolve()):
+        return "pip install"
+    return f"{shlex.quote(sys.executable)} -m pip install"  # the shell's pip installs elsewhere
 
 
 def require(module: str) -> ModuleType:
