@@ -28,7 +28,10 @@ def test_a_file_is_opened_as_what_it_holds(tmp_path: Path, monkeypatch: pytest.M
     study = next(STUDIES.iterdir())
     assert isinstance(kt.load(study / "study.yaml"), StudySpec)
     shutil.copy(Path(kt.__file__).parent / "studies" / "mixing.yaml", tmp_path / "mine.yml")
-    assert isinstance(kt.load(tmp_path / "mine.yml"), StudySpec)
+    spec = kt.load(tmp_path / "mine.yml")
+    assert isinstance(spec, StudySpec)
+    what = "compare of recipes/plain.yaml, 3 variants, 3 seeds, test.accuracy"
+    assert repr(spec) == str(spec) == f"StudySpec(mixing: {what})"
     kt.Recipe(name="mine").save(tmp_path / "recipe.yaml")
     assert kt.load(tmp_path / "recipe.yaml") == kt.Recipe(name="mine")
     shutil.copy(Path(__file__).parent / "reporting" / "compressions" / "demo.json", tmp_path / "compression.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import math
@@ -122,6 +123,17 @@ def test_a_search_that_finds_something_wins_on_fresh_seeds(tmp_path: Path, monke
     assert opened.rematch is not None
     assert opened.rematch.effects.equals(result.rematch.effects)
     assert opened.data() == result.data() == content
+    assert repr(result) == (
+        f"SearchResult({tmp_path / 's'}: 40 arms, best {result.best.name!r} with val.accuracy "
+        f"{console.percent(result.best.rungs[-1][1])}; The search won)"
+    )
+    shown = result._repr_html_()
+    assert html.escape(result.verdict) in shown
+    assert shown.index(f">{result.best.name}<") < shown.index(f">{result.preset.name}<")
+    table = result.to_pandas()
+    assert list(table.columns) == ["name", "preset", "state", "epochs", "score", "loss", "ops"]
+    assert list(table["name"]) == [arm.name for arm in result.arms]
+    assert table["score"][result.best.number] == result.best.rungs[-1][1]
 
 
 def test_a_search_is_a_table_for_programs_and_text_for_people(
@@ -136,6 +148,19 @@ def test_a_search_is_a_table_for_programs_and_text_for_people(
     monkeypatch.setattr(console, "interactive", lambda: True)
     research._print_result(result)
     assert capsys.readouterr().out == result.table() + "\n"
+
+
+def test_fields_are_set_as_in_training_and_the_folder_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"executor": Inline(), "arms": len(PRESETS) + 1, **FAKE}
+    result = search("fashion-mini", set={"train.epochs": 9, "train.seed": 3}, **options)
+    assert result.path == Path("runs/search")
+    assert (result.winner.train.epochs, result.winner.train.seed) == (9, 3)
+    again = search("fashion-mini", None, "train.epochs=9", set="train.seed=3", **options)
+    assert again.data() == result.data(), "resumed"
+    refused(RecipeError, "set takes texts", search, "fashion-mini", set=[3], **options)
 
 
 def test_a_search_that_is_damaged_or_not_finished_is_not_opened(tmp_path: Path) -> None:

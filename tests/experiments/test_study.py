@@ -150,6 +150,15 @@ def test_a_study_is_tables_for_programs_and_text_for_people(
     assert "effect     estimate" in result.table(), "aligned"
 
 
+def test_fields_are_set_as_in_training(folder: Path) -> None:
+    result = run(folder, set={"train.epochs": 4, "study.seeds": [0, 1]})
+    assert (result.spec.seeds, result.spec.set["train.epochs"]) == ((0, 1), 4)
+    again = study(make(), folder, "train.epochs=4", set="study.seeds=[0, 1]", executor=Inline(), **FAKE)
+    assert again.spec == result.spec
+    with pytest.raises(RecipeError, match="set takes texts"):
+        run(folder, set=[3])
+
+
 def test_everything_is_written_down_before_the_first_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     original = fake_train.measure
@@ -224,6 +233,7 @@ def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, folde
     assert "runs finished" in repr(result)
     assert result.to_pandas().equals(result.effects)
     assert "<table>" in result._repr_html_()
+    assert ">with label smoothing 0.1<" in result._repr_html_(), "in words, as the sentences are"
 
 
 def test_a_published_study_is_resumed_only_on_its_images(folder: Path) -> None:

@@ -152,8 +152,8 @@ class StudyResult:
         return f"StudyResult({self.path}: {self.spec.name}, {self.spec.design}, {state}, {self.spec.metric})"
 
     def _repr_html_(self) -> str:
-        effects = self.analyses[self.spec.metric].effects
-        rows = [[e.name, amount(e.estimate, e), interval(e), "yes" if e.shown else "no"] for e in effects]
+        effects, labels = self.analyses[self.spec.metric].effects, self._labels()
+        rows = [[labels[e.name], amount(e.estimate, e), interval(e), "yes" if e.shown else "no"] for e in effects]
         title = f"{self.spec.name}: {len(self.finished)} of {len(self.runs)} runs finished ({self.path})"
         about = [self.spec.about] if self.spec.about else []
         columns = [self.spec.metric, "effect", "95 % interval", "shown"]
@@ -166,6 +166,11 @@ class StudyResult:
 
     def _in_words(self) -> list[str]:
         """`sentences`, each with what was changed in words instead of the effect's name, as on the page."""
+        effects, labels = self.analyses[self.spec.metric].effects, self._labels()
+        return [self._sentence(one.model_copy(update={"name": labels[one.name]})) for one in effects]
+
+    def _labels(self) -> dict[str, str]:
+        """What was changed in words, by the name of each effect on the study's metric."""
         main, design = self.analyses[self.spec.metric], self.design
         record = StudyRecord.model_validate({
             "name": self.spec.name, "metric": self.spec.metric, "design": design.kind, "contrasts": self.spec.contrasts,
@@ -173,8 +178,7 @@ class StudyResult:
             "variants": [{"name": one.name, "runs": 0, "overrides": one.overrides} for one in design.variants],
             "analyses": {self.spec.metric: {"noise": {"reference": design.reference}}},
         })  # fmt: skip
-        labels = {one.name: effect_label(record, one.name) for one in main.effects}
-        return [self._sentence(one.model_copy(update={"name": labels[one.name]})) for one in main.effects]
+        return {one.name: effect_label(record, one.name) for one in main.effects}
 
     @property
     def claims(self) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.folders import REPORT, Owned
-from kitae.pipelines.choices import understand
+from kitae.pipelines.choices import set_fields, understand
 from kitae.pipelines.facts import framed
 from kitae.recipe import Recipe
 from kitae.reporting.effects import amount, interval
@@ -118,7 +118,7 @@ def _recipe_of(given: Recipe | str | Path) -> Recipe:
 
 def search(
     recipe: Recipe | str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *overrides: str,
     arms: int = 30,
     rematch_seeds: int = 5,
@@ -130,20 +130,22 @@ def search(
     report: Callable[[str], None] | None = None,
     train: str = TRAIN_WITHOUT_TEST,
     measure: str = MEASURE,
+    set: Sequence[str] | str | Mapping[str, Any] | None = None,
 ) -> SearchResult:
     """Search for the augmentation, mixing and label smoothing that suit your data.
 
-        kt.search("photos/", "runs/search")
+        kt.search("photos/", set={"train.epochs": 9})
 
     Args:
         recipe: with the data, model and length to search for, as a Recipe, a name or a file; or data as `kt.train`
             takes them, for which the recipe fashion-mini gives model and length. `overrides` as in `Recipe.override`.
-        out: the search folder; if it holds the same search, that is resumed.
+        out: the search folder; None is runs/search. If it holds the same search, that is resumed.
         arms: settings to try, the presets included.
         rematch_seeds: seeds of the rematch, FRESH_SEED and up without the recipe's own; two or more.
         workers, threads, executor, report, train, measure: as in `study`.
         seed: of the proposals.
         overwrite: replace the search in `out`, once the new one is measured.
+        set: as in `study`.
 
     Raises:
         KitaeError: anything the user can correct, in one line.
@@ -157,7 +159,7 @@ def search(
         )
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
-    asked = _recipe_of(recipe).override(*overrides)
+    asked = _recipe_of(recipe).override(*overrides, *set_fields({"set": set}))
     asked = asked.model_copy(update={"train": asked.train.straightened()})
     if not asked.train.epochs:
         raise RecipeError("train.epochs: 0 leaves nothing to compare in a search; set it to 1 or more")
@@ -168,7 +170,7 @@ def search(
         asked = asked.model_copy(update={"data": data})
     if not 0 <= seed < 2**32:
         raise RecipeError(f"seed: {seed} must be 0 to {2**32 - 1}")
-    folder = Path(out)
+    folder = Path("runs/search") if out is None else Path(out)
     place = executor or LocalProcesses(workers)
     each = threads_each(threads, workers)
     with SEARCH_FOLDER.locked(folder, check=overwrite or not (folder / SEARCH).is_file()):

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from kitae import views
+from kitae.console import percent, plural
 from kitae.errors import TrainingError, one_line
 from kitae.experiments.folder import read_settings
 from kitae.experiments.result import StudyResult
@@ -20,6 +22,9 @@ from kitae.folders import SIGNS
 from kitae.recipe import Recipe, checked
 from kitae.reporting.results import Record
 from kitae.training.spec import merit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SEARCH = SIGNS["search"]
 FORMAT = 1
@@ -43,6 +48,11 @@ class Arm(Record):
     point: Parameters
     rungs: tuple[tuple[int, float, float | None], ...] = ()
     recipe: Recipe = Field(exclude=True)
+
+    @property
+    def ops(self) -> str:
+        """The ops of its augmentation."""
+        return ", ".join(name for op in self.recipe.augment.train for name in op) or "no ops"
 
     @property
     def standing(self) -> tuple[float, ...]:
@@ -105,6 +115,33 @@ class SearchResult:
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{file}: is damaged ({one_line(error)}); search again, with another --out") from error
 
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per arm, in the order of trying: name, preset, state, epochs, score (by `metric`), loss, ops."""
+        rows = []
+        for arm in self.arms:
+            epochs, score, loss = arm.rungs[-1] if arm.rungs else (0, None, None)
+            rows.append({
+                "name": arm.name, "preset": arm.preset, "state": arm.state, "epochs": epochs, "score": score,
+                "loss": loss, "ops": arm.ops,
+            })  # fmt: skip
+        return views.frame(rows)
+
+    def __repr__(self) -> str:
+        best = f"best {self.best.name!r} with {self.metric} {percent(self.best.rungs[-1][1])}"
+        return f"SearchResult({self.path}: {plural(len(self.arms), 'arm')}, {best}; {self.verdict.partition(':')[0]})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for arm in self._ranked():
+            epochs, score = (str(arm.rungs[-1][0]), percent(arm.rungs[-1][1])) if arm.rungs else ("-", "-")
+            rows.append([arm.name, arm.state, arm.ops, epochs, score])
+        title = f"search: {plural(len(self.arms), 'arm')} ({self.path})"
+        return views.block(title, [self.verdict], ["arm", "state", "ops", "epochs", self.metric], rows, left=3)
+
+    def _ranked(self) -> list[Arm]:
+        """The arms, the best one first."""
+        return sorted(self.arms, key=lambda arm: arm.standing, reverse=True)
+
     def data(self) -> dict[str, Any]:
         """What search.json holds; plain values."""
         return {
@@ -130,9 +167,9 @@ class SearchResult:
                 str(arm.rungs[-1][0]) if arm.rungs else "-",
                 f"{100 * arm.rungs[-1][1]:.1f}" if arm.rungs else "-",
                 arm.state,
-                ", ".join(name for op in arm.recipe.augment.train for name in op) or "no ops",
+                arm.ops,
             ]
-            for arm in sorted(self.arms, key=lambda arm: arm.standing, reverse=True)[:12]
+            for arm in self._ranked()[:12]
         ]
         return [(["arm", "epochs", self.metric, "state", "ops"], rows), "", self.verdict]
 

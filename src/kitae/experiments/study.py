@@ -6,7 +6,7 @@ The files of a study folder, and how a study is resumed, are described in `kitae
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -33,6 +33,7 @@ from kitae.experiments.plan import Plan, make_plan
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec, with_overrides
 from kitae.experiments.worker import Outcome
+from kitae.pipelines.choices import set_fields
 from kitae.reporting.effects import metric
 
 TRAIN = "kitae.pipelines.train:train"
@@ -67,6 +68,7 @@ def study(
     report: Callable[[str], None] | None = None,
     train: str | None = None,
     measure: str | None = MEASURE,
+    set: Sequence[str] | str | Mapping[str, Any] | None = None,
 ) -> StudyResult:
     """Run a study, or resume it, and analyse it.
 
@@ -85,11 +87,12 @@ def study(
         train: the function that trains, as module:function. None is `TRAIN`, or if the study asks for no number of
             test, `TRAIN_WITHOUT_TEST`.
         measure: as in `plan_study`; needed once if a recipe says `precision: auto`.
+        set: further overrides: one, several, or a mapping of fields to values.
 
     Raises:
         KitaeError: anything the user can correct, in one line. A failed run raises nothing; the result lists it.
     """
-    asked = _spec(spec, overrides, tiny)
+    asked = _spec(spec, (*overrides, *set_fields({"set": set})), tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
     say = console.reporter(report)
     each = threads_each(threads, workers)

@@ -29,6 +29,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
+from kitae.console import plural
 from kitae.data.spec import SPLIT
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, step_of
@@ -186,6 +187,14 @@ class StudySpec(Spec):
     noise: float | None = Field(None, gt=0)
     claims: dict[Name, ClaimSpec] = Field(default_factory=dict)
     tiny: dict[str, Any] = Field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        base = self.base if isinstance(self.base, str) else self.base.get("name", "a recipe")
+        varied = plural(len(self.variants), "variant") if self.variants else plural(len(self.factors), "factor")
+        seeds = plural(len(self.seeds), "seed")
+        return f"StudySpec({self.name}: {self.design} of {base}, {varied}, {seeds}, {self.metric})"
+
+    __str__ = __repr__
 
     @property
     def wanted(self) -> tuple[tuple[str, str], ...]:
