@@ -45,6 +45,19 @@ def test_tables_are_drawn_for_people_and_tab_separated_for_programs(
     assert "─" in capsys.readouterr().out
 
 
+def test_a_line_is_not_broken_between_a_number_and_its_percent_sign(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    best = "cardboard 91.2 %  glass 8.0 %  metal 0.8 %"
+    for width in range(30, 60):
+        monkeypatch.setattr(console.console, "width", width)
+        console.table("", ["image", "best 3"], [["a.jpg", best]], right=9)
+        rows = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+        assert not [row for row in rows if row.startswith("%")], width
+        assert " ".join(rows).split() == best.split()
+
+
 def test_with_json_stdout_has_one_document_and_stderr_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"share": np.float32(0.5), "missing": float("nan"), "path": Path("a"), "names": ("野", "\udce9")}
     console.answer(value)

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
+from rich.containers import Lines
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,6 +27,7 @@ from rich.text import Text
 from kitae.files import plain
 
 _LISTED = 20  # rows of a listing on a terminal
+_HELD = "\ue000"  # a space at which a line is not broken; of private use, so in no text
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no bar
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -147,8 +149,19 @@ def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1)
     for place, name in enumerate(columns):
         view.add_column(Text(printable(name)), justify="right" if place >= right else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(Text(printable(cell)) for cell in row))  # no markup: cells contain file and class names
+        view.add_row(*(_Cell(printable(cell)) for cell in row))  # no markup: cells contain file and class names
     console.print(view)
+
+
+class _Cell(Text):
+    """Text in which no line breaks between a number and its `%`; rich breaks at every kind of space."""
+
+    def wrap(self, *args: Any, **options: Any) -> Lines:
+        held = Text(re.sub(r"(?<=\d) %", f"{_HELD}%", self.plain))
+        lines = held.wrap(*args, **options)
+        for line in lines:
+            line.plain = line.plain.replace(_HELD, " ")
+        return lines
 
 
 def listing(columns: list[str], rows: list[list[str]], rest: str, right: int = 1) -> None:
