@@ -76,10 +76,14 @@ def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path)
         "trained further, original int8-static",
     ]  # fmt: skip
     assert len(rows) == 5
+    labels = [
+        "original, float32", "not pruned, INT8", "50 % pruned, float32", "* 50 % pruned, INT8",
+        "original trained further, INT8",
+    ]  # fmt: skip
+    assert [name for name, *_ in rows] == labels, "as on the page"
     assert facts["winner"]["name"] == "50 % int8-static"
     assert facts["winner"]["parameters"] < 0.5 * facts["baseline"]["parameters"]
-    for (name, size, milliseconds, faster, accuracy), row in zip(rows, facts["candidates"], strict=True):
-        assert name == ("* " if row["winner"] else "") + row["name"]
+    for (_, size, milliseconds, faster, accuracy), row in zip(rows, facts["candidates"], strict=True):
         assert size.endswith(" kB")
         assert float(size.removesuffix(" kB")) == pytest.approx(row["bytes"] / 1000, rel=0.005)
         assert float(milliseconds) == pytest.approx(row["latency_ms"], abs=0.00051)
@@ -88,7 +92,6 @@ def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path)
         assert found is not None
         expected = [row["accuracy"], *row["accuracy_interval"]]
         assert [float(share) for share in found.groups()] == pytest.approx([100 * x for x in expected], abs=0.051)
-    assert [name for name, *_ in rows if name.startswith("* ")] == ["* 50 % int8-static"]
     assert f"{facts['smaller']:.1f} x smaller" in printed
     assert f"points lost (95 % interval {facts['test']['drop_interval'][0]:.2f}" in printed
 
@@ -99,11 +102,12 @@ def test_the_table_fits_80_columns_and_shows_what_decided(
 ) -> None:
     monkeypatch.setattr(console.console, "width", 80)
     monkeypatch.setattr(console, "interactive", lambda: True)
-    names = ("original fp32", "original int8-dynamic", "original int8-static", "50 % int8-static")
+    names = ("original, float32", "not pruned, INT8 weights", "not pruned, INT8", "50 % pruned, INT8")
     row = {"bytes": 44_700_000, "packed_bytes": 11_300_000, "latency_ms": 12.345, "speedup": 1.0, "accuracy": 0.9345,
            "accuracy_interval": [0.928, 0.941], "winner": False}  # fmt: skip
     rows = [{**row, "name": name, "winner": name == names[-1]} for name in names]
-    ship._print_candidates(SimpleNamespace(path="small", facts={"size": size}, rows=rows))
+    record = SimpleNamespace(candidates=names, label=str)
+    ship._print_candidates(SimpleNamespace(path="small", facts={"size": size}, rows=rows, record=record))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     table = [line for line in lines if line.startswith("│")]
@@ -116,14 +120,15 @@ def test_a_winner_that_gains_or_is_slower_is_told_so(capsys: pytest.CaptureFixtu
     row = {"name": "original int8-dynamic", "bytes": 10, "latency_ms": 2.0, "speedup": 0.8, "accuracy": 0.9,
            "winner": True}  # fmt: skip
     side = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95]}
+    record = SimpleNamespace(candidates=["not pruned, INT8 weights"], label=str)
     test = {"baseline": side, "winner": side, "drop": -0.88, "drop_interval": [-1.2, -0.57], "within_budget": True}
     facts = {"size": "bytes", "smaller": 3.9, "faster": 0.8, "latency": {"noise": 0.1}}
-    ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, model_file="model.onnx"))
+    ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, record=record))
     printed = capsys.readouterr().out
     assert "3.9 x smaller and 1.2 x slower than the 32-bit ONNX model" in printed
     assert "after: 0.88 points gained (95 % interval 0.57 to 1.20)" in printed
     facts = {**facts, "latency": {"noise": 0.26}}  # 0.8 times as fast takes 1.25 times as long
-    ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, model_file="model.onnx"))
+    ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, record=record))
     printed = capsys.readouterr().out
     assert "smaller and as fast as the 32-bit ONNX model (the difference is within the noise, 26.0 %)" in printed
 
@@ -163,7 +168,7 @@ def test_an_impossible_budget_keeps_the_closest(home: Path, run: Path) -> None:
         *FAST, code=2,
     )  # fmt: skip
     line = result.stderr
-    assert [row[0] for row in cells(result.stdout)] == ["original fp32", "* original int8-static"]
+    assert [row[0] for row in cells(result.stdout)] == ["original, float32", "* not pruned, INT8"]
     size = (home / "tight" / "closest.onnx").stat().st_size
     assert line.startswith("error: tight: ")
     assert f"the closest (not pruned, INT8) has {size:,} bytes, over 1,000" in line

@@ -72,15 +72,16 @@ def _print_candidates(result: Any) -> None:
     """A row per candidate; the winner, or the one closest to the budget, has a star."""
     console.answer({"path": result.path, **result.facts})
     size = result.facts["size"]  # the field that decided the winner
+    labels = map(result.record.label, result.record.candidates)  # in words, as on the page
     rows = [
         [
-            ("* " if row["winner"] else "") + row["name"],
+            ("* " if row["winner"] else "") + label,
             console.size(row[size]),
             f"{row['latency_ms']:.3f}",
             f"{row['speedup']:.2f} x",
             console.percent(row["accuracy"], row.get("accuracy_interval")),
         ]
-        for row in result.rows
+        for label, row in zip(labels, result.rows, strict=True)
     ]
     metric = result.facts.get("metric", "accuracy")
     head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", f"{metric} (95 %)"]
