@@ -254,6 +254,24 @@ def _headlines() -> Iterator[str]:
     reached = {(row["set"], row["contestant"], row["budget"]): row for row in result("quality.json")["paired"]}
     for contestant, minutes in (("kitae", 1), ("kitae", 5), ("torchvision", 5), ("probe-320", 5)):
         yield f"{100 * reached['trashnet', contestant, minutes]['accuracy']:.1f}"
+    probe = reached["trashnet", "probe-320", 5]
+    yield f"{probe['seconds']:.0f}"
+    second = result("speed/cpu-11-epochs-seed0-beside-airbench.json")
+    yield f"{100 * np.mean([run['test']['accuracy'] for run in (second, *seeds[1:])]):.1f}"
+
+    def effect(study: str, name: str) -> Any:
+        found = json.loads((ROOT / "studies/results" / study / "effects.json").read_text())
+        return next(one for one in found["analyses"]["test.accuracy"]["effects"] if one["name"] == name)
+
+    for name in ("mixup", "cutmix"):  # that cost points
+        yield f"{-effect('ledger-small', name)['estimate']:.1f}"
+    gains = [effect("ledger-trained", name) for name in ("mixup", "cutmix", "auto_augment", "rand_augment")]
+    yield f"{min(gain['estimate'] for gain in gains):.1f}"
+    yield f"{max(gain['estimate'] for gain in gains):.1f}"
+    for bound in ("estimate", "low", "high"):
+        yield f"{effect('ledger-trained', 'full')[bound]:.1f}"
+    yield f"{effect('ledger-when-200-epochs', 'full')['estimate']:.1f}"
+    assert not effect("ledger-trained", "smoothing")["shown"]
     small = [result(f"compression/few-{seed}.json") for seed in range(3)]
     yield f"{small[0]['smaller']:.1f}"
     yield f"{min(run['faster'] for run in small):.1f}"
