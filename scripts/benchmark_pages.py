@@ -41,19 +41,25 @@ plans. Kitae's five minutes were measured on slow days, on which plans for texti
 faster one the earlier plan took larger ones, which textile needs. So was the minute of Imagenette, with 224 to 256 px
 instead of 288. In Kitae's minutes with a linear head alone, other work ran on the machine for a part of the time, so
 one of textile took 78 s. A plan of one minute for 200 images leaves no time to fine-tune at that speed, and ends after
-half a minute.
+half a minute.{over}
 
 Not measured: five and fifteen minutes for Imagenette, CIFAR-10 and fashion-mini, and fifteen for all other contestants
 and sets but TrashNet; CIFAR-10 enlarged to 160 px; the default command on CIFAR-10 and fashion-mini, whose rows are
 trained from scratch with one seed; 200 images of these sets; timm and fastai where they have no row; pictures that are
 no photographs but large, such as X-rays.
 
-Machine: {machine}.
+Machine: {machine}. Measured from {first} to {last}: {undated} of the {runs} runs note no time of their own;
+`LOG.md` dates them.
 """
+FIRST = "2026-11-26"  # of the rows without a time of their own, by LOG.md
 CUT = """
 
 Loops marked \\* had planned more steps than they had time for, and were stopped at some nine tenths of their schedule,
 before the rate had fallen to its end. Schedules of loops that were measured later follow the time."""
+OVER = """
+
+Rows marked ‡ have a run that took more than a tenth longer than its minutes (at most {longest:.0f} % longer). Read them
+as what this contestant reaches in the seconds taken."""
 SIZES = """\
 ## How large should the pictures be?
 
@@ -68,8 +74,8 @@ FINE_TUNING = """\
 Validation accuracy after the last step of a plan's fine-tuning with other settings, in the same number of steps, for
 each split; the probe is where those without a view of their own start. Test was not used. Made by
 `python benchmarks/fine_tuning.py` (but for the temperature, which was tried by hand); the figures are those of
-`benchmarks/results/fine_tuning.json`, which has every epoch. Where no epoch is better than the probe, the probe is
-kept.
+`benchmarks/results/fine_tuning.json`, which has every epoch. Where every epoch is worse than the probe, the
+probe is kept.
 
 A plan uses a rate of 3.5e-4, a warm-up over 0.1 of the steps, and a probe that is fitted on an augmented view too. The
 rate is 5e-4 where none is given. With it, five trainings on textile failed: no epoch was better than the probe, and
@@ -137,6 +143,7 @@ VARIANTS = {
 }
 _VIEWED = ("views", "both", "both35", "beta")  # have a probe of their own
 _OFTEN = 4  # splits on which a variant has a column of its own
+_LATE = 1.1  # of its minutes: a row is marked that took longer
 _SCHEDULED = ("torchvision", "fastai", "timm")  # loops whose schedule was cut short in rows without planned_steps
 SETS = {
     "trashnet": "TrashNet (2,527 photographs, 6 classes)",
@@ -169,8 +176,24 @@ def photographs(found: dict[str, Any]) -> str:
         if (row["set"], row["contestant"], row["budget"]) == ("textile", "kitae", 5)
     ]
     slow, taken = (f"{min(values)} to {max(values)}" for values in (steps, sides))
+    over = {
+        (row["set"], row["budget"], row["contestant"]): row["seconds"] / 60 / row["budget"] - 1
+        for row in sorted(found["rows"], key=lambda row: row["seconds"])
+        if row["seconds"] > _LATE * 60 * row["budget"]
+    }
+    dated = [row["when"][:10] for row in found["rows"] if "when" in row]
     lines = [
-        PHOTOGRAPHS.format(machine=_machine(found["machine"]), cut=CUT if late else "", slow=slow, sizes=taken),
+        PHOTOGRAPHS.format(
+            machine=_machine(found["machine"]).rpartition(", ")[0],
+            cut=CUT if late else "",
+            slow=slow,
+            sizes=taken,
+            over=OVER.format(longest=100 * max(over.values())) if over else "",
+            first=FIRST,
+            last=max(dated),
+            undated=len(found["rows"]) - len(dated),
+            runs=len(found["rows"]),
+        ),
     ]
     for name in dict.fromkeys(line["set"] for line in found["paired"]):
         base, _, limit = name.partition(":")
@@ -186,6 +209,7 @@ def photographs(found: dict[str, Any]) -> str:
             mark = r" \*" if key in late else ""
             runs = [row for row in found["rows"] if (row["set"], row["budget"], row["contestant"]) == key]
             mark += " †" if all("pace" in row for row in runs) else ""
+            mark += " ‡" if key in over else ""
             reached = sorted(100 * row["accuracy"] for row in runs)
             span = f" ({reached[0]:.1f} to {reached[-1]:.1f})" if len(runs) > 1 else ""
             memory = max(row["peak_memory_bytes"] for row in runs) / 2**30
