@@ -330,6 +330,16 @@ def test_every_technique_has_a_picture() -> None:
     assert not [page.name for page in pages if not re.search(r"!\[[^]]+\]\(\.\./", page.read_text())]
 
 
+def test_the_minutes_that_a_plan_takes_are_those_measured() -> None:
+    shares: dict[bool, list[float]] = {}
+    for row in json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]:
+        if row["contestant"] == "kitae":
+            shares.setdefault(row["budget"] == 1, []).append(row["seconds"] / 60 / row["budget"])
+    some, one = ([f"{100 * edge(found):.0f}" for edge in (min, max)] for found in (shares[False], shares[True]))
+    text = " ".join((ROOT / "docs/start.md").read_text().split())
+    assert f"it took {some[0]} to {some[1]} % of five and of fifteen minutes, and {one[0]} to {one[1]} % of one" in text
+
+
 def test_early_stopping_is_told_as_measured() -> None:
     accuracy, best, stopped = importlib.import_module("technique_pictures").early_stop()
     text = " ".join((ROOT / "docs/techniques/early-stopping.md").read_text().split())
