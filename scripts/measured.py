@@ -76,6 +76,7 @@ EFFECTS: dict[str, Sequence[Line]] = {
         ("peak_memory_bytes", "bf16", "bf16 over fp32", "peak memory of the process"),
         (ACCURACY, "bf16", "bf16 over fp32", "test accuracy"),
     ),
+    "progressive": ((ACCURACY, "small first", "smaller images first", "over the full size"),),
     "full": ((ACCURACY, "full", "the full pipeline", "over flip and crop"),),
     "one out": (
         (ACCURACY, "crop", "crop", ""),

@@ -340,6 +340,23 @@ def test_the_minutes_that_a_plan_takes_are_those_measured() -> None:
     assert f"it took {some[0]} to {some[1]} % of five and of fifteen minutes, and {one[0]} to {one[1]} % of one" in text
 
 
+def test_progressive_resizing_and_averages_are_told_as_measured() -> None:
+    results = ROOT / "benchmarks/results"
+    seconds = [
+        [json.loads((results / f"progressive/{name}-seed{seed}.json").read_text())["training_seconds"]
+         for seed in range(3)]
+        for name in ("small-first", "full-size")
+    ]  # fmt: skip
+    parts = [f"{small / full:.2f}" for small, full in zip(*seconds, strict=True)]
+    text = " ".join((ROOT / "docs/techniques/progressive.md").read_text().split())
+    assert f"{parts[0]}, {parts[1]} and {parts[2]} of the seconds" in text
+    tuned = {one["name"]: one for one in json.loads((results / "speed/tune.json").read_text())["effects"]}
+    text = " ".join((ROOT / "docs/techniques/ema.md").read_text().split())
+    assert "0.9 and 0.95 changed" in text
+    assert f"by {tuned['ema90']['estimate']:+.2f} and {tuned['ema95']['estimate']:+.2f} points" in text
+    assert {tuned[name]["text"]["interval"] for name in ("ema90", "ema95")} == {"-0.2 to +0.2"}
+
+
 def test_early_stopping_is_told_as_measured() -> None:
     accuracy, best, stopped = importlib.import_module("technique_pictures").early_stop()
     text = " ".join((ROOT / "docs/techniques/early-stopping.md").read_text().split())
