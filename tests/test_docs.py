@@ -330,6 +330,11 @@ def test_every_technique_has_a_picture() -> None:
     assert not [page.name for page in pages if not re.search(r"!\[[^]]+\]\(\.\./", page.read_text())]
 
 
+def test_every_picture_is_shown() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert not [file.name for file in (ROOT / "docs/images").glob("*.*") if f"images/{file.name})" not in text]
+
+
 def test_the_minutes_that_a_plan_takes_are_those_measured() -> None:
     shares: dict[bool, list[float]] = {}
     for row in json.loads((ROOT / "benchmarks/results/quality.json").read_text())["rows"]:
