@@ -235,6 +235,54 @@ def test_the_epochs_of_the_steps_on_cifar10_add_up_to_the_run(name: str) -> None
     assert end.seconds == pytest.approx(found["training_seconds"])
 
 
+def test_the_ledger_is_up_to_date() -> None:
+    """Run the script again if this fails: python scripts/ledger.py studies/results --out docs/ledger.md"""
+    ledger = importlib.import_module("ledger")
+    text = ledger.markdown(ledger.load(ROOT / "studies/results"), ledger.compression_claims.rows())
+    assert (ROOT / "docs/ledger.md").read_text(encoding="utf-8") == text
+
+
+def test_accuracy_with_the_transforms_of_torchvision_is_told_as_measured() -> None:
+    found = json.loads((ROOT / "benchmarks/results/parity.json").read_text())
+    text = " ".join((ROOT / "docs/benchmarks/parity.md").read_text(encoding="utf-8").split())
+    runs = {(run["seed"], run["arm"]): run for run in found["runs"]}
+    for seed in range(3):
+        cells = [f"{100 * runs[seed, arm]['accuracy']:.2f} %" for arm in ("torchvision", "kitae")]
+        assert f"| {seed} | {' | '.join(cells)} |" in text
+    low, high = found["interval"]
+    assert f"**{found['difference']:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}**" in text
+    assert f"varies by {found['seed_noise']['sd']:.2f} (" in text
+    ours, theirs = (np.mean([runs[s, arm]["seconds"] for s in range(3)]) for arm in ("kitae", "torchvision"))
+    assert f"{ours:.0f} s with our augmentation and {theirs:.0f} s" in text
+
+
+def test_figures_of_a_gpu_are_told_as_measured() -> None:
+    text = (ROOT / "docs/benchmarks/gpu.md").read_text(encoding="utf-8").replace("**", "")
+    results = ROOT / "benchmarks/results/gpu"
+    ways = ("kitae, compiled executor, then copied", "kitae, torch executor on the device", "kornia",
+            "torchvision, image by image on the device")  # fmt: skip
+    works = {
+        "standard": "crop, flip, jitter, erasing", "auto_augment": "AutoAugment", "rand_augment": "RandAugment",
+        "random_resized_crop": "random resized crop, flip",
+    }  # fmt: skip
+    for name, row in json.loads((results / "augment.json").read_text())["works"].items():
+        work, side = name.split()
+        medians = [row["images_per_second"][way]["median"] for way in ways]
+        cells = [f"{float(format(median, '.3g')):,.0f}" for median in medians]
+        assert f"| {works[work]}, {side} px | {' | '.join(cells)} |" in text
+    networks = json.loads((results / "steps.json").read_text())["networks"]
+    steps = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "bf16 compiled": "bf16, torch.compile",
+             "bare bf16": "a bare loop in bf16"}  # fmt: skip
+    for step, words in steps.items():
+        cells = []
+        for network in ("resnet9-w32-32", "resnet18-32"):
+            row = networks[network]
+            cells += [f"{1000 * row['seconds'][step]['median']:.1f}", f"{row['peak_bytes'][step] / 2**20:,.0f} MiB"]
+        assert f"| {words} | {' | '.join(cells)} |" in text
+    equal = json.loads((results / "parity.json").read_text())
+    assert f"of {equal['of']} ops and pipelines {equal['equal']} are equal" in " ".join(text.split())
+
+
 def _headlines() -> Iterator[str]:
     """The figures of the READMEs, from the results that they are taken from."""
 
