@@ -22,8 +22,7 @@ from tests.test_docs import COMMANDS, place
 
 __all__ = ["place"]  # a fixture
 
-pytestmark = pytest.mark.slow
-
+QUICK = ("kitae data check", "kitae data fix", "kitae recipe", "kitae show mistakes", "kitae predict", "kitae report")
 NOT_RUN = {
     "10.0.0.1": "of a cluster at this address",
     "--ray auto --gpus": "of a cluster with GPUs",
@@ -31,6 +30,12 @@ NOT_RUN = {
 SMALL = ["data.source=folder:photos", "data.image_size=32", "data.limit=null", "train.batch_size=8"]
 SHORT = ["train.epochs=1", "train.threads=1"]
 LINES = sorted({shlex.join(shlex.split(line, comments=True)) for line in COMMANDS})
+
+
+def marked(line: str) -> object:
+    """A command as a parameter: those that train or compress, or need what such commands make, are slow."""
+    quick = line.startswith(QUICK) and not line.startswith("kitae report runs/photos-small")
+    return pytest.param(line, marks=() if quick else pytest.mark.slow)
 
 
 def sized(line: str) -> list[str]:
@@ -96,7 +101,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", [marked(line) for line in LINES])
 def test_a_command_of_the_docs_runs(line: str, here: Path) -> None:
     for part, why in NOT_RUN.items():
         if part in line:
