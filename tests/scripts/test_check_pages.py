@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import check_pages
 from check_pages import checked, main, requests_of
+
+# Lines of a browser that copies the wide page that it is given.
+KEEP = """
+if '--dump-dom' in sys.argv and not sys.argv[-1].endswith('frame.html'):
+    import shutil
+    shutil.copyfile(sys.argv[-1].removeprefix('file://'), {!r})
+"""
 
 
 @pytest.mark.parametrize(
@@ -40,6 +48,30 @@ def test_the_result_is_read_from_the_page_that_the_browser_prints(tmp_path: Path
     said = f'<body><pre id="axe-result">{escape(json.dumps(result))}</pre></body>'
     for width in (390, 1280):
         assert checked(str(browser(tmp_path, said)), page, "let axe", width, 800, "dark") == result
+
+
+def test_details_are_unfolded_and_what_axe_cannot_decide_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, axe, out = tmp_path / "page.html", tmp_path / "axe.min.js", tmp_path / "pages.json"
+    page.write_text("<html><body><details><p>folded</p></details></body></html>")
+    axe.write_text("let axe")
+    unsure = [{"rule": "color-contrast", "impact": "serious", "places": 2, "first": "<p>"}]
+    result = {"version": "4", "violations": [], "unsure": unsure, "overflow": 0, "rules": 40}
+    said = f'<body><pre id="axe-result">{escape(json.dumps(result))}</pre></body>'
+    program = browser(tmp_path, said)
+    program.write_text(program.read_text() + KEEP.format(str(tmp_path / "asked.html")))
+    monkeypatch.setattr(check_pages, "OUT", out)
+    monkeypatch.setattr(check_pages, "pages", lambda *_: [("run", page)])
+    monkeypatch.setattr(sys, "argv", ["check_pages.py", "run=r", "--axe", str(axe), "--browser", str(program)])
+    assert main() == 0
+    views = json.loads(out.read_text())["pages"]["run"]["views"]
+    assert len(views) == 4
+    assert all(view["unsure"] == unsure for view in views.values())
+    assert "run, 390 px, dark: 1 unsure" in capsys.readouterr().out
+    asked = (tmp_path / "asked.html").read_text()
+    assert 0 < asked.index('querySelectorAll("details")) one.open = true') < asked.index("axe.run(")
+    assert 'resultTypes: ["violations", "incomplete"]' in asked
 
 
 def test_a_page_without_a_result_is_no_page_without_violations(tmp_path: Path) -> None:
