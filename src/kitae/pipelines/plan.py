@@ -372,7 +372,7 @@ class _Planner:
         def plan() -> _Fit:
             nonlocal at
             pace = self.pace(model, at)
-            found = agreed(self.fitting(sizes, pace, batch))
+            found: _Fit = agreed(self.fitting(sizes, pace, batch))
             if found.size > at:  # larger pictures do not fit into the cache, so their time per pixel is higher
                 pace = self.pace(model, found.size, pace)
                 found = agreed(self.fitting([size for size in sizes if size <= found.size], pace, batch))
