@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kitae.cli import app
 from kitae.experiments.design import expand
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec, shipped
@@ -20,7 +22,7 @@ from kitae.reporting.effects import Analysis, Effect, measured, verdict
 from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import StudyRecord, study_of
 from kitae.run import Run
-from tests.reporting.conftest import measured_compression
+from tests.reporting.conftest import epochs, measured_compression
 
 CLASSES = ("cat", "dog", "owl")
 PUBLISHED = sorted((Path(__file__).parents[2] / "studies" / "results").iterdir())
@@ -61,11 +63,109 @@ def test_an_accuracy_that_one_class_alone_would_have_is_called_so(make_run: Call
     assert "not significantly better than always predicting cat (80.0 %)" in run_page.answer(lazy)[0]
 
 
-def test_a_probe_alone_cannot_be_trained_twice_as_long(make_run: Callable[..., Run]) -> None:
+def advice(run: Run) -> tuple[str, dict[str, str]]:
+    """What a run's page concludes, and its commands by what they are for; every one is a command that exists."""
+    found = RunRecord.open(Run.open(run.path))
+    lines = dict(run_page.commands(found))
+    for line in lines.values():
+        app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+    return " ".join(run_page.answer(found)), lines
+
+
+def head_alone(run: Run, *overrides: str, minutes: float | None = None) -> Run:
+    """The run with no epoch but that of the probe, as `train` writes it."""
+    run.recipe.override(*overrides).save(run.path / "recipe.yaml")
+    run.write_environment({"minutes": minutes})
+    run.write_metrics([{**epochs(1)[0], "epoch": 0, "train_clean_accuracy": 1.0, "val_accuracy": 0.5}])
+    return run
+
+
+ABOUT = "Fine-tune the network too"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "minutes", "told", "line"),
+    [
+        (("name=fashion-mini",), 1.0, "1 minute left no time to fine-tune it", "fashion-mini: --minutes 5"),
+        (("name=a b", "data.source='folder:/x/a b'"), 2.5, "2.5 minutes left", "'folder:/x/a b' --minutes 10"),
+        (("name=fashion-mini",), None, "no epoch of fine-tuning was asked for", "fashion-mini: --minutes 5"),
+        (("name=mine",), None, "no epoch of fine-tuning was asked for", "RUN/recipe.yaml --epochs 10"),
+        (("name=fashion-mini", "data.folds=3"), 3.0, "3 minutes left", "fashion-mini: --folds 3 --minutes 12"),
+    ],
+)
+def test_where_only_a_head_was_trained_the_page_says_how_to_fine_tune(
+    overrides: tuple[str, ...], minutes: float | None, told: str, line: str, make_run: Callable[..., Run]
+) -> None:
+    run = head_alone(make_run(), "train.epochs=0", *overrides, minutes=minutes)
+    said, lines = advice(run)
+    assert "Only a linear head was trained on the pretrained network" in said
+    assert told in said
+    assert "overfits" not in said
+    assert lines[ABOUT] == f"kitae train {line.replace('RUN', str(run.path))}"
+    assert not [name for name in lines if "twice" in name or "Search" in name]
+
+
+def test_a_recipe_that_its_minutes_cut_to_the_head_is_fine_tuned_as_it_was_asked(make_run: Callable[..., Run]) -> None:
+    run = head_alone(make_run(), "train.epochs=0", minutes=2.0)
+    asked = {"epochs": 12, "epoch_steps": None, "validate_every": 1, "warmup_epochs": 1.5}
+    run.asked_length.write_text(json.dumps(asked))
+    line = advice(run)[1][ABOUT]
+    assert line.endswith("recipe.yaml --epochs 12 --set train.schedule.warmup_epochs=1.5 --minutes 8")
+
+
+def test_folds_that_kept_their_heads_are_no_reason_to_fine_tune(make_run: Callable[..., Run]) -> None:
+    said, lines = advice(head_alone(make_run(), "train.epochs=9", "data.folds=3", minutes=3.0))
+    assert "in most folds, fine-tuning was no better" in said
+    assert lines.keys() == {"Classify new images", "List the mistakes"}
+
+
+def test_a_head_that_fine_tuning_did_not_improve_may_need_a_longer_one(make_run: Callable[..., Run]) -> None:
     run = make_run()
-    assert "Train twice as long" in dict(run_page.commands(RunRecord.open(run)))
-    run.recipe.override("train.epochs=0").save(run.path / "recipe.yaml")
-    assert "Train twice as long" not in dict(run_page.commands(RunRecord.open(Run.open(run.path))))
+    first = {**epochs(1)[0], "epoch": 0, "train_clean_accuracy": 1.0, "val_accuracy": 0.95}
+    run.write_metrics([first, *epochs(4)])
+    said, lines = advice(run)
+    assert "No epoch of fine-tuning was better than the linear head" in said
+    assert "overfits" not in said
+    assert lines["Train twice as long"].endswith("train.epochs=18")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "overrides", "about"),
+    [
+        (0.99, 0.80, (), ["Search for stronger augmentation, in many trainings"]),
+        (0.81, 0.80, (), ["Train a network twice as wide", "Train twice as long"]),
+        (0.81, 0.80, ("model.width=null",), ["Train twice as long"]),
+        (0.80, 0.95, (), []),
+        (1.0, 1.0, (), []),
+        (None, None, (), []),
+    ],
+)
+def test_commands_follow_from_the_advice(
+    train: float, val: float, overrides: tuple[str, ...], about: list[str], make_run: Callable[..., Run]
+) -> None:
+    run = record(make_run, [[90, 5, 5], [5, 90, 5], [5, 5, 90]]).run
+    run.recipe.override(*overrides).save(run.path / "recipe.yaml")
+    run.write_metrics([{**row, "train_clean_accuracy": train, "val_accuracy": val} for row in run.metrics()])
+    said, lines = advice(run)
+    usual = {"Classify new images", "Make it small and fast", "List the mistakes"}
+    assert [name for name in lines if name not in usual] == about
+    assert ("overfits" in said) == (train == 0.99)
+    assert ("larger network or longer training" in said) == (train == 0.81)
+    if train == 0.99:
+        assert lines[about[0]] == f"kitae search fashion-mini --recipe {run.path}/recipe.yaml"
+    if train == 0.81 and not overrides:
+        assert lines[about[0]].endswith("model.width=32")
+
+
+def test_a_model_on_everything_has_no_advice_that_validation_gave(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    run.recipe.override("data.folds=3").save(run.path / "recipe.yaml")
+    found = run.evaluation()
+    run.write_evaluation({"out_of_fold": found["test"], "best_epoch": 5})
+    run.write_metrics([{k: v for k, v in row.items() if not k.startswith("val")} for row in epochs(5)])
+    said, lines = advice(run)
+    assert "overfits" not in said
+    assert lines.keys() == {"Classify new images", "List the mistakes"}
 
 
 @pytest.mark.parametrize(

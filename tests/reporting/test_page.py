@@ -213,8 +213,23 @@ def test_the_probe_is_no_epoch_of_those_that_are_counted(make_run: Callable[...,
     assert "3 of 9 epochs" in repr(unfinished)
     assert "<span>Best epoch</span><b>3</b><span>of 3</span>" in page(finished)[0]
     unfinished.write_metrics(rows[:1])
-    assert_told(page(unfinished)[1], "not finished: 0 of 9 epochs are done")
+    text, words = page(unfinished)
+    assert_told(
+        words, "not finished: 0 of 9 epochs are done", "on validation, by the linear head", "No epoch has ended"
+    )
+    assert "Training curves" not in charts(text)
     assert "0 of 9 epochs" in repr(unfinished)
+
+
+def test_where_only_a_head_was_trained_there_are_no_curves_and_no_best_epoch(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    run.write_metrics([{**epochs(1)[0], "epoch": 0}])
+    text, words = page(run)
+    assert "Training curves" not in charts(text)
+    assert "Training" not in headings(text)
+    for absent in ("Best epoch", "0 epochs", "of 0", "No epoch has ended"):
+        assert absent not in words
+    assert "<span>Trained</span><b>linear head</b><span>no epoch of fine-tuning</span>" in text
 
 
 def test_scores_that_are_not_known_are_left_out(make_run: Callable[..., Run]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from kitae.console import data_name
-from kitae.errors import KitaeError
+from kitae.errors import KitaeError, TrainingError
+from kitae.files import read_json
+from kitae.recipe import shipped
 from kitae.reporting import charts
 from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.results import RunRecord, Split
 from kitae.reporting.samples import Samples
-from kitae.reporting.values import Cell, between, number, points, share
+from kitae.reporting.values import Cell, between, finite, number, points, share
 
 _HEADLINES = {
     "accuracy": "Accuracy",
@@ -26,11 +28,27 @@ _HEADLINES = {
 }
 _Z = 1.96
 _OVERFIT = 0.05  # a gap that is significantly larger asks for regularisation
+_MINUTES, _EPOCHS = 5, 10  # of a fine-tuning that is proposed, at least
+_WIDEST = 512  # channels that can be doubled
 
 Command = tuple[str, str]
 """What a command is for, and the command."""
 File = tuple[str, str, float, float | None, str]
 """What a file is, its path, its bytes, and where a compression measured it the milliseconds of one image and how."""
+
+
+class Verdict(NamedTuple):
+    """What a training lacked, from which both the advice and the commands follow.
+
+    Attributes:
+        lacks: fine-tuning, if only a linear head was trained; a longer one, if it did not improve on the head; size, or
+            length, of a network that may underfit; regularisation of one that overfits. Empty where nothing is known
+            to help.
+        said: a sentence, or empty.
+    """
+
+    lacks: Literal["tuning", "length", "size", "regularisation", ""]
+    said: str
 
 
 def content(record: RunRecord) -> dict[str, Any]:
@@ -52,7 +70,7 @@ def content(record: RunRecord) -> dict[str, Any]:
         "headline": _headline(record.evaluation.splits),
         "counts": charts.class_counts(record.facts.classes, counts) if counts else None,
         "count_names": list(counts),
-        "curves": charts.curves(record.epochs, record.best_epoch) if record.epochs else None,
+        "curves": charts.curves(record.epochs, record.best_epoch) if any(row.epoch for row in record.epochs) else None,
         "time": charts.time_spent(record.epochs),
         "recalls": charts.recalls(split),
         "confusion": charts.confusion(split, record.evaluation.where),
@@ -74,7 +92,7 @@ def answer(record: RunRecord) -> list[str]:
         where += " (test was not opened)"
     interval = between(split.accuracy_interval, 100)
     first = f"{share(split.accuracy)} {where}{f' ({interval})' if interval else ''}."
-    return [f"{first} {_weak(split)}".strip(), *filter(None, (_folds(record), _gap(record), _copies(record)))]
+    return [f"{first} {_weak(split)}".strip(), *filter(None, (_folds(record), verdict(record).said, _copies(record)))]
 
 
 def _folds(record: RunRecord) -> str:
@@ -96,7 +114,8 @@ def _unfinished(record: RunRecord) -> str:
     best = record.best
     if best is None or best.val_accuracy is None:
         return done
-    return f"{done} The best so far is {share(best.val_accuracy)} on validation, in epoch {best.epoch}."
+    by = f"in epoch {best.epoch}" if best.epoch else "by the linear head"
+    return f"{done} The best so far is {share(best.val_accuracy)} on validation, {by}."
 
 
 def _weak(split: Split) -> str:
@@ -118,33 +137,50 @@ def _weak(split: Split) -> str:
     return f"{text}."
 
 
-def _gap(record: RunRecord) -> str:
+def verdict(record: RunRecord) -> Verdict:
+    """What a finished training lacked."""
+    if record.epochs and not record.epochs[-1].epoch:
+        return _head(record)
+    if record.best is not None and not record.best.epoch:
+        return Verdict("length", "No epoch of fine-tuning was better than the linear head that it began with, whose "
+                       "weights are kept: longer training may help.")  # fmt: skip
+    return _gap(record)
+
+
+def _head(record: RunRecord) -> Verdict:
+    """Why nothing but a linear head was trained."""
+    done, minutes = "Only a linear head was trained on the pretrained network", _minutes(record)
+    if record.recipe.data.whole and record.recipe.train.last_epoch:
+        return Verdict("", f"{done}: in most folds, fine-tuning was no better.")
+    if minutes is None:
+        return Verdict("tuning", f"{done}: no epoch of fine-tuning was asked for.")
+    return Verdict("tuning", f"{done}: {minutes:g} minute{'' if minutes == 1 else 's'} left no time to fine-tune it.")
+
+
+def _gap(record: RunRecord) -> Verdict:
     """The gap between train and validation at the epoch whose weights are kept, and what it suggests."""
     best, val = record.best, record.evaluation.val
     if best is None or best.train_clean_accuracy is None or best.val_accuracy is None or val is None or not val.count:
-        return ""
+        return Verdict("", "")
     gap = best.train_clean_accuracy - best.val_accuracy
     measured = ((best.train_clean_accuracy, record.facts.clean_images), (best.val_accuracy, val.count))
     error = _Z * math.sqrt(sum(p * (1 - p) / n for p, n in measured))
     apart = points(abs(100 * gap), 1)
     last = record.epochs[-1].epoch == best.epoch
     if gap - error > _OVERFIT:
-        return (
-            f"Training accuracy is {apart} above validation: the network overfits. More images, stronger augmentation "
-            "or a smaller network may help."
-        )
+        return Verdict("regularisation", f"Training accuracy is {apart} above validation: the network overfits. More "
+                       "images, stronger augmentation or a smaller network may help.")  # fmt: skip
     if gap + error < 0:
-        return (
-            f"Validation accuracy is {apart} above training accuracy: perhaps the validation images are easier, or "
-            "labels of training images are wrong."
-        )
+        return Verdict("", f"Validation accuracy is {apart} above training accuracy: perhaps the validation images are "
+                       "easier, or labels of training images are wrong.")  # fmt: skip
     if gap - error > 0:
         text = f"The gap between train and validation is {apart}"
     else:
         text = f"Train and validation differ by no more than chance ({apart})"
     ends = ", and the last epoch was the best" if last else ""
-    advice = "" if best.val_accuracy == 1 else ": a larger network or longer training may help"
-    return f"{text}{ends}{advice}."
+    if best.val_accuracy == 1:
+        return Verdict("", f"{text}{ends}.")
+    return Verdict("size", f"{text}{ends}: a larger network or longer training may help.")
 
 
 def _copies(record: RunRecord) -> str:
@@ -165,18 +201,59 @@ def commands(record: RunRecord) -> list[Command]:
     folder = shlex.quote(str(record.run.path))
     if not record.finished:
         return [("Resume training", record.run.resume_command)]
-    longer = 2 * record.recipe.train.last_epoch
-    recipe = shlex.quote(str(record.run.recipe_file))
     found = [
         ("Classify new images", f"kitae predict {folder} IMAGES"),
         *([] if record.recipe.data.whole else [("Make it small and fast", f"kitae compress {folder}")]),
         *([("List the mistakes", f"kitae show mistakes {folder}")] if record.has_mistakes else []),
-        *([("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}")] if longer else []),
+        *_better(record),
     ]
     if not record.recipe.data.source.startswith(("cifar", "fashion", "mnist")):
         source = shlex.quote(record.recipe.data.source)
         found.append(("Look for broken images, duplicates and label conflicts", f"kitae data check {source}"))
     return found
+
+
+def _better(record: RunRecord) -> list[Command]:
+    """The commands for what the training lacked."""
+    lacks, recipe = verdict(record).lacks, shlex.quote(str(record.run.recipe_file))
+    if lacks == "tuning":
+        return [("Fine-tune the network too", _fine_tune(record))]
+    if lacks == "regularisation":
+        source = shlex.quote(record.recipe.data.source)
+        return [("Search for stronger augmentation, in many trainings", f"kitae search {source} --recipe {recipe}")]
+    width, longer = record.recipe.model.width, 2 * record.recipe.train.last_epoch
+    found: list[Command] = []
+    if lacks == "size" and width is not None and width <= _WIDEST:
+        found.append(("Train a network twice as wide", f"kitae train {recipe} --set model.width={2 * width}"))
+    if lacks in ("size", "length") and longer:
+        found.append(("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}"))
+    return found
+
+
+def _fine_tune(record: RunRecord) -> str:
+    """The command that fine-tunes where only a head was trained: planned again with more minutes, or by its recipe."""
+    data, minutes = record.recipe.data, _minutes(record)
+    more = f" --minutes {max(_MINUTES, math.ceil(4 * (minutes or 0)))}"
+    if record.recipe.name == data_name(data.source)[:100]:  # as a plan is named
+        source = f"{data.source}:" if data.source in shipped() else data.source  # otherwise the recipe of that name
+        folds = f" --folds {data.folds}" if data.whole else ""
+        return f"kitae train {shlex.quote(source)}{folds}{more}"
+    asked = _asked(record)
+    fields = (("train.epoch_steps", "epoch_steps"), ("train.schedule.warmup_epochs", "warmup_epochs"))
+    sets = "".join(f" --set {field}={asked[name]}" for field, name in fields if asked.get(name))
+    epochs = f" --epochs {asked.get('epochs') or _EPOCHS}"
+    return f"kitae train {shlex.quote(str(record.run.recipe_file))}{epochs}{sets}{more if minutes else ''}"
+
+
+def _minutes(record: RunRecord) -> float | None:
+    """The time limit of the run, if it had one."""
+    return finite(record.environment.get("minutes"))
+
+
+def _asked(record: RunRecord) -> Mapping[str, Any]:
+    """The length that was asked for, before the minutes cut it; empty if they did not."""
+    file = record.run.asked_length
+    return read_json(file, error=TrainingError) if file.is_file() else {}
 
 
 # ------------------------------------------------------------------------------------------------------------- details
