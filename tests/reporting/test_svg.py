@@ -135,6 +135,19 @@ def test_text_can_be_read_in_both_schemes(scheme: str) -> None:
             assert _contrast(colours["ink"], cell) >= 4.5, (name, strength)
 
 
+@pytest.mark.parametrize(("value", "span", "broken"), [("90.0 %", "(83 to 94)", True), ("9", "", False)])
+def test_a_line_through_the_rows_is_broken_where_there_is_text(value: str, span: str, broken: bool) -> None:
+    row = Row("a", value, lambda chart, scale, y: None, "", span)
+    drawn = svg.rows_chart("rows", "a", "b", [row, row], 0, 1, "{:g}".format, dashed=0.9).__html__()
+    number = r"([\d.]+)"
+    lines = re.findall(rf'<line x1="{number}" y1="{number}" x2="{number}" y2="{number}" class="d"/>', drawn)
+    over = [(float(y) - 9, float(y)) for y in re.findall(rf'<text x="350.0" y="{number}" text-anchor="end"', drawn)]
+    assert len(over) == 2
+    clear = all(float(end) <= low or float(start) >= high for _, start, _, end in lines for low, high in over)
+    assert clear == broken
+    assert sum(float(end) - float(start) for _, start, _, end in lines) > 30
+
+
 def test_arms_of_a_search() -> None:
     """Those that were trained to the end are filled, presets are diamonds, and what was never trained is left out."""
     arms = [

@@ -8,7 +8,7 @@ Every text is escaped. Classes that the style sheet knows:
 
     text     t (a tick or a note), l (a label), v (a value), h (a heading)
     lines    g (grid), a (axis), d (dashed), w (an interval), s1 to s6 (series)
-    areas    f1 to f6 (series), b1 to b6 (a pale band), e (an empty mark), n (neutral)
+    areas    f1 to f6 (series), b1 to b6 (a pale band), e (an empty mark), n (neutral), gone (removed)
 """
 
 from __future__ import annotations
@@ -309,13 +309,32 @@ def interval_mark(
     chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
 
 
-def _beside(text: str, room: float) -> list[str]:
-    """A label as one or two lines; the last leaves `room` for a value."""
+def _beside(row: Row) -> list[str]:
+    """A row's label as one or two lines; the last leaves room for a value.
+
+    The interval is never left out: if the label has no room beside it, the last line is empty.
+    """
     head: list[str] = []
-    rest = text.split(" ")
+    rest, room = row.label.split(" "), _room(row)
+    if row.span and room < text_width(row.label) <= WIDTH - 20:
+        return [row.label, ""]
     while text_width(" ".join(rest)) > room and text_width(" ".join([*head, rest[0]])) <= WIDTH - 20 and len(rest) > 1:
         head.append(rest.pop(0))
-    return [" ".join(head), " ".join(rest)] if head else [text]
+    lines = [" ".join(head), " ".join(rest)] if head else [row.label]
+    return [*lines, ""] if row.span and text_width(lines[-1]) > room else lines
+
+
+def _room(row: Row) -> float:
+    """The width beside a row's value and its interval."""
+    value = WIDTH - 28 - text_width(row.value, SIZE * 1.08)  # bold is wider
+    return value - (text_width(row.span) + 4 if row.span else 0)
+
+
+def _upright(chart: Chart, x: float, top: float, bottom: float, gaps: Sequence[tuple[float, float]], look: str) -> None:
+    """A vertical line with gaps, from the top down."""
+    for start, end in zip([top, *(end for _, end in gaps)], [*(start for start, _ in gaps), bottom], strict=True):
+        if end > start:
+            chart.line(x, start, x, end, look)
 
 
 def rows_chart(
@@ -327,46 +346,55 @@ def rows_chart(
 
     Args:
         form: a tick's text. label: of the axis.
-        neutral, dashed: where a vertical line is drawn. band: a pale area behind the rows.
+        neutral, dashed: where a vertical line is drawn, except through text. band: a pale area behind the rows.
         items: of a legend above.
     """
     chart = Chart(name, title, description, 0)
     top = legend(chart, 10, 14, items) if items else 6.0
-    rooms = [WIDTH - 28 - text_width(row.value, SIZE * 1.08) for row in rows]  # bold is wider
-    labels = [_beside(row.label, room) for row, room in zip(rows, rooms, strict=True)]
-    bottom = top + ROW * len(rows) + LINE * sum(len(lines) - 1 for lines in labels)
+    texts: list[tuple[float, float, float]] = []  # left, right and base of each
+    middles: list[float] = []
+    written: list[str] = []
+
+    def write(row: Row, line: str, y: float, room: float, about: str = "") -> None:
+        """A line of a row's label, and a note where it has room."""
+        if not line:
+            return
+        shown = fit(line, room)
+        whole = f"<title>{escape(row.label)}</title>" if shown != line else ""
+        noted = bool(about) and text_width(shown + about) + 6 <= room
+        note = f'<tspan class="t"> {escape(about)}</tspan>' if noted else ""
+        texts.append((10, 10 + text_width(f"{shown} {about}" if noted else shown), y))
+        written.append(f'<text x="10.0" y="{y:.1f}" class="l">{whole}{escape(shown)}{note}</text>')
+
+    y = top
+    for row in rows:
+        *above, last = _beside(row)
+        for line in above:
+            write(row, line, y + 15, WIDTH - 20)
+            y += LINE
+        room = _room(row)
+        write(row, last, y + 15, room, row.about)
+        texts.append((18 + room, WIDTH - 10, y + 15))
+        value = f'<tspan class="v">{escape(row.value)}</tspan>'
+        value += f'<tspan class="t"> {escape(row.span)}</tspan>' if row.span else ""
+        written.append(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end">{value}</text>')
+        middles.append(y + 27)
+        y += ROW
+    bottom = y
     chart.height = bottom + (2 * LINE + 8 if label else LINE + 6)
     scale = Scale(low, high, 10, WIDTH - 10, log)
-    if dashed is not None:
-        chart.line(scale(dashed), top, scale(dashed), bottom, "d")
     if band is not None:
         chart.rect(scale(band[0]), top, scale(band[1]) - scale(band[0]), bottom - top, "pale")
     plot = Plot(chart, scale, Scale(0, 1, bottom, top))
     plot.axes(label, form, y_ticks=(), upright=True)
-    if neutral is not None:
-        chart.line(scale(neutral), top, scale(neutral), bottom, "a")
-    y = top
-    for row, room, (*above, last) in zip(rows, rooms, labels, strict=True):
-        for line in above:
-            chart.text(10, y + 15, line, "l")
-            y += LINE
-        span = row.span
-        if span and text_width(span + last) + 8 > room:
-            span = ""  # rather than cut the label
-        room -= text_width(span) + 4 if span else 0
-        shown = fit(last, room)
-        whole = f"<title>{escape(row.label)}</title>" if shown != last else ""
-        about = (
-            f'<tspan class="t"> {escape(row.about)}</tspan>'
-            if row.about and text_width(shown + row.about) + 6 <= room
-            else ""
-        )
-        chart.parts.append(f'<text x="10.0" y="{y + 15:.1f}" class="l">{whole}{escape(shown)}{about}</text>')
-        more = f'<tspan class="t"> {escape(span)}</tspan>' if span else ""
-        value = f'<tspan class="v">{escape(row.value)}</tspan>{more}'
-        chart.parts.append(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end">{value}</text>')
-        row.draw(chart, scale, y + 27)
-        y += ROW
+    for at, look in ((dashed, "d"), (neutral, "a")):
+        if at is not None:
+            x = scale(at)
+            over = sorted({base for left, right, base in texts if left - 4 <= x <= right + 4})
+            _upright(chart, x, top, bottom, [(base - 13, base + 4) for base in over], look)
+    chart.parts += written
+    for row, middle in zip(rows, middles, strict=True):
+        row.draw(chart, scale, middle)
     return chart
 
 
