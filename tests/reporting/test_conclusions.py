@@ -18,7 +18,7 @@ from kitae.experiments.study_spec import StudySpec, shipped
 from kitae.recipe import Recipe
 from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_labels, study_page
 from kitae.reporting.compression_results import Candidate, CompressionRecord
-from kitae.reporting.effects import Analysis, Effect, measured, verdict
+from kitae.reporting.effects import Analysis, Effect, interval, measured, noise_line, verdict
 from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import StudyRecord, study_of
 from kitae.run import Run
@@ -328,6 +328,72 @@ def test_a_study_concludes_in_three_sentences() -> None:
     assert study_page.answer(study(bad))[0].startswith("1 of 1 comparisons shows a loss and none a gain")
     assert study_page.answer(study(open_))[0].startswith("c: no difference could be shown")
     assert "too few runs" in study_page.answer(study())[0]
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_a_comparison_is_counted_once_as_in_the_terminal(folder: Path) -> None:
+    found, result = StudyRecord.open(folder), StudyResult.open(folder)
+    assert found is not None
+    counted = re.search(r"p after Holm over (\d+) effect", result.table())
+    assert counted is not None
+    compared = study_page.distinct(found, found.main.effects)
+    assert sum(one.bounded for one in compared) == int(counted[1])
+    told = re.search(r"of (\d+) (?:comparisons|changes)", study_page.answer(found)[0])
+    assert told is None or told[1] == counted[1]
+
+
+def pairs(*effects: Effect, **contrasts: tuple[str, str]) -> StudyRecord:
+    """A study whose reference, `base`, has 80 %, with these contrasts."""
+    content = study(*effects).model_dump()
+    content["analyses"]["test.accuracy"]["noise"] |= {"reference": "base", "reference_mean": 80.0}
+    rows = [{"name": name, "runs": 3} for name in ("base", "none", "a", "b")]
+    return StudyRecord.model_validate({**content, "variants": rows, "contrasts": contrasts})
+
+
+def test_a_comparison_and_its_mirror_are_one() -> None:
+    off, mirror, other = effect(-4.0, name="none"), effect(4.0, name="mirror"), effect(2.0, name="a")
+    found = pairs(off, other, mirror, mirror=("base", "none"))
+    assert study_page.answer(found)[0].startswith("1 of 2 comparisons shows a gain, a: 2.0 points better")
+    assert [one.name for one in study_page.distinct(found, found.main.ranked)] == ["a", "none"]
+
+
+@pytest.mark.parametrize(
+    ("effects", "told"),
+    [
+        ((effect(2.0, name="a"), effect(-4.0, name="none")), "worse (-5.0 to -3.0) (reference: base, 80.0 %)."),
+        ((effect(9.0, name="all"), effect(-4.0, name="none")), "worse (-5.0 to -3.0; reference: base, 80.0 %)."),
+        (
+            (effect(9.0, name="all"), effect(2.0, name="a")),
+            "most of all a against b: 9.0 points better (+8.0 to +10.0).",
+        ),
+        ((effect(2.0, name="a", kind="main"),), "a: 2.0 points better (+1.0 to +3.0)."),
+        ((effect(0.1, name="a", shown=False), effect(0.1, name="all", shown=False)), "test (reference: base, 80.0 %)."),
+        ((effect(0.1, name="a", kind="main", shown=False),) * 2, "could be shown on accuracy on test."),
+        ((effect(0.1, name="all", shown=False),), "no difference could be shown on accuracy on test."),
+        ((effect(0.1, name="a", shown=False),), "could be shown on accuracy on test (reference: base, 80.0 %)."),
+    ],
+)
+def test_the_reference_is_named_only_beside_what_was_compared_with_it(effects: tuple[Effect, ...], told: str) -> None:
+    assert study_page.answer(pairs(*effects, all=("a", "b")))[0].endswith(told)
+
+
+def test_the_noise_is_told_with_the_label_of_the_reference() -> None:
+    noise = {"sd": 0.3, "low": 0.2, "high": 0.4, "df": 6, "reference": "none", "reference_mean": 80.0}
+    analysis = Analysis.model_validate({"unit": "points", "noise": noise})
+    assert noise_line(analysis).endswith("; none: 80.00")
+    assert noise_line(analysis, {"none": "without augmentation"}).endswith("; without augmentation: 80.00")
+
+
+def test_every_row_of_a_forest_has_its_interval_as_text() -> None:
+    names = (
+        "short", "random crops, flips and colour jitter against no augmentation", "x" * 70, "a longer label",
+        "rare classes drawn more often, added to random crops and flips and to much else that is long as well",
+    )  # fmt: skip
+    effects = tuple(effect(12.0 + k, name=name) for k, name in enumerate(names))
+    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=effects), str, "x", "f")
+    assert drawn is not None
+    texts = re.findall(r"<tspan class=\"t\"> \(([^)]*)\)</tspan>", drawn.__html__())
+    assert sorted(texts) == sorted(interval(one) for one in effects)
 
 
 def test_sentences_are_told_with_labels_and_keep_what_only_the_study_knew() -> None:

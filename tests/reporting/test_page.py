@@ -32,6 +32,8 @@ from kitae.recipe import Recipe
 from kitae.reporting import compression_charts, effects
 from kitae.reporting import page as p
 from kitae.reporting.figures import filters_picture
+from kitae.reporting.study_labels import effect_label, variant_labels
+from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import Chart, text_width
 from kitae.reporting.values import large, words
 from kitae.run import Run
@@ -506,9 +508,11 @@ def test_published_studies_have_pages(tmp_path: Path) -> None:
 def test_a_page_says_an_effect_in_the_words_of_the_terminal(name: str, tmp_path: Path) -> None:
     published = Path(__file__).parents[2] / "studies" / "results" / name
     result, (text, words) = StudyResult.open(published), page(shutil.copytree(published, tmp_path / name))
-    told = " ".join(result.table().split())
+    told, found = " ".join(result.table().split()), StudyRecord.open(published)
+    assert found is not None
+    labels = variant_labels(found)
     for analysis in result.analyses.values():
-        assert effects.noise_line(analysis).removeprefix("noise") in words
+        assert effects.noise_line(analysis, labels).removeprefix("noise") in words
         for effect in analysis.effects:
             size, span = effects.amount(effect.estimate, effect), effects.interval(effect)
             assert f"{size} {span}" in words
@@ -523,6 +527,12 @@ def test_a_page_says_an_effect_in_the_words_of_the_terminal(name: str, tmp_path:
         parts = effects.aliased((a, b, c) for (a, b), c in row.items())
         assert ", ".join(parts) in words
         assert all(part in told for part in parts[:6])
+    if result.design.aliases:
+        table = text.split("What each effect is aliased with</summary>")[1].split("</table>")[0]
+        aliases = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+        assert [row[0] for row in aliases[1:]] == [effect_label(found, name) for name in result.design.aliases]
+        assert any("random crops × " in row[1] for row in aliases)
+        assert not [row for row in aliases if "_" in row[0] + row[1] or " x " in row[1]]
 
 
 def test_unfinished_study_says_so(study: Path) -> None:

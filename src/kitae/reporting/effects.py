@@ -6,7 +6,7 @@ The terminal, effects.json and the pages use the same words.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -261,15 +261,20 @@ def sentence(effect: Effect, seeds: int, runs: int | None = None) -> str:
     return f"{effect.name}: no difference could be shown with {with_seeds} ({span})"
 
 
-def noise_line(analysis: Analysis) -> str:
-    """How much a single run scatters; two runs that differ only in the seed are about 1.4 times as far apart."""
+def noise_line(analysis: Analysis, labels: Mapping[str, str] | None = None) -> str:
+    """How much a single run scatters; two runs that differ only in the seed are about 1.4 times as far apart.
+
+    Args:
+        labels: of variants, by their names; the reference is told by its own where it has none.
+    """
     noise, ratio = analysis.noise, analysis.ratio
     if not noise.df:
         return "noise: not known; more seeds are needed"
     unit = " %" if ratio else f" {analysis.unit}" if analysis.unit else ""
     scale = 100.0 if ratio else 1.0
     digits = 2 if ratio or analysis.unit == "points" else decimals(noise.sd, otherwise=2)
-    own = "" if math.isnan(noise.reference_mean) else f"; {noise.reference}: {noise.reference_mean:.{digits}f}"
+    reference = (labels or {}).get(noise.reference, noise.reference)
+    own = "" if math.isnan(noise.reference_mean) else f"; {reference}: {noise.reference_mean:.{digits}f}"
     if own and not math.isnan(noise.reference_sd):
         own += f" +-{noise.reference_sd:.{digits}f} over seeds"
     how = "" if noise.source == "replicates" else ", from the residual of the fit (one seed)"
@@ -280,6 +285,10 @@ def noise_line(analysis: Analysis) -> str:
     )
 
 
-def aliased(parts: Iterable[tuple[str, str, float]]) -> list[str]:
-    """The parts of two-factor interactions that an effect also contains: `+a x b`, `-0.33 a x c`."""
-    return [f"{'-' if c < 0 else '+'}{'' if abs(c) == 1 else f'{abs(c):.2g} '}{a} x {b}" for a, b, c in parts]
+def aliased(parts: Iterable[tuple[str, str, float]], told: Callable[[str, str], str] = "{} x {}".format) -> list[str]:
+    """The parts of two-factor interactions that an effect also contains: `+a x b`, `-0.33 a x c`.
+
+    Args:
+        told: the text of an interaction.
+    """
+    return [f"{'-' if c < 0 else '+'}{'' if abs(c) == 1 else f'{abs(c):.2g} '}{told(a, b)}" for a, b, c in parts]

@@ -69,6 +69,8 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         "variant_label": labels,
         "metric_label": metric_label,
         "words": effects,
+        "compared": distinct(record, record.main.effects),
+        "aliases": _aliases(record),
         "sentences": _sentences(record),
         "curves": study_charts.curves(record, labels),
         "response": study_charts.response(record),
@@ -88,6 +90,15 @@ def _sentences(record: StudyRecord) -> list[str]:
     return [*told, *record.sentences[len(found) :]]
 
 
+def _aliases(record: StudyRecord) -> list[tuple[str, list[str]]]:
+    """Each effect of a screening design, and the interactions that it is mixed with, in words."""
+
+    def told(a: str, b: str) -> str:
+        return effect_label(record, f"{a} x {b}")
+
+    return [(effect_label(record, name), effects.aliased(parts, told)) for name, parts in record.aliases.items()]
+
+
 def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
     what = metric_label(name) + ("" if analysis.ratio or not analysis.unit else f", {analysis.unit}")
     return study_charts.forest(analysis, partial(effect_label, record), what, place)
@@ -103,36 +114,58 @@ def metric_label(name: str) -> str:
 
 def answer(record: StudyRecord) -> list[str]:
     """Three sentences: what is shown, what is not, and where it holds."""
-    analysis = record.main
-    known = [effect for effect in analysis.ranked if effect.known]
+    known = [effect for effect in distinct(record, record.main.ranked) if effect.known]
     if not known:
         return [f"Nothing can be said about {metric_label(record.metric)}: too few runs have it."]
     return [text for text in (_shown(record, known), _not_shown(record, known), regime(record)) if text]
 
 
+def _pair(record: StudyRecord, name: str) -> frozenset[str]:
+    """The two variants that an effect compares; of a factor or an interaction, which is no pair, its name alone."""
+    if name in record.contrasts:
+        return frozenset(record.contrasts[name])
+    known = any(variant.name == name for variant in record.variants) and record.design in ("compare", "sweep")
+    return frozenset((name, record.main.noise.reference)) if known else frozenset((name,))
+
+
+def distinct(record: StudyRecord, found: Sequence[Effect]) -> list[Effect]:
+    """The effects, in this order, each comparison once: of a pair that has two names, or is compared in both
+    directions, the one that the study names first."""
+    first: dict[frozenset[str], str] = {}
+    for effect in record.main.effects:
+        first.setdefault(_pair(record, effect.name), effect.name)
+    return [effect for effect in found if first[_pair(record, effect.name)] == effect.name]
+
+
 def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
-    analysis, metric, base = record.main, metric_label(record.metric), _base(record)
+    analysis, metric = record.main, metric_label(record.metric)
     shown = [effect for effect in known if effect.shown]
     tested = sum(effect.bounded for effect in known) or len(known)
     if not shown and len(known) == 1:
+        base = _base(record, known)
         return f"{effect_label(record, known[0].name)}: no difference could be shown on {metric}{base}."
     if not shown:
+        base = _base(record, [effect for effect in known if _to_reference(record, effect)])
         return f"None of {tested} changes made a difference that could be shown on {metric}{base}."
     good = sum(effect.helps for effect in shown)
     bad = len(shown) - good
+    largest = max(shown, key=lambda effect: effect.size)
+    named = [*shown[: good > 0], *shown[len(shown) - (bad > 0) :]] if analysis.better else [largest]
+    base = _base(record, named)
 
     def show(count: int) -> str:
         return f"{count} of {tested} comparisons {'shows' if count == 1 else 'show'}"
 
     def told(effect: Effect) -> str:
-        return f"{effect_label(record, effect.name)}: {verdict(effect)} ({interval(effect)})"
+        own = "" if base or not _to_reference(record, effect) else _reference(record)
+        span = f"{interval(effect)}; {own}" if own else interval(effect)
+        return f"{effect_label(record, effect.name)}: {verdict(effect)} ({span})"
 
     def most(count: int) -> str:
         return "most of all " if count > 1 else ""
 
     best, worst = f"{most(good)}{told(shown[0])}", f"{most(bad)}{told(shown[-1])}"
     if not analysis.better:
-        largest = max(shown, key=lambda effect: effect.size)
         text = f"{show(len(shown))} a difference; the largest is {told(largest)}"
     elif not bad:
         text = f"{show(good)} a gain, {best}"
@@ -184,12 +217,24 @@ def _most_helpful(record: StudyRecord) -> Variant | None:
     return variants[helps[0]] if helps else None
 
 
-def _base(record: StudyRecord) -> str:
+def _base(record: StudyRecord, named: Sequence[Effect]) -> str:
+    """The reference in brackets, where all the effects that a sentence names are differences from it."""
+    told = _reference(record)
+    return f" ({told})" if told and named and all(_to_reference(record, effect) for effect in named) else ""
+
+
+def _to_reference(record: StudyRecord, effect: Effect) -> bool:
+    """Whether an effect is a difference from the reference, not between other variants or on average over them."""
+    pair = record.contrasts.get(effect.name)
+    return effect.kind == "difference" and (pair is None or record.main.noise.reference in pair)
+
+
+def _reference(record: StudyRecord) -> str:
     found, unit = record.main.noise, record.main.unit
     if math.isnan(found.reference_mean):
         return ""
     number = f"{found.reference_mean:.1f} %" if unit == "points" else f"{found.reference_mean:.4g} {unit}".strip()
-    return f" (reference: {variant_labels(record).get(found.reference, found.reference)}, {number})"
+    return f"reference: {variant_labels(record).get(found.reference, found.reference)}, {number}"
 
 
 def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
