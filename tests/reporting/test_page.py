@@ -31,6 +31,7 @@ from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.reporting import compression_charts, effects
 from kitae.reporting import page as p
+from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.figures import filters_picture
 from kitae.reporting.study_labels import effect_label, variant_labels
 from kitae.reporting.study_results import StudyRecord
@@ -587,6 +588,28 @@ def test_compression(small: Callable[..., Path]) -> None:
     assert set(charts(text)) == {
         "Size against accuracy", "Latency of one image", "Accuracy against parameters removed"
     }  # fmt: skip
+
+
+def test_every_point_of_a_small_front_has_a_label_or_a_number(small: Callable[..., Path]) -> None:
+    drawn = page(small())[0].split("<h2>Size against accuracy</h2>")[1].split("</svg>")[0]
+    labels = re.findall(r'<text[^>]*class="l">(.*?)</text>', drawn)
+    key = dict(re.findall(r'<text[^>]*class="t">(\d+): (.*?)</text>', drawn))
+    assert {label for label in labels if label.isdigit()} == key.keys()
+    facts = CompressionRecord.model_validate(measured_compression())
+    assert {*(label for label in labels if not label.isdigit()), *key.values()} == {
+        facts.label(row) for row in facts.candidates
+    }  # fmt: skip
+    assert len(labels) == len(facts.candidates) <= 12
+
+
+def test_points_with_room_around_them_have_their_labels(small: Callable[..., Path]) -> None:
+    facts = measured_compression()
+    drawn = page(small(candidates=[facts["baseline"], facts["winner"], facts["candidates"][2]]))[0]
+    labels = re.findall(
+        r'<text[^>]*class="l">(.*?)</text>', drawn.split("Size against accuracy</h2>")[1].split("</svg>")[0]
+    )
+    assert len(labels) == 3
+    assert not any(label.isdigit() for label in labels)
 
 
 def test_the_front_is_labelled(small: Callable[..., Path]) -> None:

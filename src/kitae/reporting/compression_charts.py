@@ -10,6 +10,7 @@ from kitae import console
 from kitae.reporting.charts import per_cent
 from kitae.reporting.compression_results import Candidate, CompressionRecord
 from kitae.reporting.svg import (
+    LINE,
     WIDTH,
     Chart,
     Point,
@@ -30,12 +31,15 @@ _LEFT, _END = 50.0, WIDTH - 12
 _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1), (1, -2), (1, 2))
 _PLACES = [(radius * x, radius * y) for radius in (10.0, 16.0, 28.0, 44.0, 64.0, 88.0) for x, y in _DIRECTIONS]
 """Offsets at which a label may be placed: from its point to the nearest point of the label."""
+_MOST_LABELS = 12  # points that all have a label
+_CLOSE = 28.0  # from a point to its label, where all have one; those further away could not be told apart
 _ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # extra distance in pixels that a label accepts to avoid this
 
 
 def front(record: CompressionRecord) -> Chart | None:
     """Every candidate by size and accuracy; the front, the original and the winner are labelled.
 
+    So are all others, where they are few: by a number and a key below if there is no room for their labels.
     Controls cannot be chosen: they are diamonds, and no part of the front.
     """
     points = [(size, row.accuracy, row) for row in record.candidates
@@ -83,25 +87,59 @@ def front(record: CompressionRecord) -> Chart | None:
         else:
             chart.circle(x, y, 5, "f1", about)
         taken.append((x - 7, y - 7, x + 7, y + 7))
-    marks = list(taken)
-    for size, value, row in sorted(points, key=lambda point: (point[2].name != record.winner.name, point[0])):
-        if row.name in named:
-            at = plot.x(size), plot.y(value)
-            _label(chart, record.label(row), at, taken, marks, lines, (_LEFT, top - 6, WIDTH - 2, bottom))
+    within = (_LEFT, top - 6, WIDTH - 2, bottom)
+    order = sorted(points, key=lambda point: (point[2].name != record.winner.name, point[0]))
+    labels = {row.name: (record.label(row), (plot.x(size), plot.y(value))) for size, value, row in order}
+    few, marks = len(points) <= _MOST_LABELS, list(taken)
+    tried = Chart(chart.name, chart.title, summary, chart.height)
+    if few and all(_label(tried, *one, taken, marks, lines, within, _CLOSE) for one in labels.values()):
+        chart.parts += tried.parts
+        return chart
+    taken = list(marks)
+    key: list[str] = []
+    for name, (label, at) in labels.items():
+        if name in named and not _label(chart, label, at, taken, marks, lines, within):
+            named.remove(name)
+    for name, (label, at) in labels.items():
+        number = str(len(key) + 1)
+        if few and name not in named and _label(chart, number, at, taken, marks, lines, within):
+            key.append(f"{number}: {label}")
+    _key(chart, key)
     return chart
 
 
+def _key(chart: Chart, lines: list[str]) -> None:
+    """What the numbers of points stand for, in lines below the chart."""
+    x, y = _LEFT, chart.height + 10
+    for place, text in enumerate(lines):
+        wide = text_width(text)
+        if place and x + wide > WIDTH:
+            x, y = _LEFT, y + LINE
+        chart.text(x, y, text, "t", width=WIDTH - x)
+        x += wide + 14
+        chart.height = y + 6
+
+
 def _label(
-    chart: Chart, text: str, at: Point, taken: list[Box], marks: list[Box], lines: list[Box], within: Box
-) -> None:
+    chart: Chart, text: str, at: Point, taken: list[Box], marks: list[Box], lines: list[Box], within: Box,
+    reach: float = math.inf,
+) -> bool:  # fmt: skip
     """Write a label near its point where it covers nothing; if there is no room, it only appears on hover.
 
     It avoids `lines` and the `marks` of other points unless that takes it far away. A line connects it to its point if
     it is not beside it.
+
+    Args:
+        reach: how far away it may be.
+
+    Returns:
+        Whether it was written.
     """
     width = text_width(text)
     best: tuple[float, Box, Point] | None = None
     for dx, dy in _PLACES:
+        if math.hypot(dx, dy) > reach:
+            continue
         end = at[0] + dx, at[1] + dy
         left = end[0] - (0 if dx > 0 else width if dx < 0 else width / 2)
         top = end[1] - (0 if dy > 0 else 14 if dy < 0 else 7)
@@ -115,12 +153,13 @@ def _label(
         if best is None or cost < best[0]:
             best = cost, box, end
     if best is None:
-        return
+        return False
     _, box, end = best
     if end[1] != at[1] or abs(end[0] - at[0]) > _PLACES[0][0]:
         chart.line(*at, *end, "a")
     chart.text(box[0], box[3] - 3, text, "l")
     taken.append(box)
+    return True
 
 
 def _away(a: Box, b: Box) -> float:
