@@ -448,6 +448,23 @@ def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
     assert whole.label(Candidate.model_validate(row)) == told
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"name": "original int8-static", "precision": "int8-static"}, "the unpruned INT8 file"),
+        ({"name": "original int8-dynamic", "precision": "int8-dynamic"}, "the unpruned file, INT8 weights"),
+        ({"name": "original fp32", "precision": "fp32"}, "the original float32 file"),
+        ({"name": "65 % int8-static", "precision": "int8-static", "ratio": 0.65}, "65 % pruned, INT8"),
+    ],
+)
+def test_a_file_that_is_not_pruned_is_not_told_as_a_denial(row: dict[str, Any], told: str) -> None:
+    whole = CompressionRecord.model_validate(measured_compression())
+    winner = whole.winner.model_copy(update={"ratio": 0.0, **row})
+    found = whole.model_copy(update={"winner": winner})
+    assert compression_page.answer(found)[1].startswith(f"The winner is {told}: 60.8 kB.")
+    assert compression_page._warnings(found)[0].startswith(f"{told[:1].upper()}{told[1:]} is within the budget")
+
+
 def compared(variants: dict[str, dict[str, Any]], reference: str = "") -> StudyRecord:
     """A study of these variants, of which `a` helps, `b` hurts, and `c` is not decided."""
     effects = (effect(2.0, name="a"), effect(-4.0, name="b"), effect(0.1, name="c", shown=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -10,15 +9,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from kitae.compression.spec import CompressSpec
 from kitae.evaluation.intervals import least_drop
 from kitae.evaluation.latency import as_fast
 from kitae.files import with_name
 from kitae.reporting import compression_charts
 from kitae.reporting.compression_results import Candidate, CompressionRecord
-from kitae.reporting.samples import Photo
+from kitae.reporting.figures import filters_chart
 from kitae.reporting.values import Cell, between, named, number, points, points_lost, size, times
 
 
@@ -39,8 +36,10 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "sparsity": compression_charts.sparsity(record),
         "as_fast": _as_fast(record),
         "latency": compression_charts.latencies(record),
-        "filters": _filters(folder),
-        "everything": [row.model_dump() for row in record.candidates],
+        "filters": filters_chart(folder / "figures" / "filters.png"),
+        "everything": [
+            {**row.model_dump(), "name": record.label(row), "precision": row.number_format} for row in record.candidates
+        ],
     }
 
 
@@ -56,7 +55,7 @@ def answer(record: CompressionRecord) -> list[str]:
     cost = f"{points_} on {where}{f' ({interval})' if interval else ''}" if points_ else ""
     first = f"{' and '.join(won)}, {cost}." if won and cost else f"{' and '.join(won) or cost}."
     what = "The winner" if record.within_budget else "The closest to the budget"
-    second = f"{what} is {record.label(record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
+    second = f"{what} is {record.told(record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
     if record.metric == "accuracy":
         return [first, second]
     return [first, second, f"Accuracy is {record.metric} here, its mean over the classes, as in the choice of the "
@@ -154,22 +153,9 @@ def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
     return min(found, key=lambda pair: pair[0], default=None)
 
 
-def _filters(folder: Path) -> Photo | None:
-    """The picture of the first layer's filters; None if there is none, or it is damaged."""
-    file = folder / "figures" / "filters.png"
-    try:
-        with Image.open(file) as picture:
-            width, height = picture.size
-    except OSError:
-        return None
-    source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    alt = "The first layer's filters, a tile per input channel; removed weights are dark."
-    return Photo(source, width, height, True, alt)
-
-
 def _warnings(record: CompressionRecord) -> list[str]:
     warnings = []
-    name = record.label(record.winner)
+    name = record.told(record.winner)
     if not record.within_budget:
         why = record.why_not or "exceeds it"
         warnings.append(f"No candidate is within the budget. The closest, {name}, {why}; it is kept as closest.onnx.")
@@ -177,8 +163,8 @@ def _warnings(record: CompressionRecord) -> list[str]:
         allowed = record.spec.max_drop
         budget = "the budget" if allowed is None else f"the budget of {allowed:g}"
         warnings.append(
-            f"{name} is within the budget on validation, but on test it loses {points(record.test.drop)}, more than "
-            f"{budget}."
+            f"{name[:1].upper()}{name[1:]} is within the budget on validation, but on test it loses "
+            f"{points(record.test.drop)}, more than {budget}."
         )
     return warnings
 

@@ -55,9 +55,14 @@ class Candidate(Record, extra="allow"):
     winner: bool = False
     control: bool = False
 
+    @property
+    def number_format(self) -> str:
+        """Its precision in words."""
+        return _PRECISIONS.get(self.precision, self.precision)
+
     def label(self, original: str) -> str:
         """In words: `65 % pruned, INT8`, `not pruned, float32`. `original`: the name of the original's file."""
-        precision = _PRECISIONS.get(self.precision, self.precision)
+        precision = self.number_format
         if not precision:
             return self.name
         if self.name == original:
@@ -187,3 +192,12 @@ class CompressionRecord(Record, extra="allow"):
     def label(self, row: Candidate) -> str:
         """A candidate in words: `65 % pruned, INT8`, `not pruned, float32`."""
         return row.label(self.baseline.name)
+
+    def told(self, row: Candidate) -> str:
+        """A candidate in a sentence, where `is not pruned` would deny something: `the unpruned INT8 file`."""
+        label = self.label(row)
+        for start, kind in (("not pruned, ", "unpruned"), ("original, ", "original")):
+            if label == f"{start}{row.number_format}":
+                form = row.number_format
+                return f"the {kind} file, {form}" if " " in form else f"the {kind} {form} file"
+        return label

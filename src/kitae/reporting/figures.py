@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from kitae.reporting import svg
 from kitae.reporting.style import DPI, INK, LABEL, SMALL, TITLE, WIDTH, Image, fit, new_figure, wrap
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 _MOST = 64  # filters that are shown
 _COLUMNS = 12
 _CELL = 12  # pixels a weight
+_MOST_WEIGHTS = 40_000  # in a chart, which is a part of a page
+_LEVELS = 12  # of strength in a chart
 _POSITIVE, _NEGATIVE, _REMOVED = np.array([[0x00, 0x5A, 0xB5], [0xB5, 0x2A, 0x1E], [0x3A, 0x3F, 0x44]]) / 255
 
 
@@ -130,3 +135,46 @@ def filters_picture(weights: NDArray[np.float32], kept: NDArray[np.bool_]) -> by
     out = io.BytesIO()
     Pillow.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def filters_chart(picture: Path) -> svg.Chart | None:
+    """The picture of `filters_picture` as a chart, in the colours of a page, which may be dark.
+
+    None if there is no picture, if it is damaged, or if it has too many weights for a page.
+    """
+    try:
+        with Pillow.open(picture) as image:
+            pixels = np.asarray(image.convert("RGB"))[_CELL // 2 :: _CELL, _CELL // 2 :: _CELL] / 255
+    except OSError:
+        return None
+    if not pixels.size or pixels.shape[0] * pixels.shape[1] > _MOST_WEIGHTS:
+        return None
+    gone = np.abs(pixels - _REMOVED).max(axis=2) < 0.01
+    positive = pixels[..., 2] >= pixels[..., 0]
+    # A colour is white, less its strength times what the full colour lacks of it.
+    lacks = np.where(positive[..., None], 1 - _POSITIVE, 1 - _NEGATIVE)
+    strength = ((1 - pixels) * lacks).sum(axis=2) / (lacks**2).sum(axis=2)
+    level = np.where(gone, 0, (_LEVELS * strength).round().astype(int)) * np.where(positive, 1, -1)
+    about = "A tile per filter and input channel, a square per weight; removed weights are grey."
+    chart = svg.Chart("filters", "Filters of the first layer", about, svg.WIDTH * pixels.shape[0] / pixels.shape[1])
+    chart.parts.append(f'<g transform="scale({svg.WIDTH / pixels.shape[1]:.4f})" shape-rendering="crispEdges">')
+    for place in sorted(set(level[level != 0].tolist())):
+        look = f'class="{"f1" if place > 0 else "f2"}" fill-opacity="{abs(place) / _LEVELS:.2f}"'
+        chart.parts.append(f'<path d="{_squares(level == place)}" {look}/>')
+    if gone.any():
+        chart.parts.append(f'<path d="{_squares(gone)}" class="gone"/>')
+    chart.parts.append("</g>")
+    return chart
+
+
+def _squares(where: NDArray[np.bool_]) -> str:
+    """The path of a square for each true cell, in units of a cell; those beside each other are one."""
+    steps = []
+    for y, row in enumerate(where.tolist()):
+        x = 0
+        for filled, run in groupby(row):
+            wide = len(list(run))
+            if filled:
+                steps.append(f"M{x} {y}h{wide}v1h-{wide}z")
+            x += wide
+    return "".join(steps)

@@ -175,8 +175,11 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Cell]]
     return rows[:MAX_ROWS]
 
 
-def records(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
-    """Records as columns and rows of cells; NAME_interval is put beside NAME, and empty columns are left out."""
+def records(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[tuple[str, str, float | None]]]]:
+    """Records as columns and rows of cells, each with its number, if it is one, for sorting.
+
+    NAME_interval is put beside NAME, and empty columns are left out.
+    """
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     names = [
         name
@@ -184,4 +187,5 @@ def records(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cel
         if not (name.endswith("_interval") and name.removesuffix("_interval") in names)
         and any(row.get(name) not in (None, "", [], {}) for row in rows)
     ]
-    return [name.replace("_", " ") for name in names], [[named(row, name) for name in names] for row in rows[:MAX_ROWS]]
+    cells = [[(*named(row, name), finite(row.get(name))) for name in names] for row in rows[:MAX_ROWS]]
+    return [name.replace("_", " ") for name in names], cells
