@@ -116,6 +116,7 @@ def test_a_study_measures_what_is_there(
         assert effects.loc[name, "low"] < 2.0 < effects.loc[name, "high"]
         assert " points better (interval " in effects.loc[name, "words"]
     assert len(lines) == 9
+    assert (result.path / "report.html").is_file(), "since somebody looks"
     assert lines[0].startswith("[1/9] none, seed 0: 7")
     assert set(result.analyses) == {"test.accuracy", "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes"}
     assert pd.read_parquet(folder / "runs.parquet").shape[0] == 9

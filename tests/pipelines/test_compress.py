@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kitae import cli
+from kitae import cli, console
 from kitae.cli import ship
 from kitae.compression.counting import count
 from kitae.compression.shape import UNCHANGED
@@ -81,6 +81,13 @@ def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Pat
     assert Model(exported.path).metadata["recipe"] == "fashion-mini"
     beside = export(finished.path)
     assert beside.path == finished.path.with_name("tiny.onnx")
+
+
+def test_a_page_is_written_where_somebody_looks(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, looks in (("shown", True), ("quiet", False)):
+        monkeypatch.setattr(console, "interactive", lambda looks=looks: looks)
+        compress(finished, tmp_path / name, **small(prune="none", quantize=("none",)))
+    assert [page.parent.name for page in tmp_path.glob("*/report.html")] == ["shown"]
 
 
 def test_an_export_replaces_only_an_export(finished: Run, tmp_path: Path) -> None:

@@ -686,6 +686,9 @@ def test_progress_is_shown_where_somebody_looks(
     assert "epoch" not in capsys.readouterr().out
     monkeypatch.setattr(console, "interactive", lambda: True)
     train(recipe, tmp_path / "shown", test=False)
-    assert "epoch   1/1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "epoch   1/1" in said
+    assert f"page: {tmp_path / 'shown' / 'report.html'}" in said.replace("\n", "")
     train(recipe, tmp_path / "hidden", test=False, show=False)
     assert "epoch" not in capsys.readouterr().out
+    assert [page.parent.name for page in tmp_path.glob("*/report.html")] == ["shown"]

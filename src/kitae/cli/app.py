@@ -125,16 +125,11 @@ def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
 
     If the page cannot be written, the result is kept and the reason is printed as a note.
     """
-    from kitae.reporting.page import write
+    from kitae.reporting.page import write_and_say
 
-    try:
-        page, found = write(folder)
-        commands = commands or tuple(command for _, command in found)
-        commands = (*commands, f"kitae report {shlex.quote(str(folder))} --open")[:2]
-        console.say(f"page: {page}")
-    except KitaeError as problem:
-        console.say(f"note: report.html was not written: {problem}")
-        page = None
+    page, found = write_and_say(folder, console.say)
+    if page is not None:
+        commands = (*(commands or found), f"kitae report {shlex.quote(str(folder))} --open")[:2]
     for command in commands:
         console.say(f"next: {command}")
     if browser and page is not None:

@@ -83,7 +83,8 @@ def study(
         executor: where runs happen, instead of `workers` local processes: `Inline()` of `kitae.experiments.executors`
             is this process, `RayCluster(address)` a cluster.
         overwrite: replace the study in `out`, once the new one is planned.
-        report: receives the plan, and a line for each run as it ends; None prints them on a terminal and in a notebook.
+        report: receives the plan, and a line for each run as it ends; None prints them on a terminal and in a notebook,
+            and writes the page.
         train: the function that trains, as module:function. None is `TRAIN`, or if the study asks for no number of
             test, `TRAIN_WITHOUT_TEST`.
         measure: as in `plan_study`; needed once if a recipe says `precision: auto`.
@@ -125,7 +126,11 @@ def study(
                     + (f"; about {console.rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
         result = StudyResult.of(folder, plan, outcomes, content.get("added") or ())
         result.write()
-        return result
+    if report is None and console.interactive():
+        from kitae.reporting.page import write_and_say
+
+        write_and_say(folder, console.say)
+    return result
 
 
 def _spec(spec: StudySpec | str | Path, overrides: Sequence[str], tiny: bool) -> StudySpec:

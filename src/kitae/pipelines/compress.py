@@ -219,7 +219,7 @@ def compress(
         spec: the budget and where to look. `options` are its fields, and override it
             (`max_drop=1.0, ratios=(0.3, 0.5)`); with ratios but no max_drop, all of them are measured.
         overwrite: replace the compression in `out`; fine-tuned stages that still fit are used again.
-        say: called with lines of progress; None prints them on a terminal and in a notebook.
+        say: called with lines of progress; None prints them on a terminal and in a notebook, and writes the page.
 
     Raises:
         BudgetError: nothing met the budget; the folder holds the closest, and the message says how close.
@@ -244,7 +244,12 @@ def compress(
             raise CompressionError(f"{folder}: already has a compression; add --overwrite, or choose another --out")
         for left in (_CANDIDATES, _NEW):  # by an interrupted search
             shutil.rmtree(folder / left, ignore_errors=True)
-        return _compress(run, folder, spec, console.reporter(say))
+        result = _compress(run, folder, spec, console.reporter(say))
+    if say is None and console.interactive():
+        from kitae.reporting.page import write_and_say
+
+        write_and_say(folder, console.say)
+    return result
 
 
 def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> CompressionResult:

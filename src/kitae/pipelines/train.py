@@ -70,7 +70,8 @@ def train(
         resume: resume the unfinished run in `out`; a finished one is returned as it is.
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
-        show: print progress where no `watcher` is given; None does so on a terminal and in a notebook.
+        show: print progress where no `watcher` is given, and write the run's page at the end; None does so on a
+            terminal and in a notebook.
         test: False does not evaluate on test: evaluation.json has `val` but no `test`, and no opening is counted.
         choices: fields of `pipelines.choices.Choices`, which override the plan or the recipe: `image_size=160`, or
             `folds=5`, which cross-validates and then trains on everything (see `pipelines.folds`).
@@ -83,10 +84,14 @@ def train(
     choices["set"] = set_fields(choices)  # once, since it may be a generator
     if watcher is None and (console.interactive() if show is None else show) and distributed.is_main():
         with console.counting("decoding images") as counted, console.TrainingView() as view:
-            return train(
+            run = train(
                 data, out, recipe=recipe, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
                 progress=progress or counted, test=test, **choices,
             )  # fmt: skip
+        from kitae.reporting.page import write_and_say
+
+        write_and_say(run.path, console.say)
+        return run
     if out is not None and distributed.is_main():
         # Checked before the plan, which may take minutes. Only by the main process, which may have made the folder by
         # the time another process looks.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from inspect import getmembers, isfunction
@@ -64,6 +64,21 @@ def write(target: Run | str | Path) -> tuple[Path, list[tuple[str, str]]]:
     if kind == "study":
         return _write(kind, study_page.content(StudyRecord.open(folder), folder), folder)
     return write(Run.open(folder))
+
+
+def write_and_say(folder: Path, say: Callable[[str], None]) -> tuple[Path | None, list[str]]:
+    """Write a folder's page after a long function, and say where it is, or why it was not written.
+
+    Returns:
+        The page, if it could be written, and its next commands.
+    """
+    try:
+        page, found = write(folder)
+    except KitaeError as problem:  # the result is kept
+        say(f"note: report.html was not written: {problem}")
+        return None, []
+    say(f"page: {page}")
+    return page, [command for _, command in found]
 
 
 def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) -> Path:
