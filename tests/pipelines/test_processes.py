@@ -89,7 +89,7 @@ def test_processes_plan_together(tmp_path: Path, own_cache: None) -> None:
     """Sizes and lengths are chosen by what each process measures, and all must choose the same."""
     photos = write_folder(tmp_path / "photos", train=20, classes=2)
     spec = ModelSpec(name="resnet8", width=4)
-    save_file(build(spec, classes=7, channels=3, image_size=32).state_dict(), tmp_path / "own.safetensors")
+    save_file(build(spec, classes=7, channels=3, image_size=128).state_dict(), tmp_path / "own.safetensors")
     options = ["--minutes=0.2", "--set", "model.width=4", "train.precision=fp32", "train.channels_last=false"]
     for name, pretrained, epoch in (("scratch", "false", 1), ("tuned", tmp_path / "own.safetensors", 0)):
         out = tmp_path / name
