@@ -142,6 +142,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         pass
 
 
+def test_only_the_folder_itself_must_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mounted folder often lies in one that is not."""
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "read-only" and access(path, mode))
+    mounted = tmp_path / "read-only" / "mounted"
+    mounted.mkdir(parents=True)
+    OWNED.check(mounted)
+    refused(TrainingError, "read-only cannot be written to; choose another --out", OWNED.check, mounted.parent / "new")
+
+
 def test_a_folder_is_of_the_kind_that_wrote_it(tmp_path: Path) -> None:
     from kitae.experiments.folder import STUDY_FOLDER
     from kitae.experiments.search import SEARCH_FOLDER

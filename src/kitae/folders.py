@@ -60,7 +60,7 @@ class Owned:
         """
         if folder.exists() and not folder.is_dir():
             raise self.error(f"{folder}: is a file, not a folder; choose another --out")
-        if problem := unwritable(folder):
+        if problem := unwritable(folder / self.first):  # a folder that exists, or the last one above it that does
             raise self.error(f"{folder}: {problem}; choose another --out")
         signs = (self.first, self.last or self.first)
         ours = self.names if any((folder / sign).is_file() for sign in signs) else ()
