@@ -62,7 +62,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         from kitae.errors import lacking
 
-        raise lacking(error.name) or error from error
+        if (of_extra := lacking(error.name)) is None:
+            raise
+        raise of_extra from error
     value = loaded if attribute is None else getattr(loaded, attribute)
     globals()[name] = value
     return value

@@ -177,4 +177,6 @@ def require(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise
-        raise lacking(module) or error from error
+        if (of_extra := lacking(module)) is None:
+            raise
+        raise of_extra from error

@@ -51,8 +51,9 @@ def _is_export(file: Path) -> bool:
     """Whether a file was exported by Kitae, so that it may be replaced; not the model in a compression's folder."""
     if kind_of(file.parent) == "compression":
         return False
+    onnx = require("onnx")
     try:
-        return any(entry.key == METADATA_KEY for entry in require("onnx").load(file).metadata_props)
+        return any(entry.key == METADATA_KEY for entry in onnx.load(file).metadata_props)
     except Exception:  # protobuf's error derives from nothing nearer
         return False
 

@@ -128,7 +128,8 @@ class Features:
                 break
             begun, count, found = time.perf_counter(), 0, []
             for place, rows in enumerate(self._parts):
-                if number == 0 and self._may_stop and count >= self._least and not self._fit(len(rows), each):
+                stoppable = number == 0 and self._may_stop and count >= self._least and saved(0, place) is None
+                if stoppable and not self._fit(len(rows), each):
                     self._parts = self._parts[:place]
                     self._leave("limit", count, console.plural(count, "image"))
                     break
@@ -227,7 +228,7 @@ def probe(
     The main process fits the head and sends it to the others.
 
     Args:
-        clock: the minutes; augmented views that do not fit are left out.
+        clock: the minutes; images and augmented views that do not fit are left out.
         shared: the features to use, of at least this run's images; None computes this run's own.
 
     Returns:

@@ -191,6 +191,8 @@ def _train(
             folds, minutes = _folds(run, setup, model, world, minutes, watcher)
             minutes = None if minutes is None else replace(minutes.share(1), starting=minutes.starting)
         probes = isinstance(run.recipe.train.probe, ProbeSpec)
+        if world.is_main and minutes is not None and not begun:
+            remember_length(run)  # before the minutes change anything in the recipe
         if probes:
             made = {} if begun else probe(run, setup, model, world, watcher, minutes, shared)
             tuning = replace(tuning, keep="last" if folds else "best or start", start_row=made)
@@ -203,7 +205,6 @@ def _train(
         if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
             timed, reserve = fitted(run.recipe, setup, model, minutes, world, begun)
             if world.is_main and not begun:
-                remember_length(run)
                 _note_shortened(run.recipe.train, timed.train, minutes, watcher)
                 run.resolve(timed)
             run.recipe = distributed.from_main(run.recipe, world)

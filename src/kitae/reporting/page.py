@@ -74,7 +74,7 @@ def write_and_say(folder: Path, say: Callable[[str], None]) -> tuple[Path | None
     """
     try:
         page, found = write(folder)
-    except KitaeError as problem:  # the result is kept
+    except (KitaeError, OSError) as problem:  # the result is kept
         say(f"note: report.html was not written: {problem}")
         return None, []
     say(f"page: {page}")
