@@ -28,13 +28,8 @@ OF_RUN = (
     "gap", "train_loss", "val_loss", "best_epoch", "epoch_seconds", "training_seconds", "images_per_second",
     "peak_memory_bytes",
 )  # fmt: skip
-CURVES = (
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "train_clean_accuracy",
-)  # a point per epoch that has it
+# A point for each epoch that has it.
+CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 _LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
 
 

@@ -69,7 +69,7 @@ class Features:
         drawn = setup.shuffled_train[: self.spec.limit]
         # Files of images in a drawn order, so that the first few are a sample; but not where reading that is slow.
         sampled = setup.blocks is None
-        self._parts = list(_parts(drawn if sampled else np.sort(drawn), _SHARD))
+        self._parts = list(map(np.sort, _parts(drawn if sampled else np.sort(drawn), _SHARD)))
         self._may_stop = sampled and not shared
         self._least = _LEAST * len(setup.store.classes)
 
@@ -110,35 +110,41 @@ class Features:
             tensors, facts = load_weights(path)
             return tensors["features"] if facts.get("key") == self._key else None
 
-        def shard(number: int, place: int, rows: NDArray[np.int64]) -> Tensor:
-            if (known := saved(number, place)) is not None:
-                return known
+        def computed(number: int, place: int, rows: NDArray[np.int64]) -> Tensor:
             _check(interrupted)
             if number == 0:
-                computed = self._evaluated(network, rows)
+                features = self._evaluated(network, rows)
             else:
-                computed = self._augmented(network, augment, rows, _VIEWS_FROM + number)
-            save_weights({"features": computed}, self._file(number, place), {"key": self._key})
-            return computed
+                features = self._augmented(network, augment, rows, _VIEWS_FROM + number)
+            save_weights({"features": features}, self._file(number, place), {"key": self._key})
+            return features
 
         views, each = [], 0.0
         for number in range(self.spec.views + 1):
-            if number and saved(number, 0) is None and not self._fit(len(self.rows), each):
-                self._leave("views", number - 1, f"{console.plural(number - 1, 'augmented view')} of each image")
-                break
             begun, count, found = time.perf_counter(), 0, []
             for place, rows in enumerate(self._parts):
-                stoppable = number == 0 and self._may_stop and count >= self._least and saved(0, place) is None
-                if stoppable and not self._fit(len(rows), each):
-                    self._parts = self._parts[:place]
-                    self._leave("limit", count, console.plural(count, "image"))
+                features = saved(number, place)
+                if features is None and self._ends(number, place, count, each):
                     break
-                found.append(shard(number, place, np.sort(rows)))
+                found.append(computed(number, place, rows) if features is None else features)
                 count += len(rows)
                 each = (time.perf_counter() - begun) / count
+            if not found:
+                break  # there is no time for this view
             views.append(torch.cat(found))
-        order = torch.from_numpy(np.argsort(np.concatenate([np.sort(rows) for rows in self._parts])))
-        return torch.stack(views)[:, order]
+        return torch.stack(views)[:, torch.from_numpy(np.argsort(np.concatenate(self._parts)))]
+
+    def _ends(self, view: int, place: int, count: int, each: float) -> bool:
+        """Whether a view ends before a file, after `count` images of `each` seconds; what it leaves out is noted."""
+        if view and place == 0 and not self._fit(len(self.rows), each):
+            self._leave("views", view - 1, f"{console.plural(view - 1, 'augmented view')} of each image")
+            return True
+        may_end = view == 0 and self._may_stop and count >= self._least
+        if may_end and not self._fit(len(self._parts[place]), each):
+            self._parts = self._parts[:place]
+            self._leave("limit", count, console.plural(count, "image"))
+            return True
+        return False
 
     def _file(self, view: int, place: int) -> Path:
         return self.run.features / f"view-{view}-{place:05d}.safetensors"

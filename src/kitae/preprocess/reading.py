@@ -150,8 +150,8 @@ def windowed(
         first, start = round(top * down), round(left * across)
         end, last = max(start + 1, round((left + wide) * across)), max(first + 1, round((top + tall) * down))
         mode = "L" if rules.channels == 1 else "RGB"
-        if flat.mode == mode and (memory_of := own_memory(flat)) is not None:
-            yield memory_of[first:last, start:end]
+        if flat.mode == mode and (shared := own_memory(flat)) is not None:
+            yield shared[first:last, start:end]
             return
         flat = flat.crop((start, first, end, last))
         pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
