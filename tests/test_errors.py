@@ -88,6 +88,19 @@ def test_an_extra_of_a_tool_is_installed_by_what_made_its_environment(
     assert install("train") == command
 
 
+def test_a_tool_of_uv_keeps_the_extras_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin(None))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "kitae"))
+    receipt = tmp_path / "kitae" / "uv-receipt.toml"
+    receipt.parent.mkdir()
+    receipt.write_text(
+        '[tool]\nrequirements = [{ name = "kitae", extras = ["weights", "train"] }, { name = "rich" }]\n'
+    )
+    assert install("train") == "uv tool install 'kitae[train,weights]'"
+    receipt.write_text("[tool]\nrequirements = 3\n")
+    assert install("train") == "uv tool install 'kitae[train]'"
+
+
 @pytest.mark.parametrize("found", [None, "/usr/bin/pip", "beside/bin/pip"])
 def test_a_pip_of_another_environment_is_not_named(
     found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

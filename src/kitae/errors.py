@@ -93,6 +93,8 @@ class MissingExtraError(KitaeError):
     """A library that one of Kitae's extras installs is missing."""
 
 
+_RECEIPT = "uv-receipt.toml"  # what `uv tool install` leaves in the environment of a tool
+
 # Module -> the extra that installs it.
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "pandas", "safetensors", "pyarrow",
@@ -132,6 +134,7 @@ def install(extra: str) -> str:
     from urllib.parse import unquote, urlsplit
 
     program = _installer()
+    named = ",".join(sorted({extra, *_extras_of_tool(Path(sys.prefix) / _RECEIPT)}))
     try:
         origin = json.loads(importlib.metadata.distribution("kitae").read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -140,8 +143,8 @@ def install(extra: str) -> str:
     if not url.startswith("file://"):
         control = origin.get("vcs_info", {}).get("vcs")
         source = f" @ {f'{control}+' if control else ''}{url}" if url else ""
-        return f"{program} 'kitae[{extra}]{source}'"
-    folder = f"'{unquote(urlsplit(url).path)}[{extra}]'"
+        return f"{program} 'kitae[{named}]{source}'"
+    folder = f"'{unquote(urlsplit(url).path)}[{named}]'"
     if not origin.get("dir_info", {}).get("editable"):
         return f"{program} {folder}"
     return f"{program}-editable {folder}" if program.endswith("--with") else f"{program} -e {folder}"
@@ -154,7 +157,7 @@ def _installer() -> str:
     import shutil
 
     environment = Path(sys.prefix)
-    if (environment / "uv-receipt.toml").is_file():  # `uv tool install`, which replaces the environment of a tool
+    if (environment / _RECEIPT).is_file():  # `uv tool install`, which replaces the environment of a tool
         return "uv tool install" if environment.name == "kitae" else f"uv tool install {environment.name} --with"
     if (environment / "pipx_metadata.json").is_file():
         return f"pipx inject --force {environment.name}"  # without --force it leaves a package that is there as it is
@@ -164,6 +167,17 @@ def _installer() -> str:
     if found is not None and Path(found).parent.resolve().is_relative_to(environment.resolve()):
         return "pip install"
     return f"{shlex.quote(sys.executable)} -m pip install"  # the shell's pip installs elsewhere
+
+
+def _extras_of_tool(receipt: Path) -> set[str]:
+    """The extras of Kitae that a tool of uv has. A new `uv tool install` drops those that it does not name."""
+    import tomllib
+
+    try:
+        requirements = tomllib.loads(receipt.read_text("utf-8"))["tool"]["requirements"]
+        return {extra for entry in requirements if entry["name"] == "kitae" for extra in entry.get("extras", ())}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def require(module: str) -> ModuleType:

@@ -86,6 +86,25 @@ def test_features_that_do_not_fit_into_the_minutes_are_left_out(
     assert whole.recipe.train.probe == ProbeSpec(views=2, folds=3), "without minutes there is time"
 
 
+def test_features_of_before_say_nothing_about_the_time(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed in its view has the first files; reading them is no measure of computing the others."""
+    asked = recipe(weights, "train.epochs=0", "train.probe={views: 1, folds: 3}")
+    run, world = Run.create(tmp_path / "run", asked), World(0, 1, torch.device("cpu"))
+    setup = Setup.of(run)
+    pipeline.probe(run, setup, setup.initial_model(world), world, Unwatched())
+    for name in ("view-0-00002", "view-1-00000", "view-1-00001", "view-1-00002"):
+        (run.features / f"{name}.safetensors").unlink()
+    seen: list[float] = []
+    monkeypatch.setattr(pipeline, "_LEAST", 1)
+    monkeypatch.setattr(pipeline.Features, "_fit", lambda self, count, each: bool(seen.append(each)) or True)
+    clock = pace.Clock.of(10, time.monotonic())
+    pipeline.probe(run, setup, setup.initial_model(world), world, Unwatched(), clock)
+    assert seen[0] == 0, "nothing was computed yet, only read"
+    assert min(seen[1:]) > 0
+
+
 def test_training_begins_with_its_head_and_worse_is_not_kept(weights: str, tmp_path: Path) -> None:
     run = train(recipe(weights, "train.optimizer.lr=30"), tmp_path / "run")
     before, after = run.metrics()

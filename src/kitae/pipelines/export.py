@@ -35,8 +35,8 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
         raise ExportError(f"{file}: must end in .onnx")
     if problem := unwritable(file):
         raise ExportError(f"{file}: {problem}; choose another file")
-    if file.exists() and not _is_export(file):
-        raise ExportError(f"{file}: exists and was not exported by Kitae; choose another name, or remove the file")
+    if file.exists() and (problem := _not_an_export(file)):
+        raise ExportError(f"{file}: {problem}")
     model = run.load_model()
     try:
         setup = Setup.of(run)
@@ -47,15 +47,16 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     return write_onnx(model, file, card(run), images)
 
 
-def _is_export(file: Path) -> bool:
-    """Whether a file was exported by Kitae, so that it may be replaced; not the model in a compression's folder."""
+def _not_an_export(file: Path) -> str | None:
+    """Why a file may not be replaced; None for one that was exported by Kitae."""
     if kind_of(file.parent) == "compression":
-        return False
+        return "is the model of a compression; choose another name"
     onnx = require("onnx")
     try:
-        return any(entry.key == METADATA_KEY for entry in onnx.load(file).metadata_props)
+        exported = any(entry.key == METADATA_KEY for entry in onnx.load(file).metadata_props)
     except Exception:  # protobuf's error derives from nothing nearer
-        return False
+        exported = False
+    return None if exported else "exists and was not exported by Kitae; choose another name, or remove the file"
 
 
 def card(run: Run) -> Card:

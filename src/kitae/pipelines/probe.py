@@ -121,14 +121,18 @@ class Features:
 
         views, each = [], 0.0
         for number in range(self.spec.views + 1):
-            begun, count, found = time.perf_counter(), 0, []
+            count, spent, timed, found = 0, 0.0, 0, []
             for place, rows in enumerate(self._parts):
                 features = saved(number, place)
-                if features is None and self._ends(number, place, count, each):
-                    break
-                found.append(computed(number, place, rows) if features is None else features)
+                if features is None:
+                    if self._ends(number, place, count, each):
+                        break
+                    begun = time.perf_counter()
+                    features = computed(number, place, rows)
+                    spent, timed = spent + time.perf_counter() - begun, timed + len(rows)
+                    each = spent / timed
+                found.append(features)
                 count += len(rows)
-                each = (time.perf_counter() - begun) / count
             if not found:
                 break  # there is no time for this view
             views.append(torch.cat(found))
