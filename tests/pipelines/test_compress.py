@@ -97,8 +97,8 @@ def test_an_export_replaces_only_an_export(finished: Run, tmp_path: Path) -> Non
     (compressed.parent / "compression.json").touch()
     content = export(finished, new).path.read_bytes()
     compressed.write_bytes(content)
-    for file in (mine, compressed):
-        refused(ExportError, f"{file}: exists and was not exported", export, finished, file)
+    for file, problem in ((mine, "exists and was not exported"), (compressed, "is the model of a compression")):
+        refused(ExportError, f"{file}: {problem}", export, finished, file)
     assert mine.read_bytes() == b"mine"
     assert export(finished, new).path.read_bytes() == content
     refused(ExportError, "mine.onnx is a file, not a folder", export, finished, mine / "model.onnx")

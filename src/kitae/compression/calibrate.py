@@ -27,7 +27,7 @@ FEWEST_IMAGES = 16
 """Calibration with fewer images is refused: their range is not the range of the data."""
 
 _BATCH = 32
-_MEMORY = 256 * 2**20  # bytes of activations held at once for histograms
+_MEMORY = 256 * 2**20  # bytes of activations held at once
 _OPTIONS: dict[Method, dict[str, Any]] = {
     "minmax": {},
     "average": {"moving_average": True},  # of the extremes of each batch; over one collection it is their plain mean
@@ -59,7 +59,8 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
     extremes = method in ("minmax", "average")
     kind = calibration.CalibrationMethod["MinMax" if extremes else method.capitalize()]
     work, _ = prepared(proto)
-    batch_size = _BATCH if extremes else _batch_that_fits(work)
+    # The extremes of all images do not depend on how they are batched; the mean of the extremes of batches does.
+    batch_size = _BATCH if method == "average" else _batch_that_fits(work)
     if method == "average":  # a short last batch has narrower extremes, and would weigh as much as a full one
         images = images[: max(len(images) - len(images) % batch_size, min(len(images), batch_size))]
     feeds = ({INPUT: images[start : start + batch_size]} for start in range(0, len(images), batch_size))

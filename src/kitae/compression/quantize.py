@@ -11,6 +11,7 @@ every integer and scale back and compare.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from kitae.runtime import answers, open_session
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime
 
 _BATCH = 64
+_PIXELS = _BATCH * 128**2  # of a batch at most, since the activations of large images take gigabytes
 
 
 def static(
@@ -172,4 +175,10 @@ def distance(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> tupl
 def probabilities(proto: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A graph's outputs for images, in ONNX Runtime on this CPU: float32 [N, K]."""
     session = open_session(proto.SerializeToString())
-    return answers(session, (images[start : start + _BATCH] for start in range(0, len(images), _BATCH)))
+    size = at_once(session)
+    return answers(session, (images[start : start + size] for start in range(0, len(images), size)))
+
+
+def at_once(session: onnxruntime.InferenceSession) -> int:
+    """How many images a session is given at once: fewer where they are large."""
+    return max(1, min(_BATCH, _PIXELS // int(math.prod(session.get_inputs()[0].shape[2:]))))

@@ -42,7 +42,6 @@ NAMES = {"none": "fp32", "dynamic": "int8-dynamic", "static": "int8-static", "qa
 """Precision in a spec -> its name in the file's metadata and in the tables."""
 
 _SENSITIVITY_IMAGES = 512
-_BATCH = 64
 _TIMINGS = 50  # of each file
 _SAME_LATENCY = 1.05
 
@@ -346,9 +345,10 @@ def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np
 
     Dynamic ranges depend on the batch, so images are passed one at a time to such a file, as in the runtime.
     """
-    size = 1 if precision == NAMES["dynamic"] else _BATCH
+    session = open_session(content)
+    size = 1 if precision == NAMES["dynamic"] else quantize.at_once(session)
     batches = (images.gather(images.rows[start : start + size])[0] for start in range(0, len(images), size))
-    return answers(open_session(content), batches)
+    return answers(session, batches)
 
 
 def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
