@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
 from kitae.data.download import DownloadError, chunks
@@ -66,72 +68,9 @@ class _Idx:
     torchvision: str  # what torchvision calls the folder that it puts `raw` into
 
 
-# Sizes and SHA-256 of the CIFAR archives and the idx files are those that TensorFlow Datasets publishes in
-# `url_checksums/` (cifar10, cifar100, mnist, fashion_mnist).
-_CIFAR = {
-    "cifar10": _Cifar(
-        Download(
-            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-            170_052_171,
-            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        ),
-        folder="cifar-10-batches-bin",
-        train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        test="test_batch.bin",
-        label_bytes=1,
-        class_file="batches.meta.txt",
-        rows=10_000,
-    ),
-    "cifar100": _Cifar(
-        Download(
-            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-            168_513_733,
-            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        ),
-        folder="cifar-100-binary",
-        train=("train.bin",),
-        test="test.bin",
-        label_bytes=2,
-        class_file="fine_label_names.txt",
-        rows=50_000,
-    ),
-}
-
-
-def _idx_downloads(base: str, facts: tuple[tuple[str, int, str], ...]) -> tuple[Download, ...]:
-    return tuple(Download(f"{base}/{name}-ubyte.gz", size, sha256) for name, size, sha256 in facts)
-
-
-_IDX = {
-    "fashion-mnist": _Idx(
-        _idx_downloads(
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-            (
-                ("train-images-idx3", 26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
-                ("train-labels-idx1", 29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
-                ("t10k-images-idx3", 4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
-                ("t10k-labels-idx1", 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
-            ),
-        ),
-        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
-        torchvision="FashionMNIST",
-    ),
-    "mnist": _Idx(
-        _idx_downloads(
-            "https://storage.googleapis.com/cvdf-datasets/mnist",
-            (
-                ("train-images-idx3", 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-                ("train-labels-idx1", 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-                ("t10k-images-idx3", 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-                ("t10k-labels-idx1", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
-            ),
-        ),
-        tuple("0123456789"),
-        folders=(),
-        torchvision="MNIST",
-    ),
-}  # fmt: skip
+_TABLES = yaml.safe_load((Path(__file__).parent / "assets" / "archives.yaml").read_text(encoding="utf-8"))
+_CIFAR = TypeAdapter(dict[str, _Cifar]).validate_python(_TABLES["cifar"])
+_IDX = TypeAdapter(dict[str, _Idx]).validate_python(_TABLES["idx"])
 
 
 def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
