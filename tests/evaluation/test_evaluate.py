@@ -272,8 +272,3 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(back["confidence"].to_numpy(), chances.max(axis=1), atol=1e-7)
     assert json.loads(back.schema.metadata[b"classes"]) == CLASSES
     assert float(back.schema.metadata[b"temperature"]) == 2.5
-
-
-def test_predictions_need_a_name_of_each_image() -> None:
-    with pytest.raises(DataError, match="need 1 names and 3 classes, not 2 and 3"):
-        predictions_table(["x", "y"], [0], np.zeros((1, 3)), CLASSES)

@@ -180,7 +180,7 @@ def evaluate(
 
     def add(name: str, value: float, interval: intervals.Interval | None, method: str) -> None:
         result[name] = value
-        result[f"{name}_interval"] = None if interval is None else list(interval)
+        result[f"{name}_interval"] = interval and list(interval)
         methods[name] = method
 
     hits = int(right.sum())
@@ -250,17 +250,11 @@ def predictions_table(
         classes: K names.
 
     Raises:
-        DataError: lengths do not fit.
         TrainingError: a logit is not finite.
     """
     import pyarrow as pa
 
     values, truth = check_logits(logits, labels)
-    if len(names) != len(values) or len(classes) != values.shape[1]:
-        raise DataError(
-            f"logits {list(values.shape)} need {len(values)} names and {values.shape[1]} classes, not {len(names)} and "
-            f"{len(classes)}"
-        )
     predicted = values.argmax(axis=1)
     chances = probabilities(values, temperature)
     classes = [printable(name) for name in classes]

@@ -14,23 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kitae import keyed
-from kitae.errors import DataError
 
 LEVEL = 0.95
 Interval = tuple[float, float]
-
 
 _Z = float(keyed.normal_quantile((1 + LEVEL) / 2))
 
 
 def wilson(successes: int, count: int) -> Interval | None:
     """Score interval of a proportion (Wilson 1927): inside [0, 1], sensible at 0 and 1. None where count is 0."""
-    if not 0 <= successes <= count:
-        raise ValueError(f"successes must be in [0, {count}], not {successes}")
     if count == 0:
         return None
-    z = _Z
-    p = successes / count
+    z, p = _Z, successes / count
     centre = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     # At the ends the bound is exactly 0 or 1; rounding must not say otherwise.
@@ -40,9 +35,7 @@ def wilson(successes: int, count: int) -> Interval | None:
 def accuracy(right: int, count: int) -> dict[str, Any]:
     """`accuracy` and `accuracy_interval` ([low, high], Wilson) of so many images; both None where count is 0."""
     interval = wilson(right, count)
-    if interval is None:
-        return {"accuracy": None, "accuracy_interval": None}
-    return {"accuracy": right / count, "accuracy_interval": list(interval)}
+    return {"accuracy": right / count if count else None, "accuracy_interval": interval and list(interval)}
 
 
 def normal_mean(values: ArrayLike) -> Interval | None:
@@ -129,18 +122,10 @@ def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) ->
 
     Args:
         before, after: int [N] predicted classes.
-        labels: int [N].
-
-    Raises:
-        DataError: lengths differ or are 0.
+        labels: int [N], at least one.
     """
-    first, second, truth = np.asarray(before), np.asarray(after), np.asarray(labels)
-    if first.shape != truth.shape or second.shape != truth.shape or truth.ndim != 1 or truth.size == 0:
-        raise DataError(
-            f"a paired difference needs two predictions and a label of each image, not {first.shape}, {second.shape} "
-            f"and {truth.shape}"
-        )
-    was, now = first == truth, second == truth
+    truth = np.asarray(labels)
+    was, now = np.asarray(before) == truth, np.asarray(after) == truth
     gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
     return (gained - lost) / truth.size, _tango(gained, lost, truth.size)
 
