@@ -89,12 +89,9 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
         return [f"{reason}, so their accuracies do not say which is better."]
     best, second = ranked[:2]
     tied = [run.name for run in ranked if run.accuracy == best.accuracy]
+    first = f"{best.name} is the best: {share(best.accuracy)} on {where}, {second.name} has {share(second.accuracy)}."
     if len(tied) > 1:
         first = f"{listed(tied)} have the same accuracy on {where}: {share(best.accuracy)}."
-    else:
-        first = (
-            f"{best.name} is the best: {share(best.accuracy)} on {where}, {second.name} has {share(second.accuracy)}."
-        )
     difference = _paired(best.record, second.record) if where != "validation" else None
     if difference is None:
         later = "Their predictions of the same images are not known, so their difference has no interval here."
@@ -181,10 +178,7 @@ def fields(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
 def _text(value: Any) -> str:
     """A field of a recipe: ops with their parameters, or any other value."""
     ops = [next(iter(op.items())) for op in value if isinstance(op, Mapping) and op] if isinstance(value, list) else []
-    if ops:
-        return ", ".join(f"{name}{_parameters(given)}" for name, given in ops)
+    told = [(name, ", ".join(f"{key} {words(one)}" for key, one in (given or {}).items())) for name, given in ops]
+    if told:
+        return ", ".join(f"{name} ({given})" if given else name for name, given in told)
     return "none" if value == [] else words(value)
-
-
-def _parameters(given: Any) -> str:
-    return f" ({', '.join(f'{key} {words(value)}' for key, value in given.items())})" if given else ""

@@ -238,7 +238,8 @@ def _fine_tune(record: RunRecord) -> str:
         source = f"{data.source}:" if data.source in shipped() else data.source  # otherwise the recipe of that name
         folds = f" --folds {data.folds}" if data.whole else ""
         return f"kitae train {shlex.quote(source)}{folds}{more}"
-    asked = _asked(record)
+    file = record.run.asked_length  # written where the minutes cut the length that was asked for
+    asked = read_json(file, error=TrainingError) if file.is_file() else {}
     fields = (("train.epoch_steps", "epoch_steps"), ("train.schedule.warmup_epochs", "warmup_epochs"))
     sets = "".join(f" --set {field}={asked[name]}" for field, name in fields if asked.get(name))
     epochs = f" --epochs {asked.get('epochs') or _EPOCHS}"
@@ -248,12 +249,6 @@ def _fine_tune(record: RunRecord) -> str:
 def _minutes(record: RunRecord) -> float | None:
     """The time limit of the run, if it had one."""
     return finite(record.environment.get("minutes"))
-
-
-def _asked(record: RunRecord) -> Mapping[str, Any]:
-    """The length that was asked for, before the minutes cut it; empty if they did not."""
-    file = record.run.asked_length
-    return read_json(file, error=TrainingError) if file.is_file() else {}
 
 
 # ------------------------------------------------------------------------------------------------------------- details

@@ -52,7 +52,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     if record is None:
         waiting = "This study is not finished: its effects have not been computed yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
-    labels = variant_labels(record)
+    label, labels = partial(effect_label, record), variant_labels(record)
     failed, planned = len(record.runs.failed), record.runs.planned
     return {
         **common,
@@ -65,12 +65,15 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
             (metric_label(name), _forest(record, name, one, f"effects-chart-{place}"), one)
             for place, (name, one) in enumerate(record.analyses.items()) if name != record.metric
         ],
-        "label": partial(effect_label, record),
+        "label": label,
         "variant_label": labels,
         "metric_label": metric_label,
         "words": effects,
         "compared": distinct(record, record.main.effects),
-        "aliases": _aliases(record),
+        "aliases": [
+            (label(name), effects.aliased(parts, lambda a, b: label(f"{a} x {b}")))
+            for name, parts in record.aliases.items()
+        ],
         "sentences": _sentences(record),
         "curves": study_charts.curves(record, labels),
         "response": study_charts.response(record),
@@ -88,15 +91,6 @@ def _sentences(record: StudyRecord) -> list[str]:
         else:  # only the study knew why there is no number
             told.append(label + recorded[0].removeprefix(effect.name))
     return [*told, *record.sentences[len(found) :]]
-
-
-def _aliases(record: StudyRecord) -> list[tuple[str, list[str]]]:
-    """Each effect of a screening design, and the interactions that it is mixed with, in words."""
-
-    def told(a: str, b: str) -> str:
-        return effect_label(record, f"{a} x {b}")
-
-    return [(effect_label(record, name), effects.aliased(parts, told)) for name, parts in record.aliases.items()]
 
 
 def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
@@ -183,9 +177,10 @@ def commands(record: StudyRecord | None, folder: Path, study: Mapping[str, Any])
     if record is None or record.runs.finished < record.runs.planned:
         return [("Resume it", again)]
     found = []
-    best = _most_helpful(record)
-    if best is not None and (line := _training(best, study)):
-        found.append((f"Train on your own images with what helped most: {variant_labels(record)[best.name]}", line))
+    variants = {variant.name: variant for variant in record.variants}
+    best = next((one.name for one in record.main.ranked if one.shown and one.helps and one.name in variants), None)
+    if best is not None and (line := _training(variants[best], study)):
+        found.append((f"Train on your own images with what helped most: {variant_labels(record)[best]}", line))
     if record.seeds:
         unclear = any(not effect.shown for effect in record.main.effects)
         seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
@@ -208,13 +203,6 @@ def _training(best: Variant, study: Mapping[str, Any]) -> str:
     fields = sorted({**general, **own}.items(), key=lambda field: field[0].startswith(OPS_BY_NAME))
     sets = " ".join(shlex.quote(f"{field}={json.dumps(value, ensure_ascii=False)}") for field, value in fields)
     return f"kitae train DATA --recipe {shlex.quote(base)} --set {sets}"
-
-
-def _most_helpful(record: StudyRecord) -> Variant | None:
-    """The variant with the largest gain over the reference that is shown."""
-    variants = {variant.name: variant for variant in record.variants}
-    helps = [one.name for one in record.main.ranked if one.shown and one.helps and one.name in variants]
-    return variants[helps[0]] if helps else None
 
 
 def _base(record: StudyRecord, named: Sequence[Effect]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,7 @@ from kitae.files import write_atomically
 from kitae.reporting.svg import elided, one_line
 
 if TYPE_CHECKING:
-    from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.figure import Figure
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.ft2font import FT2Font
 
 Image = NDArray[np.uint8]
 
@@ -81,29 +78,10 @@ def _families() -> tuple[str, ...]:
 
 
 @functools.cache
-def _faces() -> tuple[FT2Font, ...]:
+def _drawable(character: str) -> bool:
     from matplotlib.font_manager import findfont, get_font
 
-    return tuple(get_font(findfont(name)) for name in _families())
-
-
-@functools.cache
-def _drawable(character: str) -> bool:
-    return any(face.get_char_index(ord(character)) for face in _faces())
-
-
-@functools.cache
-def _font(size: float, bold: bool) -> FontProperties:
-    from matplotlib.font_manager import FontProperties
-
-    return FontProperties(family=list(_families()), size=size, weight="bold" if bold else "normal")
-
-
-@functools.cache
-def _renderer() -> RendererAgg:
-    from matplotlib.backends.backend_agg import RendererAgg
-
-    return RendererAgg(1, 1, DPI)  # type: ignore[no-untyped-call]
+    return any(get_font(findfont(name)).get_char_index(ord(character)) for name in _families())
 
 
 def plain(text: object) -> str:
@@ -114,10 +92,13 @@ def plain(text: object) -> str:
 @functools.lru_cache(maxsize=4096)
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """Width in pixels of one line of text at `size` points."""
-    extent: tuple[float, float, float] = _renderer().get_text_width_height_descent(  # type: ignore[no-untyped-call]
-        text, _font(size, bold), ismath=False
-    )
-    return extent[0]
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.font_manager import FontProperties
+
+    font = FontProperties(family=list(_families()), size=size, weight="bold" if bold else "normal")
+    renderer: Any = RendererAgg(1, 1, DPI)  # type: ignore[no-untyped-call]
+    width: float = renderer.get_text_width_height_descent(text, font, ismath=False)[0]
+    return width
 
 
 def fit(text: object, width: float, size: float, *, bold: bool = False) -> str:

@@ -330,13 +330,6 @@ def _room(row: Row) -> float:
     return value - (text_width(row.span) + 4 if row.span else 0)
 
 
-def _upright(chart: Chart, x: float, top: float, bottom: float, gaps: Sequence[tuple[float, float]], look: str) -> None:
-    """A vertical line with gaps, from the top down."""
-    for start, end in zip([top, *(end for _, end in gaps)], [*(start for start, _ in gaps), bottom], strict=True):
-        if end > start:
-            chart.line(x, start, x, end, look)
-
-
 def rows_chart(
     name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float, form: Form, *,
     label: str = "", log: bool = False, neutral: float | None = None, dashed: float | None = None,
@@ -391,7 +384,10 @@ def rows_chart(
         if at is not None:
             x = scale(at)
             over = sorted({base for left, right, base in texts if left - 4 <= x <= right + 4})
-            _upright(chart, x, top, bottom, [(base - 13, base + 4) for base in over], look)
+            starts, ends = [top, *(base + 4 for base in over)], [*(base - 13 for base in over), bottom]
+            for start, end in zip(starts, ends, strict=True):
+                if end > start:
+                    chart.line(x, start, x, end, look)
     chart.parts += written
     for row, middle in zip(rows, middles, strict=True):
         row.draw(chart, scale, middle)
