@@ -125,6 +125,13 @@ def grayscale(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: A
     return 0
 
 
+def folded(k: Any, d: Any) -> Any:
+    """min(k, 4d - k), clamped to [0, d]."""
+    other = less_u16(shl_u16(d, np.uint16(2)), k)
+    k = k if k < other else other
+    return k if k < d else d
+
+
 def hue(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     """Turns the hue without leaving RGB, without a division, in 16-bit integers.
 
@@ -168,22 +175,13 @@ def hue(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, wi
         h = add_u16(q, d6) if h < rest else q
         k = sub_u16(h, d)
         k = add_u16(k, d6) if h < d else k
-        other = less_u16(d4, k)
-        k = k if k < other else other
-        k = k if k < d else d
-        dst[i] = np.uint8(mulhi_u16(sub_u16(high, k), spread))
+        dst[i] = np.uint8(mulhi_u16(sub_u16(high, folded(k, d)), spread))
         k = sub_u16(h, d3) if h >= d3 else add_u16(h, d3)
-        other = less_u16(d4, k)
-        k = k if k < other else other
-        k = k if k < d else d
-        dst[i + size] = np.uint8(mulhi_u16(sub_u16(high, k), spread))
+        dst[i + size] = np.uint8(mulhi_u16(sub_u16(high, folded(k, d)), spread))
         k = add_u16(h, d)
         other = sub_u16(k, d6)
         k = k if k < other else other
-        other = less_u16(d4, k)
-        k = k if k < other else other
-        k = k if k < d else d
-        dst[i + 2 * size] = np.uint8(mulhi_u16(sub_u16(high, k), spread))
+        dst[i + 2 * size] = np.uint8(mulhi_u16(sub_u16(high, folded(k, d)), spread))
     return 0
 
 

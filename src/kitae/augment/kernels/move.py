@@ -119,12 +119,14 @@ def inside(i: Any, size: Any, mode: Any) -> Any:
     return size - 1 if i >= size else i
 
 
+def window(args: Any) -> Any:
+    """Top, left, height and width, the first numbers of a step."""
+    return np.int64(args[0]), np.int64(args[1]), np.int64(args[2]), np.int64(args[3])
+
+
 def crop(src: Any, dst: Any, flip: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     """`flip` (in place of a work area): 1 mirrors the result, for a flip that follows."""
-    top = np.int64(args[0])
-    left = np.int64(args[1])
-    rows = np.int64(args[2])
-    columns = np.int64(args[3])
+    top, left, rows, columns = window(args)
     mode = np.int64(args[4])
     source = address_of(src)
     target = address_of(dst)
@@ -160,10 +162,7 @@ def erase(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, 
     """Copies, unless it runs in place."""
     if address_of(src) != address_of(dst):
         copy_bytes(address_of(src), address_of(dst), channels * height * width)
-    top = np.int64(args[0])
-    left = np.int64(args[1])
-    rows = np.int64(args[2])
-    columns = np.int64(args[3])
+    top, left, rows, columns = window(args)
     target = address_of(dst)
     for c in range(channels):
         value = np.uint8(args[4 + c])

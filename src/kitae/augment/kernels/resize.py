@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.move import copy_bytes
+from kitae.augment.kernels.move import copy_bytes, window
 from kitae.native.link import add_i32, address_of, as_f32, as_i32, as_u8, mul_i32, sar_i32, transpose16
 
 
@@ -125,10 +125,7 @@ def resized_crop(src: Any, dst: Any, work: Any, args: Any, channels: Any, height
 
     Both passes add up whole rows, which vectorises; along x the image is transposed for that, and back.
     """
-    top = np.int64(args[0])
-    left = np.int64(args[1])
-    h = np.int64(args[2])
-    w = np.int64(args[3])
+    top, left, h, w = window(args)
     new_h = np.int64(args[4])
     new_w = np.int64(args[5])
     taps_x = triangle_taps(w, new_w)
