@@ -37,12 +37,6 @@ def _address(array: NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-def default_threads() -> int:
-    """PyTorch's number, which is 1 in a DataLoader worker; the CPUs this process may use where it is not loaded."""
-    torch = sys.modules.get("torch")
-    return processors() if torch is None else torch.get_num_threads()
-
-
 class _Recycler:
     """Arrays whose memory is reused once nobody else refers to them."""
 
@@ -277,5 +271,6 @@ class Executor:
             self._set_keys(context, source)
             mix = None if p.mixing is None else np.zeros((count, MIX))
             context[driver.MIX_AT] = 0 if mix is None else _address(mix)
-        self._go(context, count, self.threads or default_threads())
+        torch = sys.modules.get("torch")  # whose number of threads is 1 in a DataLoader worker
+        self._go(context, count, self.threads or (processors() if torch is None else torch.get_num_threads()))
         return out, mix

@@ -95,7 +95,9 @@ def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int
     _set_rates(model, "p", spec, layers)
     _set_dropout(model, spec)
     if channels == 1:
-        _one_channel(model)
+        first = next(m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+        first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
+        first.in_channels = 1
     return model
 
 
@@ -145,11 +147,3 @@ def _set_dropout(model: nn.Module, spec: ModelSpec) -> None:
             if not isinstance(layer, nn.Linear):
                 raise RecipeError(f"model.dropout: {spec.name} has no linear classifier to put it before; set it to 0")
             model.set_submodule(name, DropoutLinear.around(layer, spec.dropout))
-
-
-def _one_channel(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            module.weight = nn.Parameter(module.weight.detach().sum(dim=1, keepdim=True))
-            module.in_channels = 1
-            return
