@@ -50,6 +50,8 @@ figures: setup
 	$(BIN)/python scripts/doc_pictures.py
 	$(BIN)/python scripts/recipe_reference.py
 	$(BIN)/python scripts/op_reference.py
+	$(BIN)/python benchmarks/augment.py --docs-only
+	$(BIN)/python benchmarks/compression.py
 	$(BIN)/python scripts/benchmark_pages.py
 	$(BIN)/python scripts/measured.py
 	$(BIN)/python scripts/rivals.py

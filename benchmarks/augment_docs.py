@@ -31,23 +31,41 @@ median of the ratios within a round. `benchmarks/contestants.py` says exactly wh
 def write(results: dict[str, Any], folder: Path) -> Path:
     """Write augment.md and its charts into `folder`; the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    works = results["works"]
-    mode = "all" if any("all" in w["modes"] for w in works) else "one"
-    pictures = []
-    if any(w["work"] == "standard" for w in works):
-        draw_standard(results, mode, folder / "augment.png")
-        pictures.append("![The standard pipeline, images per second](augment.png)\n")
-    if any("peer" in w["summary"].get(mode, {}) for w in works):
-        draw_ratios(results, mode, folder / "augment-peers.png")
-        pictures.append("![How many times faster than the fastest other library, work by work](augment-peers.png)\n")
-    parts = [HEAD, _machine(results), *pictures, _goals(results)]
-    sizes = sorted({w["size"] for w in works})
-    parts += [_headline(results, size) for size in sizes]
-    parts += [_ops(results, size, mode) for size in sizes]
-    parts += [_contestants(results), _left_out(results)]
+    draw(results, folder)
     path = folder / "augment.md"
-    path.write_text("\n".join(part for part in parts if part))
+    path.write_text(text(results))
     return path
+
+
+def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the charts that the page shows into `folder`; their paths."""
+    mode, charts = _mode(results), {"augment.png": draw_standard, "augment-peers.png": draw_ratios}
+    return [charts[name](results, mode, folder / name) for name in _pictures(results)]
+
+
+def text(results: dict[str, Any]) -> str:
+    """The page."""
+    pictures = [f"![{said}]({name})\n" for name, said in _pictures(results).items()]
+    sizes = sorted({w["size"] for w in results["works"]})
+    parts = [HEAD, _machine(results), *pictures, _goals(results)]
+    parts += [_headline(results, size) for size in sizes]
+    parts += [_ops(results, size, _mode(results)) for size in sizes]
+    parts += [_contestants(results), _left_out(results)]
+    return "\n".join(part for part in parts if part)
+
+
+def _mode(results: dict[str, Any]) -> str:
+    return "all" if any("all" in w["modes"] for w in results["works"]) else "one"
+
+
+def _pictures(results: dict[str, Any]) -> dict[str, str]:
+    """The files of the charts for which there are results, and what they show."""
+    found = {}
+    if any(w["work"] == "standard" for w in results["works"]):
+        found["augment.png"] = "The standard pipeline, images per second"
+    if any("peer" in w["summary"].get(_mode(results), {}) for w in results["works"]):
+        found["augment-peers.png"] = "How many times faster than the fastest other library, work by work"
+    return found
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -55,12 +55,14 @@ def publish(name: str, folder: Path, note: str) -> Path:
     return path
 
 
-def draw(name: str, facts: dict[str, Any]) -> None:
-    """The charts of the compression's page, from the numbers that are kept."""
+def charts(name: str, facts: dict[str, Any]) -> dict[str, str]:
+    """The charts of the compression's page, from the numbers that are kept: their files' names and contents."""
     content = compression_page.content(CompressionRecord.model_validate(facts), RESULTS)
-    for chart in CHARTS:
-        if content[chart] is not None and (chart != "sparsity" or facts["spec"]["prune"] != "none"):
-            (PAGE.parent / f"compression-{name}-{chart}.svg").write_text(content[chart].file(), encoding="utf-8")
+    return {
+        f"compression-{name}-{chart}.svg": content[chart].file()
+        for chart in CHARTS
+        if content[chart] is not None and (chart != "sparsity" or facts["spec"]["prune"] != "none")
+    }
 
 
 def _interval(ends: Sequence[float] | None, digits: int) -> str:
@@ -188,7 +190,8 @@ def main() -> None:
         name, _, folder = item.partition("=")
         print(publish(name, Path(folder), given.note))
     for name, facts in published().items():
-        draw(name, facts)
+        for file, chart in charts(name, facts).items():
+            (PAGE.parent / file).write_text(chart, encoding="utf-8")
     PAGE.write_text(text(), encoding="utf-8")
     print(PAGE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,12 @@ def write_folder(path: Path, *, train: int = 12, classes: int = 3) -> Path:
             else:
                 image.save(folder / f"{number}.jpg", quality=95)
     return path
+
+
+def assert_alike(pictures: Sequence[Path], committed: Path) -> None:
+    """Each picture is the one of the same name in a folder, up to the fonts of another version of matplotlib."""
+    for file in pictures:
+        with Image.open(file) as new, Image.open(committed / file.name) as old:
+            assert new.size == old.size, file.name
+            difference = np.abs(np.asarray(new.convert("L"), np.int16) - np.asarray(old.convert("L"), np.int16))
+        assert difference.mean() < 2, file.name

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.images import assert_alike
 from tests.images import picture as pixels
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -329,10 +330,25 @@ def test_generated_images_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     assert images.std() > 20
 
 
+def test_the_page_of_augmentation_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the benchmark's script again if this fails: python benchmarks/augment.py --docs-only"""
+    common, augment_docs = module(monkeypatch, "common"), module(monkeypatch, "augment_docs")
+    results = common.load(common.RESULTS / "augment.json")
+    folder = common.ROOT / "docs" / "benchmarks"
+    assert (folder / "augment.md").read_text(encoding="utf-8") == augment_docs.text(results)
+    pictures = augment_docs.draw(results, tmp_path)
+    assert [file.name for file in pictures] == ["augment.png", "augment-peers.png"]
+    assert_alike(pictures, folder)
+
+
 def test_the_page_of_compression_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the benchmark's script again if this fails: python benchmarks/compression.py"""
     compression = module(monkeypatch, "compression")
     page = compression.PAGE.read_text(encoding="utf-8")
     assert page == compression.text()
+    for name, facts in compression.published().items():
+        for file, chart in compression.charts(name, facts).items():
+            assert (compression.PAGE.parent / file).read_text(encoding="utf-8") == chart, file
     # What an earlier loop trained is called so, and nothing else.
     for section in page.split("\n## ")[1:]:
         name = section.splitlines()[0]

@@ -1,6 +1,6 @@
 """With the README alone, in an empty environment: train on a folder of photographs, read the conclusion, compress, and
-predict where PyTorch is not installed. Every command is the README's own, on few photographs. It installs PyTorch, trains
-for the README's minutes, and searches as many ratios as `kitae compress` does.
+predict where PyTorch is not installed. Every command is the README's own, on few photographs. It installs PyTorch,
+trains for the README's minutes, and searches as many ratios as `kitae compress` does.
 
 KITAE_BIN names the bin folder of an environment that has Kitae already, to follow the commands without installing it.
 """
