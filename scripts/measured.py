@@ -2,7 +2,8 @@
 
     python scripts/measured.py        # all pages of docs
 
-A page has `<!-- measured: NAME -->` and `<!-- measured: end -->`; what is between them is made here.
+A page has `<!-- measured: NAME -->` and `<!-- measured: end -->`; what is between them is made here. `NAME in STUDY`
+shows the effects of one study, and `NAME in STUDY and STUDY` those of several.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from benchmark_pages import SETS
 from compression_claims import CORRECTED, RESULTS, in_words
 from kitae.experiments.result import StudyResult
 from ledger import load, measured, setting, table
@@ -26,6 +30,10 @@ DOCS = ROOT / "docs"
 STUDIES = ROOT / "studies" / "results"
 _BLOCK = re.compile(r"<!-- measured: (?P<name>[\w -]+) -->\n.*?<!-- measured: end -->", re.DOTALL)
 _REFERENCES = ("none", "flip and crop")
+NAMES = {  # of variants in the ledger's studies
+    "none": "no technique", "auto_augment": "AutoAugment", "rand_augment": "RandAugment", "mixup": "MixUp",
+    "cutmix": "CutMix", "smoothing": "label smoothing", "full": "the full pipeline",
+}  # fmt: skip
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
 
 # Metric, effect in a study, the technique, and what it is added to or compared with; nothing: only all the others.
@@ -49,6 +57,11 @@ EFFECTS: dict[str, Sequence[Line]] = {
     "rare classes": (
         ("test.balanced_accuracy", "flip and crop", "flip and crop", "over none"),
         ("test.balanced_accuracy", "sampler", "rare classes drawn more often", "over flip and crop"),
+    ),
+    "mixing": (
+        (ACCURACY, "mixup", "MixUp", "over flip and crop"),
+        (ACCURACY, "cutmix", "CutMix", "over flip and crop"),
+        (ACCURACY, "cutmix over mixup", "CutMix", "over MixUp"),
     ),
     "mixup": ((ACCURACY, "mixup", "MixUp", "over flip and crop"),),
     "cutmix": ((ACCURACY, "cutmix", "CutMix", "over flip and crop"),),
@@ -132,6 +145,105 @@ def recalls(page: Path) -> str:
     return table(["What", "Classes", "Mean recall before", "After", "Points, with the 95 % interval"], rows)
 
 
+def fine_tunings(variant: str) -> dict[str, list[dict[str, Any]]]:
+    """Set in words -> its fine-tunings in `benchmarks/results/fine_tuning.json` of a variant, a split each."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "fine_tuning.json").read_text())["rows"]:
+        if row["variant"] == variant:
+            found.setdefault(set_in_words(row["set"]), []).append(row)
+    return found
+
+
+def set_in_words(name: str) -> str:
+    """Of a row of a benchmark, without the number of images."""
+    return SETS[name.partition(":")[0]].partition(" (")[0]
+
+
+def probes(page: Path) -> str:
+    """A table of validation accuracy: of a probe, and of a fine-tuning of today's plan that starts from it.
+
+    With all of train, and with few images.
+    """
+    rows = []
+    for variant in ("stages", "few"):
+        for name, splits in fine_tunings(variant).items():
+            for row in splits:
+                images = f", {row['fields']['images']} images" if variant == "few" else ""
+                cells = [f"{100 * row[field]:.1f} %" for field in ("probe", "last", "val_accuracy")]
+                epoch = str(row["best_epoch"]) if row["best_epoch"] else "the probe"
+                rows.append([f"{name}{images}, {row['seed']}", f"{row['steps']} at {row['size']} px", *cells, epoch])
+    return table(["Set, split", "Steps", "Probe", "Last epoch", "Kept", "Epoch that is kept"], rows)
+
+
+def kept_tunings(page: Path) -> str:
+    """A table of how often `kitae train FOLDER --minutes M` fine-tuned, and kept it, from `benchmarks/quality.py`."""
+    found: dict[float, list[dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "quality.json").read_text())["rows"]:
+        if row["contestant"] == "kitae":
+            found.setdefault(row["budget"], []).append(row)
+    rows = []
+    for minutes, runs in sorted(found.items()):
+        tuned, kept = (sum(run[field] > 0 for run in runs) for field in ("epochs", "best_epoch"))
+        sets = ", ".join(dict.fromkeys(set_in_words(run["set"]) for run in runs))
+        rows.append([f"{minutes:g}", sets, str(len(runs)), str(tuned), str(kept)])
+    return table(["Minutes", "Sets", "Runs", "that had time to fine-tune", "that kept the fine-tuning"], rows)
+
+
+def calibrations(study: str) -> pd.DataFrame:
+    """A row for each run of a study.
+
+    Columns: `variant`, the `temperature`, the validation loss of the kept epoch `before` and `after` it, and `ece`, the
+    calibration error on test after it.
+    """
+    runs = StudyResult.open(STUDIES / study).finished
+    curves = [json.loads(text) for text in runs["epochs"]]
+    before = [
+        next(row["val_loss"] for row in curve if row["epoch"] == best)
+        for curve, best in zip(curves, runs["best_epoch"], strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "variant": runs["variant"],
+            "temperature": runs["temperature"],
+            "before": before,
+            "after": runs["val.loss"],
+            "ece": runs["test.ece"],
+        }
+    )
+
+
+def temperatures(page: Path) -> str:
+    """A table of the temperature, and what it did, for the variants of two studies; the second's test is balanced."""
+    rows = []
+    for study in ("ledger-trained", "ledger-minority"):
+        for variant, runs in calibrations(study).groupby("variant", sort=False):
+            ends = runs["temperature"].min(), runs["temperature"].max()
+            rows.append([
+                f"`{study}`: {NAMES.get(str(variant), str(variant))}",
+                f"{runs['temperature'].mean():.2f} ({ends[0]:.2f} to {ends[1]:.2f})",
+                f"{runs['before'].mean():.3f}", f"{runs['after'].mean():.3f}",
+                f"{100 * runs['ece'].mean():.1f} % ({100 * runs['ece'].min():.1f} to {100 * runs['ece'].max():.1f})",
+            ])  # fmt: skip
+    head = ["Trained with", "Temperature (lowest to highest seed)", "Validation loss before", "after"]
+    return table([*head, "Calibration error on test, after"], rows)
+
+
+def views(page: Path) -> str:
+    """A table of validation accuracy with one view and with several, of the runs that recorded both."""
+    rows = []
+    for path in sorted((RESULTS / "speed").glob("*-metrics.jsonl"), key=lambda path: len(path.name)):
+        name = path.name.removesuffix("-metrics.jsonl")
+        run = json.loads(path.with_name(f"{name}.json").read_text())
+        last = json.loads(path.read_text().splitlines()[-1])
+        judged = run["validation"]
+        low, high = judged["accuracy_interval"]
+        rows.append([
+            f"`{name}`", f"{judged['count']:,}", f"{100 * last['val_accuracy']:.1f} %",
+            f"{100 * judged['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})",
+        ])  # fmt: skip
+    return table(["Run of `cifar10-speed`", "Validation images", "One view", "`full` (95 % interval)"], rows)
+
+
 def network_in_words(row: Mapping[str, Any]) -> str:
     """Of a row of precision.json."""
     width = f" of width {row['width']}" if row["width"] else ""
@@ -194,6 +306,22 @@ def controls(page: Path) -> str:
             name = f"{in_words(facts, one)}{'' if one['control'] else ' (the winner)'}"
             rows.append([link, name, f"{one['drop']:+.2f} ({low:+.2f} to {high:+.2f})"])
     return table(["Compression", "File", "Points lost on validation"], rows)
+
+
+def ratios(page: Path) -> str:
+    """A table of what each share of weights set to zero lost, in `few-unstructured`."""
+    facts = json.loads((RESULTS / "compression" / "few-unstructured.json").read_text())
+    rows = []
+    for one in facts["candidates"]:
+        if one["precision"] == "fp32":
+            low, high = one["drop_interval"]
+            interval = f" ({low:+.2f} to {high:+.2f})" if one["ratio"] or one["drop"] else ""
+            rows.append([
+                in_words(facts, one), f"{one['nonzero']:,}", f"{one['packed_bytes'] / 1e6:.2f} MB",
+                f"{100 * one['accuracy']:.2f} %", f"{one['drop']:+.2f}{interval}",
+            ])  # fmt: skip
+    head = ["File", "Weights that are not zero", "Size, packed", "Validation accuracy", "Points lost"]
+    return table(head, rows)
 
 
 def beyond_the_winner() -> dict[tuple[str, str], list[float]]:
@@ -280,6 +408,11 @@ def _spread(values: Mapping[str, Any], digits: str) -> str:
 
 MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "recalls": recalls,
+    "probes": probes,
+    "kept fine-tunings": kept_tunings,
+    "temperatures": temperatures,
+    "views": views,
+    "ratios": ratios,
     "step times": step_times,
     "controls": controls,
     "controls of seeds": seeds_of_controls,
@@ -299,7 +432,9 @@ def pages() -> dict[Path, str]:
 
         def block(match: re.Match[str], page: Path = page) -> str:
             name = match["name"]
-            made = MADE[name](page) if name in MADE else effects(EFFECTS[name], results)
+            what, _, studies = name.partition(" in ")
+            some = [result for result in results if not studies or result.spec.name in studies.split(" and ")]
+            made = MADE[name](page) if name in MADE else effects(EFFECTS[what], some)
             return f"<!-- measured: {name} -->\n\n{made}\n\n<!-- measured: end -->"
 
         if _BLOCK.search(text):

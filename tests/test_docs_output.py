@@ -85,34 +85,75 @@ def options(line: str) -> tuple[dict[str, Any], list[str]]:
     return {name: value for name, value in given.items() if name in CompressSpec.model_fields}, given.get("set_") or []
 
 
-def test_the_commands_of_the_exercises_are_those_that_measured() -> None:
-    """Each study or compression that a table names is made by a command above it, with the settings on record."""
+def exercises() -> list[str]:
+    """The sections of the six exercises, each command on one line."""
     sections = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8").split("\n## ")[1:]
     assert len(sections) == 6
-    for section in sections:
-        text = section.replace("\\\n", " ")
-        lines = [line for line in text.splitlines() if line.startswith("kitae ") and "--plan" not in line]
-        measured: dict[str, Any] = {}
-        compressed = []
-        for line in lines:
-            words = shlex.split(line)
-            if words[1] == "study":
-                sets = words[words.index("--set") + 1 :] if "--set" in words else []
-                spec = StudySpec.load(words[2], *sets, "data.source=parquet:cifar10.parquet")
-                measured[spec.name] = spec
-            elif words[1] == "compress":
-                given, sets = options(line)
-                compressed.append(resolve_spec(None, given, sets).model_dump(mode="json"))
-        named = set(re.findall(r"\| `([\w-]+)` \|$", text, re.MULTILINE))
-        assert named <= measured.keys(), section.partition("\n")[0]
+    return [section.replace("\\\n", " ") for section in sections]
+
+
+def made_by(text: str) -> tuple[dict[str, StudySpec], list[dict[str, Any]]]:
+    """What the commands of a text measure: studies by their names, and the settings of compressions."""
+    studies, compressions = {}, []
+    for line in text.splitlines():
+        if not line.startswith("kitae ") or "--plan" in line:
+            continue
+        words = shlex.split(line)
+        if words[1] == "study":
+            sets = words[words.index("--set") + 1 :] if "--set" in words else []
+            spec = StudySpec.load(words[2], *sets, "data.source=parquet:cifar10.parquet")
+            studies[spec.name] = spec
+        elif words[1] == "compress":
+            given, sets = options(line)
+            compressions.append(resolve_spec(None, given, sets).model_dump(mode="json"))
+    return studies, compressions
+
+
+def recorded_settings(compression: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"benchmarks/results/compression/{compression}.json").read_text())[
+        "spec"
+    ]
+    return found
+
+
+def studies_in(text: str) -> set[str]:
+    """The studies that tables name in their last column."""
+    return set(re.findall(r"\| `([\w-]+)` \|$", text, re.MULTILINE))
+
+
+def test_the_commands_of_the_exercises_are_those_that_measured() -> None:
+    """Each study or compression that a table names is made by a command above it, with the settings on record."""
+    for section in exercises():
+        studies, compressions = made_by(section)
+        named = studies_in(section)
+        assert named <= studies.keys(), section.partition("\n")[0]
         for name in named:
             recorded = yaml.safe_load((ROOT / "studies/results" / name / "study.yaml").read_text())["study"]
-            before, now = StudySpec.parse(recorded).dump(), measured[name].dump()
+            before, now = StudySpec.parse(recorded).dump(), studies[name].dump()
             same = before.keys() - {"about", "claims", "tiny"}
             assert {key: now[key] for key in same} == {key: before[key] for key in same}, name
-        for name in re.findall(r"^\| \[([\w-]+)\]\(benchmarks/compression", text, re.MULTILINE):
-            recorded = json.loads((ROOT / "benchmarks/results/compression" / f"{name}.json").read_text())
-            assert recorded["spec"] in compressed, name
+        for name in re.findall(r"^\| \[([\w-]+)\]\(benchmarks/compression", section, re.MULTILINE):
+            assert recorded_settings(name) in compressions, name
+
+
+def test_an_exercise_begins_with_a_command_and_what_it_measured() -> None:
+    """Below the first command is a table of its own results, and of nothing else; the full size comes later."""
+    pair = re.compile(
+        r"```\n(?P<commands>[^`]+)```\n\n<!-- measured: (?P<name>.+?) -->\n(?P<table>.+?)<!-- measured: end", re.DOTALL
+    )
+    for section in exercises():
+        title, _, text = section.partition("\n")
+        first = pair.match(text[text.index("```") :])
+        assert first is not None, f"{title}: no table below the first command"
+        assert "--plan" not in first["commands"], title
+        studies, compressions = made_by(first["commands"])
+        if first["name"] == "ratios":
+            assert compressions == [recorded_settings("few-unstructured")]
+        else:
+            assert studies_in(first["table"]) == studies.keys(), title
+        assert "\n| " in first["table"], title
+        shipped = re.findall(r"^kitae study ([\w-]+).* --plan", text, re.MULTILINE)
+        assert [name for name in shipped if not name.startswith("ledger-")], title
 
 
 def test_all_output_is_compared() -> None:
