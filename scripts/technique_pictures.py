@@ -5,25 +5,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from PIL import Image
 from torch import nn
 
 from axes import BLUE, GREEN, GRID, ORANGE, VERMILLION, dress, legend, percent
+from kitae.augment.tta import views
+from kitae.experiments.result import StudyResult
 from kitae.models.layers import linear_rates
 from kitae.recipe import Recipe
+from kitae.reporting.figures import grid_figure
 from kitae.reporting.style import INK, LABEL, MUTED, SMALL, new_figure, save
 from kitae.training.optim import AveragedWeights
 from kitae.training.schedule import size_at
 from means import mean_interval
-from measured import RESULTS, beyond_the_winner, network_in_words
+from measured import NAMES, RESULTS, STUDIES, beyond_the_winner, calibrations, fine_tunings, network_in_words
 
+PHOTOS = Path(__file__).parents[1] / "src" / "kitae" / "data" / "assets" / "photos-mini.parquet"
 SPEED = RESULTS / "speed" / "cpu-11-epochs-seed0-metrics.jsonl"  # of cifar10-speed
 
 
@@ -211,6 +218,92 @@ def draw_controls(path: Path) -> Path:
     return save(figure, path)
 
 
+def draw_probe(path: Path) -> Path:
+    """Validation accuracy of fine-tunings that start from a probe, a panel a set and a line a split."""
+    found = fine_tunings("stages")
+    figure = new_figure(height=4.0, title="Fine-tuning from a probe")
+    panels = figure.subplots(1, len(found), sharey=True)
+    for ax, (name, splits) in zip(panels, found.items(), strict=True):
+        dress(ax, heading=name, xlabel="Epoch", ylabel="" if ax is not panels[0] else "Validation accuracy (%)")
+        for row, colour in zip(splits, (BLUE, VERMILLION), strict=True):
+            accuracy = [row["probe"], *row["epochs"]]
+            ax.plot(range(len(accuracy)), accuracy, "-", color=colour, linewidth=2, label=f"split {row['seed']}")
+            ax.plot([0], accuracy[:1], "s", color=colour, markersize=7)
+            ax.axhline(accuracy[0], color=colour, linewidth=1, linestyle=":")
+            ax.plot([row["best_epoch"]], [row["val_accuracy"]], "o", color=colour, markersize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    percent_axis(panels[0], "y")
+    lines, names = panels[-1].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper right", ncols=2, frameon=False, fontsize=SMALL, labelcolor=INK)
+    figure.supxlabel("squares, dotted: the probe (epoch 0); circles: what is kept", fontsize=SMALL, color=MUTED)
+    return save(figure, path)
+
+
+def draw_imbalance(path: Path) -> Path:
+    """Recall of each class in the study of rare classes, from the largest class to the smallest."""
+    runs = StudyResult.open(STUDIES / "ledger-minority").finished
+    prefix, suffix = "test.per_class.", ".accuracy"
+    # In the order of CIFAR-10's labels, which is that of their sizes here (studies/longtail.py).
+    classes = sorted(
+        name.removeprefix(prefix).removesuffix(suffix)
+        for name in runs.columns if name.startswith(prefix) and name.endswith(suffix)
+    )  # fmt: skip
+    figure = new_figure(height=4.2, title="Recall of each class on a balanced test set")
+    ax = dress(figure.subplots(), xlabel="Class, from most training images to fewest", ylabel="Recall (%)")
+    looks = {"none": (ORANGE, "no augmentation"), "flip and crop": (BLUE, "flip and crop"),
+             "flip, crop and sampler": (VERMILLION, "and rare classes drawn more often")}  # fmt: skip
+    x = np.arange(len(classes))
+    for place, (variant, (colour, name)) in enumerate(looks.items()):
+        recall = runs.loc[runs["variant"] == variant, [f"{prefix}{one}{suffix}" for one in classes]].to_numpy(float)
+        at = x + 0.28 * (place - 1)
+        ax.bar(at, recall.mean(axis=0), 0.26, color=colour, label=name)
+        for each in recall:
+            ax.plot(at, each, ".", color=INK, markersize=3)
+    ax.set_xticks(x, classes, rotation=30, ha="right")
+    ax.set_ylim(0, 1)
+    percent_axis(ax, "y")
+    legend(ax)
+    return save(figure, path)
+
+
+def draw_calibration(path: Path) -> Path:
+    """Temperatures by what a network was trained with, and the validation loss before and after them."""
+    found = calibrations("ledger-trained").groupby("variant")
+    means = found.mean(numeric_only=True).sort_values("temperature")
+    least, most = found["temperature"].min()[means.index], found["temperature"].max()[means.index]
+    rows = zip(
+        (NAMES.get(str(name), str(name)) for name in means.index), means["temperature"], least, most, strict=True
+    )
+    figure = new_figure(height=4.2, title="The temperature, and what it does to the loss")
+    left, right = figure.subplots(1, 2, sharey=True)
+    dress(left, xlabel="Temperature, range of five seeds", grid="x")
+    forest(left, list(rows), 1.0)
+    dress(right, xlabel="Validation loss", grid="x")
+    y = np.arange(len(means))
+    right.hlines(y, means["after"], means["before"], color=GRID, linewidth=3)
+    right.plot(means["before"], y, "o", color=VERMILLION, markersize=6, label="before")
+    right.plot(means["after"], y, "o", color=BLUE, markersize=6, label="after")
+    legend(right)
+    return save(figure, path)
+
+
+def draw_views(path: Path, side: int = 160) -> Path:
+    """The views of test-time augmentation of one photograph."""
+    row = next(row for row in pq.read_table(PHOTOS).to_pylist() if row["class_name"] == "plastic")
+    with Image.open(io.BytesIO(row["image"])) as photo:
+        pixels = np.asarray(photo.convert("RGB").resize((side, side), Image.Resampling.LANCZOS))
+    batch = np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
+    kinds = {
+        "flip": ["as it is", "mirrored"],
+        "shift": ["as it is", "to the left", "to the right", "up", "down"],
+        "scale": ["as it is", "zoomed in", "zoomed out"],
+    }
+    rows = [[view[0] for view in views(batch, kind)] for kind in kinds]  # type: ignore[arg-type]
+    titles = [f"{kind}: {len(shown)} views" for kind, shown in zip(kinds, rows, strict=True)]
+    captions = [[(text,) for text in texts] for texts in kinds.values()]
+    return save(grid_figure(rows, row_titles=titles, captions=captions, title="Test-time augmentation"), path)
+
+
 def draw(folder: Path) -> list[Path]:
     return [
         draw_label_smoothing(folder / "label-smoothing.png"),
@@ -220,4 +313,8 @@ def draw(folder: Path) -> list[Path]:
         draw_early_stopping(folder / "early-stopping.png"),
         draw_precisions(folder / "mixed-precision.png"),
         draw_controls(folder / "distillation.png"),
+        draw_probe(folder / "probe.png"),
+        draw_imbalance(folder / "imbalance.png"),
+        draw_calibration(folder / "calibration.png"),
+        draw_views(folder / "tta.png"),
     ]

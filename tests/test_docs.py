@@ -422,6 +422,26 @@ def test_progressive_resizing_and_averages_are_told_as_measured() -> None:
     assert {tuned[name]["text"]["interval"] for name in ("ema90", "ema95")} == {"-0.2 to +0.2"}
 
 
+def test_calibration_and_probes_are_told_as_measured() -> None:
+    measured = importlib.import_module("measured")
+    runs, longtail = measured.calibrations("ledger-trained"), measured.calibrations("ledger-minority")
+    softened = runs["variant"].isin(["mixup", "cutmix", "smoothing", "full"])
+    assert runs.loc[softened, "temperature"].max() < 1 < runs.loc[~softened, "temperature"].min()
+    assert longtail["ece"].min() > 3 * runs["ece"].max()
+    assert (runs["after"] <= runs["before"]).all()
+    gains = {
+        (variant, name): [row["val_accuracy"] - row["probe"] for row in splits]
+        for variant in ("stages", "few")
+        for name, splits in measured.fine_tunings(variant).items()
+    }
+    textile = [gain for (_, name), found in gains.items() if name == "Simulated textile" for gain in found]
+    others = [gain for (_, name), found in gains.items() if name != "Simulated textile" for gain in found]
+    assert min(textile) > max(others)
+    assert max(max(gains["few", name]) for name in ("photos-mini", "TrashNet")) < 0.015
+    run = ROOT / "benchmarks/results/photos-mini-3-minutes/evaluation.json"
+    assert json.loads(run.read_text())["best_epoch"] == 0
+
+
 def test_early_stopping_is_told_as_measured() -> None:
     accuracy, best, stopped = importlib.import_module("technique_pictures").early_stop()
     text = " ".join((ROOT / "docs/techniques/early-stopping.md").read_text().split())
