@@ -7,9 +7,12 @@ import json
 import logging
 import os
 import re
+import sys
 import warnings
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,6 +171,77 @@ def test_images_are_counted_on_a_terminal_and_in_a_notebook(
     with console.counter(lambda done, _: mine.append(done), "reading images") as counted:
         counted(1, 2)
     assert mine == [1]
+
+
+class Cell:
+    """The output of a notebook's cell: every state that it had. Stands in for IPython.display."""
+
+    def __init__(self) -> None:
+        self.outputs: list[list[dict[str, str]]] = []
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> SimpleNamespace:
+        assert raw
+        assert display_id
+        states = [data]
+        self.outputs.append(states)
+        return SimpleNamespace(update=lambda data, raw: states.append(data))
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
+    """The cell of a notebook in which the console prints, with a clock that ticks once a second."""
+    found = Cell()
+    monkeypatch.setitem(sys.modules, "IPython.display", found)
+    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), force_jupyter=True))
+    monkeypatch.setattr(console, "say", lambda text: found.outputs.append([{"text/plain": text}]))
+    clock = count()
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    return found
+
+
+def test_a_notebook_shows_one_bar_of_a_training_that_is_replaced_and_emptied(cell: Cell) -> None:
+    with console.TrainingView() as view:
+        view.on_plan(2)
+        for done in range(8):
+            view.on_step(done // 4, done % 4 + 1, 4, 0.5, 1234.0, 0.01)
+    [states] = cell.outputs
+    assert [state["text/plain"] for state in states[:2]] == [
+        "starting", "epoch 1/2  1/8  loss 0.500  1,234 images/s  data wait 1.0 %"
+    ]  # fmt: skip
+    assert "<progress aria-label" in states[0]["text/html"]  # how far it is is not known
+    assert states[5]["text/plain"].startswith("epoch 2/2  5/8  ")
+    assert states[5]["text/plain"].endswith("left")
+    assert '<progress value="5" max="8"' in states[5]["text/html"]
+    assert states[-1] == {"text/plain": "", "text/html": ""}
+
+
+def test_a_bar_of_a_notebook_is_emptied_by_an_error(cell: Cell) -> None:
+    with suppress(ValueError), console.counting("<b>reading") as counted:
+        counted(1, 3)
+        raise ValueError
+    [states] = cell.outputs
+    assert states[0]["text/plain"] == "<b>reading  1/3"
+    assert "<b>" not in states[0]["text/html"]
+    assert states[-1] == {"text/plain": "", "text/html": ""}
+
+
+def test_a_bar_of_a_notebook_has_few_states_a_second(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock) / 100)
+    with console.counting("reading") as counted:
+        for done in range(1, 201):  # two seconds
+            counted(done, 200)
+    [states] = cell.outputs
+    assert 7 <= len(states) <= 10
+
+
+def test_json_has_no_bar_in_a_notebook(cell: Cell) -> None:
+    with console.json_only(True), console.counting("reading") as counted, console.TrainingView() as view:
+        counted(1, 2)
+        view.on_plan(1)
+        view.on_step(0, 1, 2, 0.5, 10.0, 0.0)
+    assert len(cell.outputs) == 1
+    assert list(cell.outputs[0][0]) == ["text/plain"]
 
 
 @pytest.mark.parametrize(

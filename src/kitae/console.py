@@ -15,6 +15,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from html import escape
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +31,7 @@ from kitae.files import plain
 _LISTED = 20  # rows of a listing on a terminal
 _HELD = "\ue000"  # a space at which a line is not broken; of private use, so in no text
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no bar
+_CELL_SECONDS = 0.25  # between two states of a bar in a notebook, each of which is a message to the browser
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -279,6 +282,41 @@ def counter(given: Callable[[int, int], None] | None, what: str) -> AbstractCont
     return nullcontext(given) if given is not None or not interactive() else counting(what)
 
 
+class _CellBar:
+    """A progress bar in the output of a notebook's cell, replaced in place and emptied at the end.
+
+    rich draws its own bars in a notebook only where ipywidgets are installed.
+    """
+
+    def __init__(self) -> None:
+        self._handle: Any = None  # of the output, from the first state on
+        self._last = -math.inf
+
+    def draw(self, text: str, done: int = 0, total: int = 0, facts: str = "") -> None:
+        """Show a state, unless the last one is too new. Without a `total`, how far it is is not known."""
+        now = time.monotonic()
+        if now - self._last < _CELL_SECONDS and done < total:
+            return
+        self._last = now
+        known = f' value="{done}" max="{total}"' if total else ""
+        words = printable("  ".join(filter(None, (text, f"{done:,}/{total:,}" if total else "", facts))))
+        style = "white-space: pre-wrap; font-family: monospace"
+        bar = f'<progress{known} aria-label="{escape(printable(text))}"></progress>'
+        self._show(words, f'{bar} <span style="{style}">{escape(words)}</span>')
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._show("", "")
+            self._handle, self._last = None, -math.inf
+
+    def _show(self, words: str, html: str) -> None:
+        data = {"text/plain": words, "text/html": html}
+        if self._handle is None:
+            self._handle = import_module("IPython.display").display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+
 @contextmanager
 def counting(what: str) -> Iterator[Any]:
     """A progress callback `(done, total)` for a long job, such as decoding images: draws a bar, or prints remarks."""
@@ -301,6 +339,20 @@ def counting(what: str) -> Iterator[Any]:
         finally:
             bar.stop()
         return
+    if interactive():
+        cell = _CellBar()
+
+        def shown(done: int, total: int) -> None:
+            if done < total:
+                cell.draw(what, done, total)
+            else:
+                cell.close()
+
+        try:
+            yield shown
+        finally:
+            cell.close()
+        return
     started = last = time.monotonic()
 
     def printed(done: int, total: int) -> None:
@@ -314,11 +366,12 @@ def counting(what: str) -> Iterator[Any]:
 
 
 class TrainingView:
-    """Shows training: a progress bar on a terminal, and a line per epoch. A `Watcher` of the loop."""
+    """Shows training: a progress bar on a terminal and in a notebook, and a line per epoch. A `Watcher` of the loop."""
 
     def __init__(self) -> None:
         self.epochs = 0  # until `on_plan`
         self._bar: Progress | None = None
+        self._cell = _CellBar() if interactive() and not console.is_terminal else None
         self._job: Any = None
         self._last_line = -math.inf  # so the first step has a line
         self._first: tuple[int, float] | None = None  # the first step since `on_plan`, and when it ended
@@ -333,11 +386,15 @@ class TrainingView:
         if self._bar:
             self._bar.start()
             self._job = self._bar.add_task("starting", total=None, facts="")
+        if self._cell:
+            self._cell.draw("starting")
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._bar:
             self._bar.stop()
+        if self._cell:
+            self._cell.close()
 
     def on_plan(self, epochs: int) -> None:
         self.epochs, self._first = epochs, None  # each fold of a cross-validation counts its epochs from 0
@@ -353,11 +410,14 @@ class TrainingView:
                 self._job, description=f"epoch {epoch + 1}/{self.epochs}", completed=done, total=self.epochs * steps,
                 facts=facts,
             )  # fmt: skip
+            return
+        rest = self.epochs * steps - done
+        # The first step includes compilation, and those before it were another process's.
+        left = f"  {duration((now - since) / (done - first) * rest)} left" if done > first else ""
+        if self._cell:
+            self._cell.draw(f"epoch {epoch + 1}/{self.epochs}", done, self.epochs * steps, facts + left)
         elif now - self._last_line > _PLAIN_SECONDS:
             self._last_line = now
-            rest = self.epochs * steps - done
-            # The first step includes compilation, and those before it were another process's.
-            left = f"  {duration((now - since) / (done - first) * rest)} left" if done > first else ""
             say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {facts}{left}")
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
