@@ -384,6 +384,15 @@ def test_the_noise_is_told_with_the_label_of_the_reference() -> None:
     assert noise_line(analysis, {"none": "without augmentation"}).endswith("; without augmentation: 80.00")
 
 
+def test_the_axis_of_a_forest_has_a_sign_at_every_difference_but_at_no_difference() -> None:
+    both = (effect(2.0, name="a"), effect(-2.0, name="b"))
+    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=both), str, "x", "f")
+    assert drawn is not None
+    ticks = re.findall(r'<text[^>]*text-anchor="middle"[^>]*>([-+\d.]+)</text>', drawn.__html__())
+    assert {"-2", "0", "+2"} <= set(ticks)
+    assert all(tick == "0" or tick[0] in "+-" for tick in ticks)
+
+
 def test_every_row_of_a_forest_has_its_interval_as_text() -> None:
     names = (
         "short", "random crops, flips and colour jitter against no augmentation", "x" * 70, "a longer label",

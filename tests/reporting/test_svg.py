@@ -81,6 +81,16 @@ def test_every_text_is_escaped() -> None:
         assert "onload" not in drawn
 
 
+@pytest.mark.parametrize("values", [[0.5], [None, 0.5, None]])
+def test_a_point_that_no_other_is_joined_to_is_seen(values: list[float | None]) -> None:
+    chart = Chart("c", "c", "", 100)
+    Plot(chart, Scale(0, 4, 0, 40), Scale(0, 1, 100, 0)).line(range(len(values)), values, "s3")
+    (dot,) = chart.parts
+    assert dot.startswith("<circle")
+    assert 'cy="50.0"' in dot
+    assert 'class="f3"' in dot  # an area of the series, in the colour of its line
+
+
 def test_a_line_is_broken_where_a_value_is_missing() -> None:
     chart = Chart("line", "a", "b", 100)
     Plot(chart, Scale(0, 4, 0, 40), Scale(0, 1, 100, 0)).line([0, 1, 2, 3, 4], [0, 0.5, None, 0.5, 1], "s1")

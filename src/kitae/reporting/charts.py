@@ -272,8 +272,8 @@ def reliability(after: Bins, before: Bins | None) -> Chart:
     summary = f"confidence and accuracy differ by {share(after.error, 2)} on average."
     summary = summary.capitalize() if before is None else f"After the temperature, {summary}"
     chart = Chart("calibration", "Calibration", summary, 372)
-    both = [("f1", "after the temperature, 95 %"), ("f2", "before")]
-    items = [("f1", "accuracy, 95 %")] if before is None else both
+    both = [("f1", "after the temperature (bars: 95 %)"), ("f2", "before")]
+    items = [("f1", "accuracy (bars: 95 %)")] if before is None else both
     y = legend(chart, _LEFT, 16, items)
     plot = Plot(chart, Scale(0, 1, _LEFT, WIDTH - 14), Scale(0, 1, 260, y))
     plot.axes("", None, per_cent, y_ticks=(0, 0.25, 0.5, 0.75, 1))

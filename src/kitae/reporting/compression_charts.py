@@ -31,7 +31,8 @@ _LEFT, _END = 50.0, WIDTH - 12
 _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1), (1, -2), (1, 2))
 _PLACES = [(radius * x, radius * y) for radius in (10.0, 16.0, 28.0, 44.0, 64.0, 88.0) for x, y in _DIRECTIONS]
 """Offsets at which a label may be placed: from its point to the nearest point of the label."""
-_MOST_LABELS = 12  # points that all have a label
+_MOST_LABELS = 16  # points that all have a label
+_KEY_LEFT = 10.0
 _CLOSE = 28.0  # from a point to its label, where all have one; those further away could not be told apart
 _ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # extra distance in pixels that a label accepts to avoid this
 
@@ -109,14 +110,13 @@ def front(record: CompressionRecord) -> Chart | None:
 
 
 def _key(chart: Chart, lines: list[str]) -> None:
-    """What the numbers of points stand for, in lines below the chart."""
-    x, y = _LEFT, chart.height + 10
+    """What the numbers of points stand for, below the chart: in two columns if every line fits into one."""
+    half = (WIDTH - 2 * _KEY_LEFT) / 2
+    columns = 2 if all(text_width(text) + 8 <= half for text in lines) else 1
+    top = chart.height + 10
     for place, text in enumerate(lines):
-        wide = text_width(text)
-        if place and x + wide > WIDTH:
-            x, y = _LEFT, y + LINE
-        chart.text(x, y, text, "t", width=WIDTH - x)
-        x += wide + 14
+        x, y = _KEY_LEFT + half * (place % columns), top + LINE * (place // columns)
+        chart.text(x, y, text, "t", width=WIDTH - _KEY_LEFT - x)
         chart.height = y + 6
 
 

@@ -47,9 +47,14 @@ def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str
     band = None if math.isnan(sd) else (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
     return rows_chart(
         name, f"Effects on {what}", "; ".join(told),
-        rows, low, high, ("x {:g}" if ratio else "{:+g}").format, label=f"{what}{cut}", neutral=neutral, log=ratio,
+        rows, low, high, "x {:g}".format if ratio else _signed, label=f"{what}{cut}", neutral=neutral, log=ratio,
         band=band,
     )  # fmt: skip
+
+
+def _signed(value: float) -> str:
+    """A difference as a tick: -1, 0, +1."""
+    return f"{value:+g}" if value else "0"
 
 
 def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:

@@ -253,10 +253,17 @@ class Plot:
             chart.text((left + right) / 2, bottom + 2 * LINE + 2, x_label, anchor="middle", width=right - left + 60)
 
     def line(self, xs: Sequence[float], ys: Sequence[float | None], look: str) -> None:
-        """A line, broken where a value is not known."""
+        """A line, broken where a value is not known; a point that no other is joined to is a dot.
+
+        Args:
+            look: the class of a series: s1 and so on.
+        """
         for _, run in groupby(zip(xs, ys, strict=False), key=lambda pair: pair[1] is None):
             points = [(self.x(a), self.y(b)) for a, b in run if b is not None]
-            self.chart.path(points * (2 if len(points) == 1 else 1), look)
+            if len(points) == 1:
+                self.chart.circle(*points[0], 3.5, f"f{look[1:]}")
+            else:
+                self.chart.path(points, look)
 
     def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], look: str) -> None:
         """The area between two lines."""
