@@ -3,10 +3,10 @@
     python scripts/check_pages.py run=runs/demo compression=runs/demo-small study=studies/results/ledger-trained
     python scripts/check_pages.py comparison=runs/demo,runs/plain --axe axe.min.js
 
-Each page is opened at 390 and 1280 pixels, light and dark, with all its details unfolded. Checked are axe-core's rules
-(WCAG 2.1 A and AA and its best practices; `unsure` has the serious ones that it cannot decide), whether the page is
-wider than the window, its bytes, and that it asks for nothing from elsewhere. Needs Chromium (Debian's package
-`chromium`, or --browser) and axe-core (`npm pack axe-core`, MPL 2.0; not a part of Kitae).
+Each page is opened at 390 and 1280 pixels, light and dark, with its details folded and then unfolded. Checked are
+axe-core's rules (WCAG 2.1 A and AA and its best practices; `unsure` has the serious ones that it cannot decide),
+whether the page is wider than the window, its bytes, and that it asks for nothing from elsewhere. Needs Chromium
+(Debian's package `chromium`, or --browser) and axe-core (`npm pack axe-core`, MPL 2.0; not a part of Kitae).
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ _LINK = re.compile(r"""<a\s[^>]*href="https?://[^"]*\"""")
 # The frame of a narrow page is another origin, so the result is sent to it.
 _ASK = """<script>{axe}</script><script>
 addEventListener("load", async () => {{
-  for (const one of document.querySelectorAll("details")) one.open = true;
-  const found = await axe.run(document, {{resultTypes: ["violations", "incomplete"]}});
   const told = results => results.map(v => ({{rule: v.id, impact: v.impact, places: v.nodes.length,
     first: v.nodes[0].html.slice(0, 200)}}));
-  const violations = told(found.violations);
-  const unsure = told(found.incomplete.filter(v => v.impact === "serious" || v.impact === "critical"));
-  const said = JSON.stringify({{version: axe.version, violations, unsure,
-    rules: found.passes.length + violations.length,
-    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth}});
-  (parent === window ? window : parent).postMessage(said, "*");
+  const look = async unfolded => {{
+    for (const one of document.querySelectorAll("details")) one.open = unfolded;
+    const found = await axe.run(document, {{resultTypes: ["violations", "incomplete"]}});
+    const violations = told(found.violations);
+    const unsure = told(found.incomplete.filter(v => v.impact === "serious" || v.impact === "critical"));
+    return {{violations, unsure, rules: found.passes.length + violations.length,
+      overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth}};
+  }};
+  const said = {{version: axe.version, folded: await look(false), unfolded: await look(true)}};
+  (parent === window ? window : parent).postMessage(JSON.stringify(said), "*");
 }});
 </script>"""
 _HEAR = """<script>addEventListener("message", event => {
@@ -56,7 +58,7 @@ def requests_of(html: str) -> list[str]:
 
 
 def checked(browser: str, page: Path, axe: str, width: int, height: int, scheme: str) -> dict[str, Any]:
-    """What axe-core finds on a page at a width and in a colour scheme."""
+    """What axe-core finds on a page at a width and in a colour scheme: its `version`, and `folded` and `unfolded`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         asking = folder / "page.html"
@@ -101,10 +103,11 @@ def main() -> int:
                 for scheme in SCHEMES:
                     found = checked(given.browser, page, axe, width, height, scheme)
                     results["axe"] = found.pop("version")
-                    views[f"{width} {scheme}"] = found
-                    worst += len(found["violations"])
-                    for kind in ("violations", "unsure"):
-                        print(f"{name}, {width} px, {scheme}: {len(found[kind])} {kind}", found[kind])
+                    for details, seen in found.items():
+                        views[f"{width} {scheme} {details}"] = seen
+                        worst += len(seen["violations"])
+                        for kind in ("violations", "unsure"):
+                            print(f"{name}, {width} px, {scheme}, {details}: {len(seen[kind])} {kind}", seen[kind])
             size = page.stat().st_size
             results["pages"][name] = {"bytes": size, "from_elsewhere": elsewhere, "views": views}
     results["browser"] = version

@@ -367,7 +367,8 @@ def report_pages(page: Path) -> str:
             ", ".join(broken) or "none", ", ".join(wider) or "none",
         ])  # fmt: skip
     head = ["Page", "Size", "Requests", "Rules that apply", "Violations", "Windows it is too wide for"]
-    return f"{table(head, rows)}\n\nAt 390 and 1280 px, light and dark; axe-core {found['axe']}, {found['browser']}."
+    views = "At 390 and 1280 px, light and dark, details folded and unfolded"
+    return f"{table(head, rows)}\n\n{views}; axe-core {found['axe']}, {found['browser']}."
 
 
 def processes(page: Path) -> str:

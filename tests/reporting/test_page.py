@@ -35,14 +35,14 @@ from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.figures import filters_picture
 from kitae.reporting.study_labels import effect_label, variant_labels
 from kitae.reporting.study_results import StudyRecord
-from kitae.reporting.svg import Chart, text_width
+from kitae.reporting.svg import WIDTH, Chart, text_width
 from kitae.reporting.values import large, words
 from kitae.run import Run
 from tests.command import kitae
 from tests.reporting.conftest import HOSTILE, epochs, measured_compression
 
 SPEC = CompressSpec().model_dump(mode="json")
-VOID = {"meta", "img", "br", "hr", "link", "input"}  # and what closes itself, inside an SVG
+VOID = {"meta", "wbr", "img", "br", "hr", "link", "input"}  # and what closes itself, inside an SVG
 
 
 class Reader(HTMLParser):
@@ -77,7 +77,13 @@ def page(*targets: Run | Path) -> tuple[str, str]:
     text = p.report(*targets).read_text(encoding="utf-8")
     reader = Reader(text)
     assert_self_contained(text, reader)
-    return text, reader.words
+    return plain(text), plain(reader.words)
+
+
+def plain(text: str) -> str:
+    """Without what only keeps words and numbers together: no-break spaces, and the words of a command."""
+    commands = re.sub(r'<div class="command">.*?</div>', lambda one: re.sub("</?span>", "", one[0]), text)
+    return commands.replace("\u00a0", " ")
 
 
 def assert_self_contained(text: str, reader: Reader) -> None:
@@ -277,7 +283,7 @@ def test_test_openings_are_told_with_their_reasons(make_run: Callable[..., Run])
 
 def test_a_temperature_is_named_only_where_one_was_fitted(make_run: Callable[..., Run]) -> None:
     text, words = page(make_run())
-    assert_told(words, "after (temperature 1.300, fitted on validation)", "after the temperature, 95 %")
+    assert_told(words, "after (temperature 1.300, fitted on validation)", "after the temperature (bars: 95 %)")
     assert charts(text)["Calibration"].startswith("After the temperature, confidence and accuracy differ")
     run = make_run("none", temperature=1.0)
     run.recipe.override("evaluate.temperature=false").save(run.path / "recipe.yaml")
@@ -637,6 +643,21 @@ def test_every_point_of_a_small_front_has_a_label_or_a_number(small: Callable[..
     assert len(labels) == len(facts.candidates) <= 12
 
 
+def test_the_key_of_a_front_with_controls_has_every_other_point_in_columns_that_do_not_overlap() -> None:
+    for name in ("demo", "quick-structured"):
+        facts = CompressionRecord.model_validate(measured_compression(name))
+        chart = compression_charts.front(facts)
+        assert chart is not None
+        labels = re.findall('<text[^>]*class="l">(.*?)</text>', chart.__html__())
+        key = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="t">((\d+): .*?)</text>', chart.__html__())
+        assert [number for *_, number in key] == [str(k + 1) for k in range(len(key))]
+        told = {label for label in labels if not label.isdigit()} | {line.split(": ")[1] for *_, line, _ in key}
+        assert told == {facts.label(row) for row in facts.candidates}, name
+        for place, (x, y, line, _) in enumerate(key):
+            beside = [float(other) for other, at, *_ in key if at == y and float(other) > float(x)]
+            assert float(x) + text_width(line) <= min([*beside, WIDTH]), (name, place)
+
+
 def test_points_with_room_around_them_have_their_labels(small: Callable[..., Path]) -> None:
     facts = measured_compression()
     drawn = page(small(candidates=[facts["baseline"], facts["winner"], facts["candidates"][2]]))[0]
@@ -702,7 +723,7 @@ def test_a_compression_in_the_folder_one_is_in(tmp_path: Path, monkeypatch: pyte
     (tmp_path / run).mkdir()
     monkeypatch.chdir(compressed(tmp_path / f"{run}-small", within_budget=False, spec={"max_bytes": 1000}))
     p.report(".")
-    assert f"kitae compress {tmp_path / run} --overwrite" in Path("report.html").read_text(encoding="utf-8")
+    assert f"kitae compress {tmp_path / run} --overwrite" in plain(Path("report.html").read_text(encoding="utf-8"))
 
 
 LAYERS = {"max_drop": 1.5, "max_bytes": 60000, "layer_ratios": {"stem": 0.1}}
@@ -933,6 +954,32 @@ def test_comparison_refuses_what_is_none(make_run: Callable[..., Run], tmp_path:
     assert p.compare([run, other]) == mine  # a page of ours is replaced
 
 
+def test_the_mistakes_of_a_linear_head_are_in_the_column_without_curves(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    kept = headings(page(run)[0])
+    assert kept.index("Most confident mistakes, on test") < kept.index("Data quality") < kept.index("Training")
+    run.write_metrics([{**epochs(1)[0], "epoch": 0}])
+    head = headings(page(run)[0])
+    assert "Training" not in head
+    assert head.index("Data quality") < head.index("Most confident mistakes, on test")
+    assert sorted(head) == sorted(set(kept) - {"Training"})
+
+
+def test_no_line_breaks_before_a_percent_sign_or_inside_an_option(
+    small: Callable[..., Path], make_run: Callable[..., Run]
+) -> None:
+    text = p.report(small()).read_text(encoding="utf-8")
+    told = re.sub(r"<svg.*?</svg>|<pre.*?</pre>|<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert "pruned, INT8" in told
+    assert re.search("[0-9]\u00a0%", told)
+    assert not re.search(r"\d %", told)
+    run = make_run(done=False)
+    (resume,) = re.findall('<div class="command"><code>(.*?)</code>', p.report(run).read_text(encoding="utf-8"))
+    words = re.findall("<span>(.*?)</span>", resume)
+    assert words == ["kitae", "train", "--resume", str(run.path)]
+    assert re.sub("</?span>", "", resume) == " ".join(words)  # what is copied is the command
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe = Recipe.load("fashion-mini").override(
@@ -955,7 +1002,11 @@ def test_the_command_that_decodes_the_images_again_works(
 
 def test_the_page_of_what_train_writes(trained: Run) -> None:
     text, words = page(trained)
-    assert headings(text)[:4] == ["The data", "What the network really saw", "Data quality", "Training"]
+    found = headings(text)
+    assert found[0] == "Results"
+    place = found.index("The data")
+    assert found[place : place + 4] == ["The data", "What the network really saw", "Data quality", "Training"]
+    assert found.index("Most confident mistakes, on test") < place
     assert_told(words, "Every image could be read.", "T-shirt/top", "data: reading and augmenting")
     assert "Images of each class" in charts(text)
     assert text.count("<img") > 60

@@ -50,27 +50,32 @@ def test_the_result_is_read_from_the_page_that_the_browser_prints(tmp_path: Path
         assert checked(str(browser(tmp_path, said)), page, "let axe", width, 800, "dark") == result
 
 
-def test_details_are_unfolded_and_what_axe_cannot_decide_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("violations", [[], [{"rule": "image-alt", "impact": "critical", "places": 1}]])
+def test_details_are_folded_and_unfolded_and_what_axe_cannot_decide_is_kept(
+    violations: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     page, axe, out = tmp_path / "page.html", tmp_path / "axe.min.js", tmp_path / "pages.json"
     page.write_text("<html><body><details><p>folded</p></details></body></html>")
     axe.write_text("let axe")
     unsure = [{"rule": "color-contrast", "impact": "serious", "places": 2, "first": "<p>"}]
-    result = {"version": "4", "violations": [], "unsure": unsure, "overflow": 0, "rules": 40}
+    folded = {"violations": [], "unsure": [], "overflow": 0, "rules": 40}
+    unfolded = {**folded, "unsure": unsure, "violations": violations}
+    result = {"version": "4", "folded": folded, "unfolded": unfolded}
     said = f'<body><pre id="axe-result">{escape(json.dumps(result))}</pre></body>'
     program = browser(tmp_path, said)
     program.write_text(program.read_text() + KEEP.format(str(tmp_path / "asked.html")))
     monkeypatch.setattr(check_pages, "OUT", out)
     monkeypatch.setattr(check_pages, "pages", lambda *_: [("run", page)])
     monkeypatch.setattr(sys, "argv", ["check_pages.py", "run=r", "--axe", str(axe), "--browser", str(program)])
-    assert main() == 0
+    assert main() == (1 if violations else 0)
     views = json.loads(out.read_text())["pages"]["run"]["views"]
-    assert len(views) == 4
-    assert all(view["unsure"] == unsure for view in views.values())
-    assert "run, 390 px, dark: 1 unsure" in capsys.readouterr().out
+    assert len(views) == 8
+    assert all(view == (unfolded if name.endswith(" unfolded") else folded) for name, view in views.items())
+    assert "run, 390 px, dark, unfolded: 1 unsure" in capsys.readouterr().out
     asked = (tmp_path / "asked.html").read_text()
-    assert 0 < asked.index('querySelectorAll("details")) one.open = true') < asked.index("axe.run(")
+    assert 0 < asked.index('querySelectorAll("details")) one.open = unfolded') < asked.index("axe.run(")
+    assert 0 < asked.index("await look(false)") < asked.index("await look(true)")
     assert 'resultTypes: ["violations", "incomplete"]' in asked
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -122,6 +123,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_held,
     )
     environment.filters |= {**dict(getmembers(values, isfunction)), "plural": console.plural}
     environment.globals["MAX_ROWS"] = values.MAX_ROWS
@@ -132,6 +134,11 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         version=__version__, when=when, script=script, script_hash=f"sha256-{digest}", **content
     )
     return text
+
+
+def _held(value: Any) -> Any:
+    """Text in which no line breaks between a number and its `%`; what is HTML already, such as a command, as it is."""
+    return re.sub(r"(?<=\d) (?=%)", "\u00a0", value) if type(value) is str else value
 
 
 def _save(file: Path, text: str) -> None:

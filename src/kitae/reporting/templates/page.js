@@ -40,6 +40,14 @@
     });
     box.appendChild(button);
   });
+  function mark() {
+    document.querySelectorAll(".scroll").forEach(function (box) {
+      box.classList.toggle("wider", box.scrollWidth > box.clientWidth);
+    });
+  }
+  mark();
+  addEventListener("resize", mark);
+  document.addEventListener("toggle", mark, true);
   var opened = [];
   addEventListener("beforeprint", function () {
     opened = Array.from(document.querySelectorAll("details:not([open])"));
