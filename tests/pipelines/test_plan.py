@@ -134,7 +134,16 @@ PLANS = [
         ("\nsplit: 65 train, 7 validation, 18 test\n",)),
     Row("tiny", {"set": "train.threads=1"}, {"train.threads": 1}),
     Row(([40, 50], (20, 30), True), {}, {"data.image_size": (20, 30)}),
-    Row(([60, 10],), {}, {}, ("classes of 10 to 60 images: the best epoch is chosen by balanced accuracy",)),
+    # classes of unlike sizes weigh the same, unless one is said not to or the best epoch is chosen by something else
+    Row(([60, 10],), {}, {"data.balance": "loss"},
+        ("classes of 10 to 60 images: each class weighs the same (data.balance), and the best epoch is chosen by",)),
+    Row(([60, 10],), {}, {"data.balance": "loss"}, weights=None),
+    Row(([60, 30],), {}, {"data.balance": "none"}),
+    Row(([60, 10],), {"set": "data.balance=none"}, {"data.balance": "none"},
+        ("classes of 10 to 60 images: the best epoch is chosen by balanced accuracy",)),
+    Row(([60, 10],), {"set": "data={balance: none}"}, {"data.balance": "none"}),
+    Row(([60, 10],), {"set": "data.balance=sampler"}, {"data.balance": "sampler"}),
+    Row(([60, 10],), {"set": "train.select=val_accuracy"}, {"data.balance": "none"}),
     # every choice goes before the plan
     Row("pets", {**ALL, "set": SET}, {"train.epochs": 3, "train.epoch_steps": None, "train.batch_size": 10,
                                       "train.optimizer.lr": 0.02, "train.seed": 7, "train.device": "cpu",

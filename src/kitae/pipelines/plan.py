@@ -6,6 +6,7 @@ Times are measured here and become plain numbers of steps, so the result is an o
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -284,6 +285,8 @@ class _Planner:
         recipe = apply(recipe, self.choices)
         if self.runs > 1:
             recipe = recipe.override("data.fold=null")
+        if self.balances(recipe):
+            recipe = recipe.override("data.balance=loss")
         seconds = (self.clock.starting + fit.seconds) * self.runs
         size = recipe.data.image_size or facts.side  # null takes the pictures' own
         pixels = size if isinstance(size, int) else " x ".join(map(str, size))
@@ -296,6 +299,19 @@ class _Planner:
         work = f"{epochs} of {steps}, {console.plural(batch, 'image')} each"
         return recipe, [*lines, *self.remarks(recipe), why, work]
 
+    def balances(self, recipe: Recipe) -> bool:
+        """Whether the classes weigh the same in training as they do in the choice of the best epoch.
+
+        On four sets thinned out to a ratio of 10, balanced accuracy is the better for it (LOG.md, 2026-11-29).
+        """
+        given = set_fields(self.choices)
+        chosen = any(text.startswith("data.balance=") or re.match("data=.*balance", text) for text in given)
+        return not chosen and self.base.data.balance == "none" and self.judged_evenly(recipe)
+
+    def judged_evenly(self, recipe: Recipe) -> bool:
+        """Whether the best epoch is chosen by balanced accuracy."""
+        return recipe.train.select in ("auto", "val_balanced_accuracy") and uneven(self.facts.trained)
+
     def remarks(self, recipe: Recipe) -> list[str]:
         facts = self.facts
         if self.runs == 1:
@@ -305,10 +321,11 @@ class _Planner:
                 f"{self.runs - 1} folds of about {facts.test:,} {facts.noun}, each with {facts.train:,} to train and "
                 f"{facts.val:,} to validate; then a model on everything"
             ]
-        if recipe.train.select in ("auto", "val_balanced_accuracy") and uneven(facts.trained):
+        if self.judged_evenly(recipe):
             smallest, largest = min(facts.counts), max(facts.counts)
+            weighed = "" if recipe.data.balance == "none" else "each class weighs the same (data.balance), and "
             lines.append(
-                f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
+                f"classes of {smallest:,} to {largest:,} images: {weighed}the best epoch is chosen by balanced accuracy"
             )
         if facts.images < _FEW and self.runs == 1:
             lines.append(f"one split of {facts.images:,} {facts.noun} is unreliable: --folds 5 tests on more of them")
