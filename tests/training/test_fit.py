@@ -529,6 +529,24 @@ def test_out_of_memory_says_what_to_do(toy: dict[str, Any], error: BaseException
         fit(Full(), spec=spec(batch_size=16), **toy)
 
 
+@pytest.mark.parametrize(("why", "outlived"), [("[gloo] Connection closed by peer", True), ("another reason", False)])
+def test_a_process_that_lost_another_outlives_the_signal_of_torchrun(why: str, outlived: bool) -> None:
+    """It has yet to say why it ends."""
+    code = f"""
+import os, signal
+from kitae.training.guards import SignalFlag
+try:
+    with SignalFlag():
+        raise RuntimeError({why!r})
+except RuntimeError as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == ((0, f"{why}\n") if outlived else (-signal.SIGTERM, "")), done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="where a program inherits its parent's peak")
 def test_peak_memory_is_of_this_program_not_of_the_one_that_started_it() -> None:
     hoard = np.ones(2 * 10**9, np.uint8)

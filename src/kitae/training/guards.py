@@ -16,13 +16,18 @@ from typing import Any
 import torch
 
 from kitae.errors import TrainingError
+from kitae.training.distributed import lost_process
 from kitae.training.spec import TrainSpec
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class SignalFlag:
-    """While open, records SIGTERM and SIGINT instead of raising; the loop saves and stops at the next opportunity."""
+    """While open, records SIGTERM and SIGINT instead of raising; the loop saves and stops at the next opportunity.
+
+    Where another process of the training was lost, SIGTERM is recorded from then on: torchrun ends the others with it
+    as soon as one has died, and this one would often end before it could say why.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -39,9 +44,11 @@ class SignalFlag:
             raise KeyboardInterrupt  # the second Ctrl-C means it
         self.name = signal.Signals(number).name
 
-    def __exit__(self, *exception: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        lost = error is not None and lost_process(error)
+        for number, handler in self._before.items():
+            if not (lost and number == signal.SIGTERM):
+                signal.signal(number, handler)
 
 
 def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.AbstractContextManager[None]:
