@@ -3,7 +3,8 @@
     python benchmarks/augment.py                          all of it (about 12 minutes on two quiet cores)
     python benchmarks/augment.py --quick                  does it run? (figures mean nothing)
     python benchmarks/augment.py --only standard --only rotate --size 32
-    python benchmarks/augment.py --docs-only              tables and charts from results that are there
+    python benchmarks/augment.py --docs-only              tables and charts from results that are there, and from those
+                                                          of thread_profile.py
 
 What is compared, and what is inside the clock, is written in `contestants.py`. Every contestant has worker processes of
 its own, which wait while others run. A work is measured in rounds: in each round every contestant is timed once, for a
@@ -469,7 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or (common.RESULTS if full or options.docs_only else common.SCRATCH) / "augment.json"
     docs = options.docs or (common.ROOT / "docs" / "benchmarks" if (full and options.out is None) else None)
     if options.docs_only:
-        print(augment_docs.write(common.load(out), options.docs or common.ROOT / "docs" / "benchmarks"))
+        print(augment_docs.write(common.load(out), options.docs or common.ROOT / "docs" / "benchmarks", profile(out)))
         return 0
     options.contestants = (options.contestants or ",".join(CONTESTANTS)).split(",")
     unknown = [n for n in options.contestants if n not in CONTESTANTS]
@@ -528,8 +529,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.save(out, results)
     print(f"results: {out}")
     if docs is not None:
-        print(f"page: {augment_docs.write(results, docs)}")
+        print(f"page: {augment_docs.write(results, docs, profile(out))}")
     return 0
+
+
+def profile(out: Path) -> dict[str, Any] | None:
+    """What `thread_profile.py` has measured, beside the results; None where it has not run."""
+    found = out.with_name("thread_profile.json")
+    return common.load(found) if found.is_file() else None
 
 
 def line(found: dict[str, Any]) -> str:

@@ -28,12 +28,24 @@ median of the ratios within a round. `benchmarks/contestants.py` says exactly wh
 """
 
 
-def write(results: dict[str, Any], folder: Path) -> Path:
-    """Write augment.md and its charts into `folder`; the path of the page."""
+THREADS = """\
+## What two threads lose
+
+Made by `python benchmarks/thread_profile.py`; the figures are those of `benchmarks/results/thread_profile.json`.
+Milliseconds of a batch at {side} px with one and with two threads, and what two lose against half of the time of one:
+in Python, until both have begun, in the kernels (the two threads together need more than one alone), and until the last
+one has ended. The four add up, but for the rounding and the medians. Beside it, how many times as fast two threads are
+in a plain copy of as many bytes, and in arithmetic in registers: what no program on this machine gets past. Rows
+"in training" have a step of a small network between the batches. Medians of {rounds} rounds.
+"""
+
+
+def write(results: dict[str, Any], folder: Path, profile: dict[str, Any] | None = None) -> Path:
+    """Write augment.md and its charts into `folder`; the path of the page. `profile`: that of the threads, if any."""
     folder.mkdir(parents=True, exist_ok=True)
     draw(results, folder)
     path = folder / "augment.md"
-    path.write_text(text(results))
+    path.write_text(text(results, profile))
     return path
 
 
@@ -43,14 +55,14 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     return [charts[name](results, mode, folder / name) for name in _pictures(results)]
 
 
-def text(results: dict[str, Any]) -> str:
-    """The page."""
+def text(results: dict[str, Any], profile: dict[str, Any] | None = None) -> str:
+    """The page. `profile`: that of the threads, if any."""
     pictures = [f"![{said}]({name})\n" for name, said in _pictures(results).items()]
     sizes = sorted({w["size"] for w in results["works"]})
     parts = [HEAD, _machine(results), *pictures, _goals(results)]
     parts += [_headline(results, size) for size in sizes]
     parts += [_ops(results, size, _mode(results)) for size in sizes]
-    parts += [_contestants(results), _left_out(results)]
+    parts += [_contestants(results), _left_out(results), "" if profile is None else threads(profile)]
     return "\n".join(part for part in parts if part)
 
 
@@ -203,6 +215,25 @@ def _ops(results: dict[str, Any], size: int, mode: str) -> str:
         "all cores over one",
     ]
     return f"## Single ops at {size} px\n\nAll cores for everyone.\n\n" + _table(head, rows)
+
+
+def threads(profile: dict[str, Any]) -> str:
+    """The section on one and two threads."""
+    head = [
+        "work", "batch", "one thread, ms", "two, ms", "times as fast", "lost: Python", "waking", "kernels", "waiting",
+        "a copy", "arithmetic",
+    ]  # fmt: skip
+    rows = []
+    for row in profile["rows"]:
+        one, two = (row["milliseconds"][threads]["total"]["median"] for threads in ("1", "2"))
+        lost = [row["lost_milliseconds"][part]["median"] for part in ("python", "waking", "kernels", "waiting")]
+        cells = [row["work"].replace("_", " ") + (", in training" if row["training"] else ""), str(row["batch"])]
+        cells += [f"{one:.3f}", f"{two:.3f}", _times(row["speedup"], True), *(f"{value:+.3f}" for value in lost)]
+        rows.append([*cells, *(_times(row["limits"][way]) for way in ("copy", "arithmetic"))])
+    first, machine = profile["rows"][0], profile["machine"]
+    text = THREADS.format(side=first["side"], rounds=first["speedup"]["n"])
+    where = f"{machine['processor']}, {machine['cores_used']} cores used, torch {machine['versions']['torch']}"
+    return f"{text}\n{_table(head, rows)}\n{where}; {machine['when']}; load before {machine['load_average']}.\n"
 
 
 def _contestants(results: dict[str, Any]) -> str:

@@ -84,6 +84,21 @@ SMOKES = [
         ],
     ),
     (
+        "thread_profile",  # the parts of a batch add up, and so do their losses
+        "--tiny",
+        [
+            "[row['training'] for row in rows] == [False, True]",
+            "all(set(row['milliseconds']) == {'1', '2'} for row in rows)",
+            "all(abs(sum(of[part]['values'][k] for part in ('python', 'waking', 'kernels', 'waiting'))"
+            " / of['total']['values'][k] - 1) < 1e-3"
+            " for row in rows for of in row['milliseconds'].values() for k in range(2))",
+            "all(row['milliseconds'][n]['kernels']['min'] > 0 for row in rows for n in '12')",
+            "all(row['milliseconds'][n]['waking']['min'] > 0 for row in rows for n in '12')",
+            "all(row['milliseconds']['1']['waiting']['max'] == 0 for row in rows)",  # a thread alone waits for none
+            "all(row['limits'].keys() == {'copy', 'arithmetic'} for row in rows)",
+        ],
+    ),
+    (
         "waiting",
         "--tiny",
         [
@@ -215,6 +230,31 @@ def test_augmentation_is_compared_and_who_is_not_there_is_named(tmp_path: Path) 
         assert picture in page
     run("augment.py", "--docs-only", "--out", tmp_path / "out.json", "--docs", tmp_path / "again")
     assert (tmp_path / "again" / "augment.md").read_text() == page
+
+
+def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch of 4 ms alone: 0.5 in Python, 0.1 to wake, 2.5 in kernels, 0.9 for the last one."""
+    profile, docs = module(monkeypatch, "thread_profile"), module(monkeypatch, "augment_docs")
+    one = [{"python": 0.4, "waking": 0.0, "kernels": 3.6, "waiting": 0.0, "total": 4.0}] * 3
+    two = [{"python": 0.5, "waking": 0.1, "kernels": 2.5, "waiting": 0.9, "total": 4.0}] * 3
+    found = profile.explained(one, two)
+    lost = {part: each["median"] for part, each in found["lost_milliseconds"].items()}
+    assert lost == pytest.approx({"python": 0.3, "waking": 0.1, "kernels": 0.7, "waiting": 0.9, "total": 2.0})
+    assert (found["speedup"]["median"], found["kernel_speedup"]["median"]) == (1.0, 1.44)
+    limits = {"copy": profile.common.spread([1.25]), "arithmetic": profile.common.spread([1.95])}
+    times = {"1": {"total": profile.common.spread([4.0])}, "2": {"total": profile.common.spread([4.0])}}
+    row = {"work": "auto_augment", "side": 32, "batch": 128, "training": True, "milliseconds": times, "limits": limits}
+    machine = {
+        "processor": "a processor",
+        "cores_used": 2,
+        "versions": {"torch": "2"},
+        "when": "now",
+        "load_average": 0,
+    }
+    text = docs.threads({"rows": [{**row, **found}], "machine": machine})
+    cells = "4.000 | 4.000 | 1 x (1 to 1) | +0.300 | +0.100 | +0.700 | +0.900 | 1.25 x | 1.95 x |"
+    assert f"| auto augment, in training | 128 | {cells}" in text
+    assert "Medians of 3 rounds" in text
 
 
 def test_cold_start_is_what_the_command_adds_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
