@@ -19,6 +19,12 @@ stand still, round after round, so that a busy moment hits all of them. Contesta
 What a checkpoint takes is measured after the turns, by a run that writes one after each step, and the parts of Kitae's
 step as `kitae bench train` prints them.
 
+The share of processor time that the images take (reading, decoding, augmenting and collecting them) is counted during
+the turns: for Kitae the time of this process, all its threads included, while the loop asks for the next batch; for the
+others that of the DataLoader's workers, and of the thread that trains while it asks for the next batch.
+
+`gpu.py loop` runs the same loops on another device, with a validation after each epoch (`Row.validation`).
+
 Lightning is left out where it is not installed (`pip install lightning`, or into a folder that PYTHONPATH names).
 Composer asks for torch below 2.7.1 (version 0.32.1). Images come from `cifar10.parquet` and `imagenette-
 small.parquet` (KITAE_DATA). At 224 px the DataLoader contestants decode JPEG files from memory; Kitae reads its
@@ -28,6 +34,7 @@ store, which is built before.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import json
@@ -36,7 +43,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +64,8 @@ class Row:
         model: as in a recipe.
         side: of the images. `batch`: images a step.
         steps: of a turn. `strong`: whether with AutoAugment, mixing, erasing, smoothing and averaged weights.
+        validation: the share of the images that every loop but the bare step is validated on after each epoch; a turn
+            is then at least so many steps, in whole epochs. None: only Kitae validates, on one image in a hundred.
     """
 
     model: Mapping[str, Any]
@@ -64,6 +73,7 @@ class Row:
     batch: int
     steps: int
     strong: bool = False
+    validation: float | None = None
 
 
 ROWS = {
@@ -74,7 +84,11 @@ ROWS = {
     "resnet50": Row({"name": "resnet50"}, 224, 32, 2),
     "tiny": Row({"name": "resnet9", "width": 8}, 32, 16, 2),
     "tiny-strong": Row({"name": "resnet9", "width": 8}, 32, 16, 2, strong=True),
+    "loop-resnet18": Row({"name": "resnet18"}, 32, 512, 80, validation=0.1),
+    "loop-resnet50": Row({"name": "resnet50"}, 224, 128, 60, validation=0.1),
+    "loop-tiny": Row({"name": "resnet9", "width": 8}, 32, 16, 4, validation=0.2),
 }
+BARE = ("bare", "kept")  # which read no images
 CLASSES = 10
 
 
@@ -82,29 +96,79 @@ CLASSES = 10
 
 
 class Gate:
-    """Lets a loop run for some steps when the parent asks for them, and says how long they took."""
+    """Lets a loop run for some steps when the parent asks for them, and says how long they took.
 
-    def __init__(self, warmup: int) -> None:
-        self._left, self._waited, self._began = warmup, 0.0, time.perf_counter()
-        self._last, self._used = self._began, _cpu_seconds()
+    Attributes:
+        device: of the network.
+        epoch: steps of an epoch, where the loop has epochs: turns without a number are then whole epochs.
+    """
+
+    def __init__(self, warmup: int, steps: int, device: str = "cpu") -> None:
+        """`steps` of a turn without a number, at least."""
+        self.device, self.epoch = device, 1
+        self._usual, self._left, self._lead = steps, warmup, 0
+        self._start()
 
     def fetched(self) -> None:
-        """A batch has arrived that was asked for when the last step ended."""
+        """A batch has arrived that was asked for when the last step, or a validation, ended."""
         self._waited += time.perf_counter() - self._last
+        self._images += time.thread_time() - self._thread
 
-    def stepped(self) -> None:
-        """A step has ended; waits for the parent after the last one of a turn."""
-        self._left -= 1
+    def validated(self) -> None:
+        """A validation has ended."""
+        self._last, self._thread = time.perf_counter(), time.thread_time()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, all threads of this process work on images, and on nothing else."""
+        began = time.process_time()
+        yield
+        self._images += time.process_time() - began
+
+    def stepped(self, count: int = 1) -> None:
+        """Steps have ended; waits for the parent after the last one of a turn."""
+        if self._lead > 0:
+            self._lead -= count
+            if self._lead <= 0:
+                self._start()
+            return
+        self._left -= count
+        self._steps += count
         if self._left <= 0:
-            answer = {"seconds": time.perf_counter() - self._began, "waited": self._waited}
-            answer["cpu_seconds"] = _cpu_seconds() - self._used
-            print(json.dumps({**answer, "memory": _memory(), "peak": _peak()}), file=_ANSWERS, flush=True)
+            self._sync()
+            answer = {"seconds": time.perf_counter() - self._began, "waited": self._waited, "steps": self._steps}
+            answer["host_seconds"] = time.thread_time() - self._host
+            mine, workers = _cpu_seconds()
+            answer["cpu_seconds"] = mine + workers - sum(self._used)
+            answer["image_seconds"] = self._images + workers - self._used[1]
+            memory = {"memory": _memory(), "peak": _peak(), "device_peak": self._device_peak()}
+            print(json.dumps({**answer, **memory}), file=_ANSWERS, flush=True)
             asked = sys.stdin.readline()
             if not asked.strip():
                 os._exit(0)
-            self._left, self._waited, self._used = int(asked), 0.0, _cpu_seconds()
-            self._began = time.perf_counter()
-        self._last = time.perf_counter()
+            steps, self._lead = map(int, asked.split())
+            self._left = steps or self.epoch * -(-self._usual // self.epoch)
+            self._start()
+        self._last, self._thread = time.perf_counter(), time.thread_time()
+
+    def _start(self) -> None:
+        self._sync()
+        self._waited, self._images, self._steps, self._used = 0.0, 0.0, 0, _cpu_seconds()
+        self._began = self._last = time.perf_counter()
+        self._host = self._thread = time.thread_time()
+
+    def _sync(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def _device_peak(self) -> int | None:
+        if self.device != "cuda":
+            return None
+        import torch
+
+        return torch.cuda.max_memory_allocated()
 
 
 _ANSWERS: Any = sys.stdout
@@ -144,16 +208,17 @@ def _peak() -> int:
     return most + _memory(leave_out=os.getpid())
 
 
-def _cpu_seconds() -> float:
-    """Processor time of this process and its workers."""
-    ticks = 0
+def _cpu_seconds() -> tuple[float, float]:
+    """Processor time of this process, and of its workers."""
+    ticks = [0, 0]
     for pid in _family():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        ticks[pid != os.getpid()] += int(fields[11]) + int(fields[12])
+    mine, workers = (count / os.sysconf("SC_CLK_TCK") for count in ticks)
+    return mine, workers
 
 
 def network(row: Row) -> Any:
@@ -170,10 +235,12 @@ def network(row: Row) -> Any:
 class Images:
     """The training images as a torch data set: encoded images at 224 px, arrays at 32, as torchvision's CIFAR10 has."""
 
-    def __init__(self, row: Row, transform: Any = None) -> None:
+    def __init__(self, row: Row, transform: Any = None, *, validates: bool = False) -> None:
         import pyarrow.parquet as pq
 
         table = pq.read_table(source(row), filters=[("split", "=", "train")], columns=["image", "label"])
+        held = round(len(table) * (row.validation or 0.0))
+        table = table[:held] if validates else table[held:]
         cells = [cell["bytes"] if isinstance(cell, dict) else cell for cell in table.column("image").to_pylist()]
         self._labels = [int(label) for label in table.column("label").to_pylist()]
         self._images: list[Any] = [_decoded(cell) for cell in cells] if row.side <= 64 else cells
@@ -222,7 +289,7 @@ def transforms(row: Row) -> Any:
     return t.Compose(ops)
 
 
-def loader(row: Row) -> Any:
+def loader(row: Row, *, pinned: bool = False) -> Any:
     """A DataLoader as the field uses it."""
     from torch.utils.data import DataLoader, default_collate
 
@@ -237,7 +304,20 @@ def loader(row: Row) -> Any:
 
     return DataLoader(
         Images(row, transforms(row)), row.batch, shuffle=True, drop_last=True, num_workers=common.available_cores(),
-        persistent_workers=True, collate_fn=collate,
+        persistent_workers=True, collate_fn=collate, pin_memory=pinned,
+    )  # fmt: skip
+
+
+def validation(row: Row, *, pinned: bool = False) -> Any:
+    """The DataLoader of the images that are held out."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms as t
+
+    small = [] if source(row).name.startswith("cifar") else [t.Resize((row.side, row.side))]
+    ops = small if row.side <= 64 else [t.Resize(row.side * 8 // 7), t.CenterCrop(row.side)]
+    held = Images(row, t.Compose([*ops, t.ToTensor(), t.Normalize(MEAN, STD)]), validates=True)
+    return DataLoader(
+        held, row.batch, num_workers=common.available_cores(), persistent_workers=True, pin_memory=pinned
     )  # fmt: skip
 
 
@@ -259,12 +339,13 @@ def bare(row: Row, gate: Gate) -> None:
     import torch
     from torch import nn
 
-    net = network(row).to(memory_format=torch.channels_last)
+    net = network(row).to(gate.device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
-    images = torch.randn(row.batch, 3, row.side, row.side).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(row.batch) % CLASSES
+    images = torch.randn(row.batch, 3, row.side, row.side, device=gate.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(row.batch, device=gate.device) % CLASSES
     while True:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(gate.device, torch.bfloat16):
             loss = nn.functional.cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
@@ -285,7 +366,7 @@ def tutorial(row: Row, gate: Gate, *, tuned: bool = False) -> None:
     import torch
     from torch import nn
 
-    net = network(row)
+    net = network(row).to(gate.device)
     if tuned:
         net = net.to(memory_format=torch.channels_last)
     optimizer = sgd(net)
@@ -295,18 +376,37 @@ def tutorial(row: Row, gate: Gate, *, tuned: bool = False) -> None:
         average = torch.optim.swa_utils.AveragedModel(
             net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
         )
-    for images, labels in endless(loader(row)):
-        gate.fetched()
-        if tuned:
-            images = images.contiguous(memory_format=torch.channels_last)
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
-            loss = criterion(net(images), labels)
-        loss.backward()
-        optimizer.step()
-        if average is not None:
-            average.update_parameters(net)
-        gate.stepped()
+    pinned = tuned and gate.device == "cuda"
+    batches = loader(row, pinned=pinned)
+    held = validation(row, pinned=pinned) if row.validation else ()
+    gate.epoch = len(batches)
+
+    def placed(images: Any, labels: Any) -> tuple[Any, Any]:
+        images, labels = (tensor.to(gate.device, non_blocking=pinned) for tensor in (images, labels))
+        return images.contiguous(memory_format=torch.channels_last) if tuned else images, labels
+
+    while True:
+        for images, labels in batches:
+            gate.fetched()
+            images, labels = placed(images, labels)
+            optimizer.zero_grad()
+            with torch.autocast(gate.device, torch.bfloat16, enabled=tuned):
+                loss = criterion(net(images), labels)
+            loss.backward()
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(net)
+            gate.stepped()
+        if held:
+            net.eval()
+            right = torch.zeros((), dtype=torch.int64, device=gate.device)
+            with torch.inference_mode(), torch.autocast(gate.device, torch.bfloat16, enabled=tuned):
+                for images, labels in held:
+                    images, labels = placed(images, labels)
+                    right += (net(images).argmax(1) == labels).sum()
+            right.item()
+            net.train()
+            gate.validated()
 
 
 def tuned(row: Row, gate: Gate) -> None:
@@ -393,21 +493,43 @@ def timm(row: Row, gate: Gate) -> None:
 
 def kitae(row: Row, gate: Gate, **how: bool) -> None:
     """Ours: the command, with its run folder, on the store of the same images."""
+    from kitae.training import fit
+
+    made = 0
 
     class Turns:
         def on_plan(self, epochs: int) -> None: ...
 
         def on_step(self, epoch: int, step: int, steps: int, loss: float, rate: float, share: float) -> None:
-            gate.stepped()
+            nonlocal made
+            gate.epoch = steps
+            # On a GPU this is called after every few steps, and after the last one of an epoch.
+            gate.stepped(epoch * steps + step - made)
+            made = epoch * steps + step
 
         def on_epoch(self, row: Mapping[str, Any]) -> None: ...
 
         def note(self, text: str) -> None: ...
 
+    batches = fit.augmented_batches
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        found = batches(*arguments, **options)
+        while True:
+            with gate.reading():
+                batch = next(found, None)
+            if batch is None:
+                return
+            yield batch
+
+    if gate.device == "cpu":  # on a GPU another thread augments, while this one trains
+        fit.augmented_batches = counted
+
     import kitae as kt
 
     with tempfile.TemporaryDirectory() as folder:
-        kt.train(kt.Recipe.model_validate(recipe(row, **how)), Path(folder) / "run", watcher=Turns())
+        wanted = kt.Recipe.model_validate(recipe(row, gate.device, **how))
+        kt.train(wanted, Path(folder) / "run", watcher=Turns())
 
 
 def compiled(row: Row, gate: Gate) -> None:
@@ -420,16 +542,16 @@ def saving(row: Row, gate: Gate) -> None:
     kitae(row, gate, saves=True)
 
 
-def parts(row: Row) -> dict[str, Any]:
+def parts(row: Row, device: str) -> dict[str, Any]:
     """The parts of our step, in milliseconds."""
     import kitae as kt
     from kitae.pipelines.bench import bench_train
 
-    found: dict[str, Any] = bench_train(kt.Recipe.model_validate(recipe(row)))["milliseconds"]
+    found: dict[str, Any] = bench_train(kt.Recipe.model_validate(recipe(row, device)))["milliseconds"]
     return found
 
 
-def recipe(row: Row, *, saves: bool = False, compiles: bool = False) -> dict[str, Any]:
+def recipe(row: Row, device: str = "cpu", *, saves: bool = False, compiles: bool = False) -> dict[str, Any]:
     """Our recipe of a row: the transforms, loss and averages of the others."""
     small = row.side <= 64 and source(row).name.startswith("cifar")
     ops: list[Any] = [
@@ -444,13 +566,14 @@ def recipe(row: Row, *, saves: bool = False, compiles: bool = False) -> dict[str
     return {
         "name": "benchmark",
         "data": {
-            "source": f"parquet:{source(row)}", "image_size": None if small else row.side, "val_fraction": 0.01,
+            "source": f"parquet:{source(row)}", "image_size": None if small else row.side,
+            "val_fraction": row.validation or 0.01,
             "normalize": {"mean": list(MEAN), "std": list(STD)},
         },
         "augment": {"train": ops, **mix},
         "model": dict(row.model),
         "train": {
-            "epochs": 1000, "batch_size": row.batch, "precision": "bf16",
+            "epochs": 1000, "batch_size": row.batch, "precision": "bf16", "device": device,
             "checkpoint_seconds": 1e-9 if saves else 1e9, "compile": compiles,
             "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
             **({"label_smoothing": 0.1, "ema": 0.998} if row.strong else {}),
@@ -464,7 +587,7 @@ LOOPS: dict[str, Callable[[Row, Gate], None]] = {
 }  # fmt: skip
 
 
-def child(contestant: str, row: Row, warmup: int) -> None:
+def child(contestant: str, row: Row, warmup: int, device: str) -> None:
     """Train without end; answers go to the parent, all else to stderr."""
     import torch
 
@@ -474,9 +597,9 @@ def child(contestant: str, row: Row, warmup: int) -> None:
     torch.set_num_threads(common.available_cores())
     torch.manual_seed(0)
     if contestant == "parts":
-        print(json.dumps(parts(row)), file=_ANSWERS, flush=True)
+        print(json.dumps(parts(row, device)), file=_ANSWERS, flush=True)
     else:
-        LOOPS[contestant](row, Gate(warmup))
+        LOOPS[contestant](row, Gate(warmup, row.steps, device))
 
 
 # ------------------------------------------------------------------------------------------------ in the parent process
@@ -485,18 +608,19 @@ def child(contestant: str, row: Row, warmup: int) -> None:
 class Contestant:
     """The process of a contestant."""
 
-    def __init__(self, name: str, row: str, warmup: int) -> None:
+    def __init__(self, name: str, row: str, warmup: int, device: str = "cpu") -> None:
         command = [sys.executable, __file__, "--child", name, "--rows", row, "--warmup", str(warmup)]
+        command += ["--device", device]
         self.name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
         self.first = self._answer()
 
-    def turn(self, steps: int) -> dict[str, Any]:
-        """Train some steps."""
+    def turn(self, steps: int, lead: int = 0) -> dict[str, Any]:
+        """Train some steps, 0 for the usual number, after some that do not count."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.write(f"{steps} {lead}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -518,54 +642,86 @@ class Contestant:
 
 
 def in_turns(
-    name: str, contestants: list[str], rounds: int, warmup: int
+    name: str, contestants: Sequence[str], rounds: int, warmup: int, device: str = "cpu", lead: int = 0
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """What each contestant says of its turns, and why others are left out."""
-    left_out: dict[str, str] = {}
+    row, left_out = ROWS[name], dict[str, str]()
     running: list[Contestant] = []
     try:
         for contestant in contestants:
             try:
-                running.append(Contestant(contestant, name, warmup))
+                running.append(Contestant(contestant, name, warmup, device))
             except RuntimeError as error:
                 left_out[contestant] = str(error)
         turns: dict[str, list[dict[str, Any]]] = {one.name: [] for one in running}
         for number in range(rounds):
             for one in running[number % len(running) :] + running[: number % len(running)]:
-                turns[one.name].append(one.turn(ROWS[name].steps))
+                turns[one.name].append(one.turn(0 if row.validation else row.steps, lead))
     finally:
         for one in running:
             one.close()
     return turns, left_out
 
 
-def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict[str, Any]:
-    """One row: every contestant's images a second, and ratios within rounds; what a checkpoint takes, and our parts."""
+def compared(
+    name: str, contestants: Sequence[str], rounds: int, warmup: int, device: str = "cpu", lead: int = 0
+) -> dict[str, Any]:
+    """Every contestant's images a second, and ratios within rounds; memory, and the time of processors.
+
+    Args:
+        lead: steps at the beginning of a turn that do not count, since their batches were made before it.
+    """
     row = ROWS[name]
-    turns, left_out = in_turns(name, contestants, rounds, warmup)
-    saved, _ = in_turns(name, ["kitae", "saving"], rounds, warmup)
-    taken = zip(saved["saving"], saved["kitae"], strict=True)
-    own = Contestant("parts", name, warmup)
-    own.close()
-    images = row.steps * row.batch
-    rates = {one: common.spread([images / turn["seconds"] for turn in made]) for one, made in turns.items()}
+    turns, left_out = in_turns(name, contestants, rounds, warmup, device, lead)
+
+    def each(value: Callable[[dict[str, Any]], float], *, unless: Sequence[str] = ()) -> dict[str, Any]:
+        return {one: common.spread([value(turn) for turn in made]) for one, made in turns.items() if one not in unless}
+
+    def total(of: str, over: str, *, unless: Sequence[str]) -> dict[str, float]:
+        return {
+            one: sum(turn[of] for turn in made) / sum(turn[over] for turn in made)
+            for one, made in turns.items()
+            if one not in unless and sum(turn[over] for turn in made)
+        }
+
+    def most(of: str) -> dict[str, int]:
+        return {one: max(turn[of] for turn in made) for one, made in turns.items() if made[0][of] is not None}
+
+    rates = each(lambda turn: turn["steps"] * row.batch / turn["seconds"])
+    ours = ("kitae", "compiled")
     return {
-        "model": dict(row.model), "side": row.side, "batch": row.batch, "strong": row.strong, "steps": row.steps,
+        "model": dict(row.model), "side": row.side, "batch": row.batch, "strong": row.strong,
+        "steps": row.steps if row.validation is None else {one: made[0]["steps"] for one, made in turns.items()},
         "images_per_second": rates,
-        "kitae_over": {one: common.ratio(rates["kitae"], rates[one]) for one in rates if one != "kitae"},
-        "waiting_share": {
-            one: sum(turn["waited"] for turn in made) / sum(turn["seconds"] for turn in made)
-            for one, made in turns.items() if one not in ("bare", "kept", "kitae", "compiled")
+        "kitae_over": {
+            one: common.ratio(rates["kitae"], rates[one]) for one in rates if one != "kitae" and "kitae" in rates
         },
-        "memory_between_steps_bytes": {one: max(turn["memory"] for turn in made) for one, made in turns.items()},
-        "peak_memory_bytes": {one: max(turn["peak"] for turn in made) for one, made in turns.items()},
-        "cpu_seconds_per_1000_images": {
-            one: common.spread([1000 * turn["cpu_seconds"] / images for turn in made]) for one, made in turns.items()
-        },
-        "checkpoint_seconds": common.spread([(more["seconds"] - less["seconds"]) / row.steps for more, less in taken]),
-        "parts_milliseconds": own.first,
+        "waiting_share": total("waited", "seconds", unless=[*BARE, *ours]),
+        "image_share": total("image_seconds", "cpu_seconds", unless=BARE if device == "cpu" else [*BARE, *ours]),
+        "memory_between_steps_bytes": most("memory"),
+        "peak_memory_bytes": most("peak"),
+        "device_peak_bytes": most("device_peak"),
+        "host_milliseconds_per_step": each(lambda turn: 1000 * turn["host_seconds"] / turn["steps"]),
+        "cpu_seconds_per_1000_images": each(lambda turn: 1000 * turn["cpu_seconds"] / (turn["steps"] * row.batch)),
         "left_out": left_out,
     }  # fmt: skip
+
+
+def part_times(name: str, warmup: int, device: str = "cpu") -> dict[str, float]:
+    """Milliseconds of the parts of our step."""
+    own = Contestant("parts", name, warmup, device)
+    own.close()
+    return own.first
+
+
+def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict[str, Any]:
+    """One row: the comparison, what a checkpoint takes, and the parts of our step."""
+    found = compared(name, contestants, rounds, warmup)
+    saved, _ = in_turns(name, ["kitae", "saving"], rounds, warmup)
+    taken = zip(saved["saving"], saved["kitae"], strict=True)
+    steps = ROWS[name].steps
+    found["checkpoint_seconds"] = common.spread([(more["seconds"] - less["seconds"]) / steps for more, less in taken])
+    return {**found, "parts_milliseconds": part_times(name, warmup)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -577,9 +733,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="small settings: does it run?")
     parser.add_argument("--out", type=Path, default=None, help="default benchmarks/results/train.json")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)  # of a child
     options = parser.parse_args(arguments)
     if options.child is not None:
-        child(options.child, ROWS[options.rows[0]], options.warmup)
+        child(options.child, ROWS[options.rows[0]], options.warmup, options.device)
         return 0
     if options.tiny:
         options.rows, options.rounds, options.warmup = ["tiny", "tiny-strong"], 2, 1

@@ -323,6 +323,8 @@ def training(found: dict[str, Any]) -> str:
         head = ["loop", "images/s", "Kitae is faster by", "waits for images", "memory between steps"]
         whole = "cpu_seconds_per_1000_images" in row
         head += ["peak memory", "processor seconds for 1,000 images"] if whole else []
+        shares = row.get("image_share")  # earlier rows have none
+        head += [] if shares is None else ["of these for data and augmentation"]
         lines += [f"## {ROWS.get(name, name)}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         rates = row["images_per_second"]
         for loop, rate in sorted(rates.items(), key=lambda one: -one[1]["median"]):
@@ -338,6 +340,8 @@ def training(found: dict[str, Any]) -> str:
             if whole:
                 seconds = row["cpu_seconds_per_1000_images"][loop]["median"]
                 cells += [f"{row['peak_memory_bytes'][loop] / 1e9:.1f} GB", f"{seconds:,.1f}"]
+            if shares is not None:
+                cells.append(f"{100 * shares[loop]:.1f} %" if loop in shares else "")
             lines.append(f"| {' | '.join(cells)} |")
         rounds = next(iter(rates.values()))["n"]
         lines += ["", f"Batch {row['batch']}, {rounds} rounds of {row['steps']} steps. {_machine(row['machine'])}."]

@@ -64,6 +64,10 @@ SMOKES = [
             "all(row['peak_memory_bytes'][loop] > size > 0"
             " for row in rows.values() for loop, size in row['memory_between_steps_bytes'].items())",
             "all(rate['median'] > 0 for row in rows.values() for rate in row['cpu_seconds_per_1000_images'].values())",
+            "all({'kitae', 'tuned'} <= row['image_share'].keys() and not {'bare', 'kept'} & row['image_share'].keys()"
+            " for row in rows.values())",
+            "all(0 < row['image_share']['kitae'] < 1 for row in rows.values())",
+            "all(0 <= row['image_share']['tuned'] < 1 for row in rows.values())",
         ],
     ),
     (
@@ -255,6 +259,22 @@ def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = "4.000 | 4.000 | 1 x (1 to 1) | +0.300 | +0.100 | +0.700 | +0.900 | 1.25 x | 1.95 x |"
     assert f"| auto augment, in training | 128 | {cells}" in text
     assert "Medians of 3 rounds" in text
+
+
+def test_the_share_of_images_has_a_column_where_it_was_measured() -> None:
+    pages = importlib.import_module("benchmark_pages")
+    found = json.loads((BENCHMARKS / "results" / "train.json").read_text())
+    column = "of these for data and augmentation"
+    before = pages.training(found)
+    name, row = next((name, row) for name, row in found["rows"].items() if "cpu_seconds_per_1000_images" in row)
+    row["image_share"] = {"kitae": 0.0123}
+    after = pages.training(found)
+    assert after.count(column) == before.count(column) + 1
+    section = after.partition(f"## {pages.ROWS[name]}\n")[2].partition("\n## ")[0]
+    ours, bare = (next(line for line in section.splitlines() if line.startswith(f"| {pages.LOOPS[loop]} |"))
+                  for loop in ("kitae", "bare"))  # fmt: skip
+    assert ours.endswith("| 1.2 % |")
+    assert bare.endswith("|  |")
 
 
 def test_cold_start_is_what_the_command_adds_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
