@@ -5,17 +5,29 @@
     python benchmarks/gpu.py steps        # time and memory of a training step in every precision, against a bare loop
     python benchmarks/gpu.py host         # what a step costs the host, where the images are too small to count
     python benchmarks/gpu.py syncs        # how often a step waits for the device
+    python benchmarks/gpu.py loop         # the loop of `kitae train`, the bare step and torchvision's loop, in turns
+    python benchmarks/gpu.py plan         # `kitae train photos-mini --minutes 1`: does a plan hold?
+    python benchmarks/gpu.py ddp          # one and two processes: batches, losses, images/s, and one that is killed
     python benchmarks/gpu.py train --recipe cifar10-speed --source parquet:cifar10.parquet    # what trainings reach
 
 `--device cpu --tiny` runs the same code with small settings, to see whether it works; its results do not go to
-benchmarks/results. Contestants of `augment` take turns, round by round, so that a busy moment hits all of them; `steps`
-measures one after the other, and ours twice.
+benchmarks/results. Contestants of `augment` and `loop` take turns, round by round, so that a busy moment hits all of
+them; `steps` measures one after the other, and ours twice.
+
+`loop` runs the loops of `train.py`, each with a validation after every epoch; without the images of `train.py` it
+generates some. `ddp` starts processes as `processes.py` does. nccl does not let two processes share a GPU, so on a
+machine with one GPU one process forms a group with nccl, and two that share the GPU one with gloo.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -25,9 +37,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import torch
-from common import RESULTS, SCRATCH, hardware, images, ratio, save, spread
+from common import DATA, RESULTS, SCRATCH, available_cores, generated, hardware, images, load, ratio, save, spread
 from contestants import JITTER, MEAN, STD
+from PIL import Image
 from recipe import facts
 from torch import Tensor, nn
 
@@ -352,6 +366,175 @@ def _waits(step: Callable[[], Any]) -> dict[str, Any]:
     return {"waits": len(waits), "where": sorted({f"{Path(w.filename).name}:{w.lineno}" for w in waits})}
 
 
+# The loop ---------------------------------------------------------------------------------------------------------
+
+
+def loop(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
+    """The loops of `train.py` in turns, with data, augmentation and a validation after each epoch."""
+    import train as loops
+
+    rows: dict[str, Any] = {}
+    lead = 2 if tiny else 2 * available_cores() + 8  # batches that workers have made while the loop stood still
+    with tempfile.TemporaryDirectory(prefix="kitae.") as name, _variables(KITAE_CACHE=f"{name}/cache"):
+        for row in ["loop-tiny"] if tiny else ["loop-resnet18", "loop-resnet50"]:
+            side = loops.ROWS[row].side
+            file = DATA / ("cifar10.parquet" if side <= 64 else "imagenette-small.parquet")
+            what = file.name
+            if tiny or not file.is_file():
+                file = Path(name) / file.name
+                what = write_generated(file, side, 120 if tiny else 20_000 if side <= 64 else 6_400)
+            with _variables(KITAE_DATA=str(file.parent)):
+                contestants = ("bare", "kitae", "tutorial", "tuned")
+                rounds, warmup = (2, 1) if tiny else (5, 10)
+                rows[row] = {"images": what, **loops.compared(row, contestants, rounds, warmup, device.type, lead)}
+                if not tiny:
+                    rows[row]["parts_milliseconds"] = loops.part_times(row, warmup, device.type)
+            medians = {one: round(rate["median"]) for one, rate in rows[row]["images_per_second"].items()}
+            print(row, medians, rows[row]["left_out"])
+            yield {"rows": rows}
+
+
+@contextlib.contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    """Environment variables for the processes that are started inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def write_generated(path: Path, side: int, count: int, classes: int = 10) -> str:
+    """A Parquet file of generated images, PNG up to 64 px, JPEG above, one in ten of them for test; what they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    made = generated(side, min(count, 400)).transpose(0, 2, 3, 1)
+    cells = []
+    for number in range(count):
+        # Each differs from the others: its picture is shifted, a pixel further at each repetition.
+        buffer = io.BytesIO()
+        image = Image.fromarray(np.roll(made[number % len(made)], number // len(made), axis=1))
+        image.save(buffer, "PNG" if side <= 64 else "JPEG", quality=90)
+        cells.append(buffer.getvalue())
+    number = np.arange(count)
+    columns = {
+        "image": pa.array(cells, pa.binary()),
+        "label": pa.array(number % classes, pa.int32()),
+        "class_name": pa.array([f"class {k % classes}" for k in number]),
+        "split": pa.array(["test" if k // classes % 10 == 9 else "train" for k in number]),
+        "path": pa.array([f"{k}.png" for k in number]),
+    }
+    pq.write_table(pa.table(columns), path)
+    return f"generated: gradients, rectangles and noise, {count} images"
+
+
+# Minutes ----------------------------------------------------------------------------------------------------------
+
+
+def plan(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
+    """`kitae train photos-mini --minutes 1`: what is planned and printed, the seconds it takes, and what it reaches."""
+    minutes = 0.25 if tiny else 1.0
+    small = ["--image-size", "64", "--set", "data.limit=90"] if tiny else []
+    with tempfile.TemporaryDirectory(prefix="kitae.") as name, _variables(KITAE_CACHE=f"{name}/cache"):
+        words = ["train", "photos-mini", "--minutes", f"{minutes:g}", "--device", device.type, *small]
+        command = [sys.executable, "-m", "kitae", *words, "--out", f"{name}/run"]
+        began = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise SystemExit(f"kitae {' '.join(words)} ended with {done.returncode}: {done.stdout[-3000:]}")
+        run = kt.Run.open(Path(name) / "run")
+        rows, evaluation = run.metrics(), run.evaluation()
+        yield {
+            "command": ["kitae", *words],
+            "minutes": minutes,
+            "seconds_taken": seconds,
+            "of_the_minutes": seconds / 60 / minutes,
+            "said": done.stdout.replace(name, "OUT").splitlines(),
+            "recipe": run.recipe.model_dump(mode="json"),
+            "test": {score: evaluation["test"][score] for score in ("count", "accuracy", "accuracy_interval", "loss")},
+            "validation": {score: evaluation["val"][score] for score in ("count", "accuracy")},
+            "epochs": rows[-1]["epoch"],
+            "updates": rows[-1]["step"],
+            "images_per_second": [row.get("images_per_second") for row in rows],
+            "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+        }
+
+
+# Processes --------------------------------------------------------------------------------------------------------
+
+PATIENCE = 20  # seconds of `train.process_timeout`, of trainings in which a process is killed
+ENDING = 35  # seconds that torchrun may take to end the others: after 30 it kills those that do not answer
+
+
+def ways(device: str, count: int, tiny: bool) -> dict[str, processes.Way]:
+    """How many processes, and who connects them, on a machine with so many GPUs; the first is the reference."""
+    if device == "cpu":
+        # Tiny, the single process has a group of its own, as it has on a GPU.
+        return {"1": processes.Way(1, "gloo" if tiny else None), "2": processes.Way(2)}
+    alone = {"1, nccl": processes.Way(1, "nccl")}
+    shared = {"2, gloo, sharing the GPU": processes.Way(2, "gloo")}
+    return alone | ({"2, nccl": processes.Way(2)} if count > 1 else shared)
+
+
+def ddp(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
+    """One and two processes: sums, batches, losses, evaluation, images/s, and how a killed process ends the others."""
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    chosen = ways(device.type, count, tiny)
+    where = f"train.device={device.type}"
+    found: dict[str, Any] = {
+        "gpus": count,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if count else None,
+        "ways": {
+            name: {
+                "processes": way.processes,
+                "backend": way.backend or (None if way.processes == 1 else "nccl" if count else "gloo"),
+                "share_a_gpu": way.processes > 1 and count == 1,
+            }
+            for name, way in chosen.items()
+        },
+    }
+    with tempfile.TemporaryDirectory(prefix="kitae.") as name, _variables(KITAE_CACHE=f"{name}/cache"):
+        folder = Path(name)
+        if count == 1:  # what `kitae train` itself says to two processes
+            words = ["fashion-mini", "--out", str(folder / "refused"), "--set", *processes.FIELDS, where]
+            done = processes.launch(2, "kitae", "train", *words, check=False)
+            errors = [line.strip() for line in done.stderr.splitlines() if "train.device" in line]
+            found["refused"] = {"exit_status": done.returncode, "message": errors[0] if errors else None}
+        found["exchange"] = {}
+        for label, way in chosen.items():
+            out = folder / f"exchange-{label}"
+            processes.crew(out, way.processes, "exchange", where, variables=way.variables)
+            summed = load(out / "exchange.json")
+            found["exchange"][label] = summed | {"seconds": spread(summed["seconds"][1:])}
+        yield found
+        found["batches"] = processes.batches(folder, [where], chosen)
+        if count:
+            on_cpu = processes.batches(folder / "cpu", ["train.device=cpu"], {"cpu": processes.Way(1)})
+            found["batches"]["sha256"] |= on_cpu["sha256"]
+            found["batches"]["equal"] = len(set(found["batches"]["sha256"].values())) == 1
+        yield found
+        found["same"] = processes.trained(folder, [where], chosen)
+        yield found
+        found["killed"] = {
+            "process_timeout": PATIENCE,
+            "ways": processes.killed(folder, 1, [where, f"train.process_timeout={PATIENCE}"], chosen),
+        }
+        for ended in found["killed"]["ways"].values():
+            ended["in_time"] = ended["seconds"]["max"] < PATIENCE + ENDING
+        yield found
+        if not tiny:
+            found["speed_fields"] = [
+                "data.limit=null", "model={name: resnet18}", "train.precision=auto", "train.batch_size=512",
+                "train.epoch_steps=60", "train.epochs=4",
+            ]  # fmt: skip
+            found["speed"] = processes.trained(folder / "speed", [where, *found["speed_fields"]], chosen)
+            yield found
+
+
 # Trainings --------------------------------------------------------------------------------------------------------
 
 TINY = (
@@ -374,7 +557,10 @@ def train(
         yield {"recipe": recipe, "runs": runs}
 
 
-PARTS: Parts = {"parity": parity, "augment": augment, "steps": steps, "host": host, "syncs": syncs}
+PARTS: Parts = {
+    "parity": parity, "augment": augment, "steps": steps, "host": host, "syncs": syncs,
+    "loop": loop, "plan": plan, "ddp": ddp,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -393,7 +579,8 @@ def main() -> None:
     name = f"train-{given.recipe}" if given.part == "train" else given.part
     device = torch.device(given.device)
     began = time.perf_counter()
-    machine = {**hardware(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
+    name_of_gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    machine = {**hardware(), "device": name_of_gpu, "cuda": torch.version.cuda}
     for found in (PARTS | {"train": trained})[given.part](device, given.tiny):
         # Saved row by row: time on a GPU ends when it ends.
         save(out / f"{name}.json", {"machine": machine, "seconds": time.perf_counter() - began, **found})

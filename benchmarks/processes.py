@@ -30,6 +30,8 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,47 +59,85 @@ FAKE = {"train": "tests.experiments.fake_train:train", "measure": "tests.experim
 MACHINES, STEP_SECONDS = 3, 0.5
 
 
-def trained(folder: Path, fields: list[str]) -> dict[str, Any]:
-    """Images a second and losses with each number of processes."""
-    rows = {}
-    for processes in PROCESSES:
-        out = folder / f"trained-{processes}"
-        launch(processes, "kitae", "train", "fashion-mini", "--out", str(out), "--set", *FIELDS, *fields)
-        rows[processes] = Run.open(out).metrics()
-    alone = rows[1]
+@dataclass(frozen=True)
+class Way:
+    """How the processes are started.
+
+    Attributes:
+        processes: how many.
+        backend: what connects them if they form their group themselves, all on the first device; None: as Kitae does.
+    """
+
+    processes: int
+    backend: str | None = None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For `tests.pipelines.crew`."""
+        return {} if self.backend is None else {"CREW_GROUP": self.backend}
+
+
+WAYS = {str(processes): Way(processes) for processes in PROCESSES}  # the first is what others are compared with
+
+
+def trained(folder: Path, fields: Sequence[str], ways: Mapping[str, Way] = WAYS) -> dict[str, Any]:
+    """Images a second, losses and what the evaluation finds, in each way."""
+    rows, tests = {}, {}
+    for name, way in ways.items():
+        out = folder / f"trained-{name}"
+        if way.backend is None:
+            launch(way.processes, "kitae", "train", "fashion-mini", "--out", str(out), "--set", *FIELDS, *fields)
+        else:
+            crew(out, way.processes, "train", *fields, variables=way.variables)
+            out /= "run"
+        rows[name], tests[name] = Run.open(out).metrics(), Run.open(out).evaluation()["test"]
+    alone = rows[next(iter(ways))]
     return {
-        str(processes): {
+        name: {
             "images_per_second": common.spread([row["images_per_second"] for row in mine[1:]]),
             "largest_difference_of_losses": max(
                 abs(row[name] - other[name]) for row, other in zip(mine, alone, strict=True) for name in LOSSES
             ),
             "losses": [{name: row[name] for name in LOSSES} for row in mine],
+            "test": {score: tests[name][score] for score in ("count", "accuracy", "loss")},
         }
-        for processes, mine in rows.items()
+        for name, mine in rows.items()
     }  # fmt: skip
 
 
-def batches(folder: Path) -> dict[str, Any]:
+def batches(folder: Path, fields: Sequence[str] = (), ways: Mapping[str, Way] = WAYS) -> dict[str, Any]:
     """What the processes feed their networks in two epochs."""
-    found = {processes: fed(folder / f"fed-{processes}", processes) for processes in PROCESSES}
+    found = {
+        name: fed(folder / f"fed-{name}", way.processes, *fields, variables=way.variables) for name, way in ways.items()
+    }
+    first = found[next(iter(ways))]
     return {
-        "batches": len(found[1]),
-        "sha256": {str(size): hashlib.sha256(json.dumps(one).encode()).hexdigest() for size, one in found.items()},
-        "equal": all(one == found[1] for one in found.values()),
+        "batches": len(first),
+        "sha256": {name: hashlib.sha256(json.dumps(one).encode()).hexdigest() for name, one in found.items()},
+        "equal": all(one == first for one in found.values()),
     }
 
 
-def killed(folder: Path, rounds: int) -> dict[str, Any]:
-    """Two and three processes, of which the last is killed in its fifth step."""
+def killed(folder: Path, rounds: int, fields: Sequence[str] = (), ways: Mapping[str, Way] = WAYS) -> dict[str, Any]:
+    """Several processes, of which the last is killed in its fifth step.
+
+    Returns:
+        For each way `seconds` until all have ended, and `message`, what a process that was left says; with nccl it may
+        be PyTorch that ends the process and says why.
+    """
     found: dict[str, Any] = {}
-    for processes in PROCESSES[1:]:
+    for name, way in ways.items():
+        if way.processes < 2:
+            continue
         seconds = []
         for number in range(rounds):
-            out = folder / f"killed-{processes}-{number}"
-            done = crew(out, processes, "die 5", check=False)
+            out = folder / f"killed-{name}-{number}"
+            done = crew(out, way.processes, "die 5", *fields, check=False, variables=way.variables)
             seconds.append(time.time() - float((out / "ended").read_text()))
-            said = next(line for line in done.stderr.splitlines() if "lost another process" in line)
-        found[str(processes)] = {
+            lines = done.stderr.splitlines()
+            signs = ("lost another process", "Watchdog caught", "NCCL", "exitcode")  # the last is torchrun's
+            said = next(line for sign in signs for line in lines if sign in line).partition(" of binary: ")[0]
+        found[name] = {
             "seconds": common.spread(seconds),
             "message": re.sub(r"\[[\d.]+\](:\d+)?", "[ADDRESS]", said.replace(str(out), "OUT")),
         }

@@ -1,4 +1,4 @@
-"""Write docs/benchmarks/photographs.md, training.md and a part of cifar10.md, with its picture, from their results.
+"""Write docs/benchmarks/photographs.md, training.md and gpu.md, and a part of cifar10.md, from their results.
 
 python scripts/benchmark_pages.py
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cifar10_steps
+import gpu_page
 from means import mean_interval
 
 ROOT = Path(__file__).parents[1]
@@ -383,6 +384,7 @@ def pages() -> dict[Path, str]:
         path = RESULTS / f"{result}.json"
         if path.is_file() and page in found:
             found[page] += "\n" + section(json.loads(path.read_text()))
+    found[DOCS / "gpu.md"] = gpu_page.text()
     page = DOCS / "cifar10.md"
     before, _, rest = page.read_text().partition(cifar10_steps.BEGIN)
     _, _, after = rest.partition(cifar10_steps.END)

@@ -277,6 +277,22 @@ def test_the_share_of_images_has_a_column_where_it_was_measured() -> None:
     assert bare.endswith("|  |")
 
 
+def test_the_page_of_a_gpu_shows_what_was_measured(tmp_path: Path) -> None:
+    """A part with results has a section, one without is named; remarks about certain figures end with them."""
+    page = importlib.import_module("gpu_page")
+    given = BENCHMARKS / "results" / "gpu"
+    text = page.text(given)
+    parts = {name: (title, about) for name, title, about, _ in page.SECTIONS}
+    for name, (title, about) in parts.items():
+        there = (given / f"{name}.json").is_file()
+        assert (f"## {title}\n" in text) == there != (about in " ".join(text.split()).partition(" ## ")[0])
+    steps = json.loads((given / "steps.json").read_text())
+    assert "the file with these rows was lost" in text
+    steps["machine"]["when"] = "2027-01-01T00:00:00+00:00"
+    (tmp_path / "steps.json").write_text(json.dumps(steps))
+    assert "the file with these rows was lost" not in page.text(tmp_path)
+
+
 def test_cold_start_is_what_the_command_adds_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     cold_start = module(monkeypatch, "cold_start")
     said = cold_start.summary(
@@ -431,16 +447,20 @@ def test_simulated_studies_run(tmp_path: Path) -> None:
         assert found is None or found.origin == str(script), script.name
 
 
+def all_of_a_gpu(out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    words = ["sh", str(BENCHMARKS / "gpu.sh"), "ignored", str(out)]
+    environment = {**os.environ, "PYTHON": sys.executable, "TINY": "1", **variables}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=2400)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(2500)
 def test_what_a_gpu_shows_runs_on_a_cpu_too(tmp_path: Path) -> None:
-    words = ["sh", str(BENCHMARKS / "gpu.sh"), "ignored", str(tmp_path)]
-    done = subprocess.run(
-        words, env={**os.environ, "PYTHON": sys.executable, "TINY": "1"}, capture_output=True, text=True, timeout=600
-    )
+    done = all_of_a_gpu(tmp_path, MINUTES="60")
     assert done.returncode == 0, done.stderr
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     trained = ["train-cifar10-strong", "train-cifar10-speed"]
-    assert found.keys() == {"parity", "augment", "steps", "host", "syncs", *trained}
+    assert found.keys() == {"parity", "augment", "steps", "host", "syncs", "loop", "plan", "ddp", *trained}
     assert all(part["machine"]["versions"] for part in found.values())
     assert found["parity"]["equal"] > 20
     assert set(found["steps"]["networks"]["resnet9-w8-32"]["seconds"]) >= {"fp32", "bare bf16"}
@@ -450,6 +470,60 @@ def test_what_a_gpu_shows_runs_on_a_cpu_too(tmp_path: Path) -> None:
         for run in found[name]["runs"]:
             assert 0 <= run["test"]["accuracy"] <= 1
             assert len(run["metrics"]) == run["epochs"] == 1
+    for part, conditions in OF_A_GPU.items():
+        holds(found[part], *conditions)
+    text = importlib.import_module("gpu_page").text(tmp_path)  # all parts have a section
+    assert "Not measured" not in text
+    assert "tutorial loop: DataLoader, float32 |" in text
+    assert "of its 15 s, with " in " ".join(text.split())
+    assert "lost another process" in text
+
+
+OF_A_GPU = {
+    "loop": [
+        "rows.keys() == {'loop-tiny'} and not rows['loop-tiny']['left_out']",
+        "rows['loop-tiny']['images_per_second'].keys() == {'bare', 'kitae', 'tutorial', 'tuned'}",
+        # whole epochs of at least 4 steps
+        "all(count >= 4 for count in rows['loop-tiny']['steps'].values())",
+        "rows['loop-tiny']['steps']['kitae'] == rows['loop-tiny']['steps']['tuned']",
+        "all(value['median'] > 0 for value in rows['loop-tiny']['host_milliseconds_per_step'].values())",
+        "rows['loop-tiny']['image_share'].keys() == {'kitae', 'tutorial', 'tuned'}",
+    ],
+    "plan": [
+        "minutes == 0.25 and seconds_taken > 1 and abs(of_the_minutes - seconds_taken / 15) < 1e-9",
+        "any('efficientnet_lite0 pretrained' in line for line in said)",
+        "0.2 < test['accuracy'] <= 1 and peak_memory_bytes > 1e8",
+    ],
+    "ddp": [
+        "[way['processes'] for way in ways.values()] == [1, 2]",
+        "[summed['backend'] for summed in exchange.values()] == ['gloo', 'gloo']",
+        "all(summed['sums_are_right'] for summed in exchange.values())",
+        "batches['equal'] and batches['batches'] > 1 and batches['sha256'].keys() == ways.keys()",
+        "all(way['largest_difference_of_losses'] < 2e-4 for way in same.values())",
+        "len({way['test']['count'] for way in same.values()}) == 1",
+        "killed['ways'].keys() == {'2'} and killed['process_timeout'] == 20",
+        "all(way['in_time'] and 'lost another process' in way['message'] for way in killed['ways'].values())",
+    ],
+}
+
+
+def test_parts_for_which_no_time_is_left_are_named(tmp_path: Path) -> None:
+    done = all_of_a_gpu(tmp_path, MINUTES="0")
+    assert done.returncode == 1
+    assert done.stderr.count("left out, the minutes are over") == 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_are_started_as_the_number_of_gpus_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nccl lets no two processes share a GPU."""
+    gpu = module(monkeypatch, "gpu")
+
+    def started(device: str, count: int) -> list[tuple[int, str | None]]:
+        return [(way.processes, way.backend) for way in gpu.ways(device, count, False).values()]
+
+    assert started("cpu", 0) == [(1, None), (2, None)]
+    assert started("cuda", 1) == [(1, "nccl"), (2, "gloo")]
+    assert started("cuda", 2) == started("cuda", 8) == [(1, "nccl"), (2, None)]
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "fastai", "timm"])

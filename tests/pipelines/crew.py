@@ -4,6 +4,10 @@ train       trains into OUT/run
 stop N      trains, and gets a SIGTERM after N steps
 die N       trains, and the last process kills itself after N steps
 hash        writes what each process feeds its network in two epochs: OUT/RANK.json, a hash per sample
+exchange    sums a tensor over the processes, and writes how long that takes: OUT/exchange.json
+
+With CREW_GROUP=BACKEND the processes form their group before the training would, and all use the first GPU, which
+`kitae train` refuses.
 """
 
 from __future__ import annotations
@@ -14,8 +18,12 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from kitae.errors import KitaeError
 from kitae.pipelines.setup import Setup, begin
@@ -43,13 +51,39 @@ def feed(out: Path, wanted: Recipe) -> None:
     augment = setup.augment(wanted.train.seed).prepare(*setup.drawn)
     found = [
         [
-            hashlib.sha256(a.numpy().tobytes() + b.numpy().tobytes()).hexdigest()[:16]
+            hashlib.sha256(a.cpu().numpy().tobytes() + b.cpu().numpy().tobytes()).hexdigest()[:16]
             for a, b in zip(*batch, strict=True)
         ]
         for epoch in range(2)
         for batch in augmented_batches(setup.images, augment, shape, world, seed=0, epoch=epoch, first=0)
     ]
     (out / f"{world.rank}.json").write_text(json.dumps(found))
+
+
+def group(backend: str, wanted: Recipe) -> None:
+    """Form the group of processes, all of them on the first device."""
+    os.environ["LOCAL_RANK"] = "0"
+    seconds = wanted.train.process_timeout
+    dist.init_process_group(backend, timeout=None if seconds is None else timedelta(seconds=seconds))
+
+
+def exchange(out: Path, wanted: Recipe, count: int = 1 << 20, repeats: int = 20) -> None:
+    """Sum a tensor of `count` float32 over the processes."""
+    world = begin(wanted.train)
+    values = torch.full((count,), float(world.rank + 1), device=world.device)
+    right, taken = True, []
+    for _ in range(repeats):
+        mine = values.clone()
+        began = time.perf_counter()
+        if dist.is_initialized():
+            dist.all_reduce(mine)
+        total = float(mine[-1])  # waits for the device
+        taken.append(time.perf_counter() - began)
+        right = right and total == world.size * (world.size + 1) / 2
+    if world.is_main:
+        backend = dist.get_backend() if dist.is_initialized() else None
+        found = {"backend": backend, "device": str(world.device), "processes": world.size, "sums_are_right": right}
+        (out / "exchange.json").write_text(json.dumps({**found, "bytes": 4 * count, "seconds": taken}))
 
 
 def ending(out: Path, task: str, count: int) -> None:
@@ -73,8 +107,12 @@ def main() -> None:
         ending(out, task, int(rest.pop(0)))
     wanted = recipe(*rest)
     try:
+        if backend := os.environ.get("CREW_GROUP"):
+            group(backend, wanted)
         if task == "hash":
             feed(out, wanted)
+        elif task == "exchange":
+            exchange(out, wanted)
         else:
             train(wanted, out / "run", resume=(out / "run").exists())
     except KitaeError as error:
