@@ -350,7 +350,7 @@ def training(found: dict[str, Any]) -> str:
             saved = row["checkpoint_seconds"]
             seconds = f"{saved['median']:.2f} s ({saved['min']:.2f} to {saved['max']:.2f})"
             parts = ", ".join(f"{name} {taken:,.2f}" for name, taken in row["parts_milliseconds"].items())
-            lines += ["", f"Kitae's step in milliseconds: {parts}. Data and augmentation come while another step runs."]
+            lines += ["", f"Kitae's step in milliseconds: {parts}. They come one after the other."]
             lines += ["", f"A checkpoint takes {seconds}."]
         lines += [f"Left out: {LOOPS[loop]} ({why})." for loop, why in row["left_out"].items()]
         lines.append("")
