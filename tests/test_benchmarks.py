@@ -409,9 +409,9 @@ def test_generated_images_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_page_of_augmentation_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the benchmark's script again if this fails: python benchmarks/augment.py --docs-only"""
     common, augment_docs = module(monkeypatch, "common"), module(monkeypatch, "augment_docs")
-    results = common.load(common.RESULTS / "augment.json")
-    folder = common.ROOT / "docs" / "benchmarks"
-    assert (folder / "augment.md").read_text(encoding="utf-8") == augment_docs.text(results)
+    file, folder = common.RESULTS / "augment.json", common.ROOT / "docs" / "benchmarks"
+    results, profile = common.load(file), module(monkeypatch, "augment").profile(file)
+    assert (folder / "augment.md").read_text(encoding="utf-8") == augment_docs.text(results, profile)
     pictures = augment_docs.draw(results, tmp_path)
     assert [file.name for file in pictures] == ["augment.png", "augment-peers.png"]
     assert_alike(pictures, folder)
