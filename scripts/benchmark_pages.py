@@ -375,10 +375,10 @@ def _machine(machine: dict[str, Any]) -> str:
 def pages() -> dict[Path, str]:
     """Each page and its text; results that do not exist have none."""
     found = {}
-    for result, page, write in (("quality", "photographs", photographs), ("train", "training", training)):
+    for result, name, write in (("quality", "photographs", photographs), ("train", "training", training)):
         path = RESULTS / f"{result}.json"
         if path.is_file():
-            found[DOCS / f"{page}.md"] = write(json.loads(path.read_text()))
+            found[DOCS / f"{name}.md"] = write(json.loads(path.read_text()))
     page = DOCS / "photographs.md"
     for result, section in (("settings", sizes), ("fine_tuning", fine_tuning), ("fine_tuning", seen)):
         path = RESULTS / f"{result}.json"

@@ -145,6 +145,28 @@ def recalls(page: Path) -> str:
     return table(["What", "Classes", "Mean recall before", "After", "Points, with the 95 % interval"], rows)
 
 
+def class_weights(page: Path) -> str:
+    """A table of what `balance` gains in a plan's training, on validation, from `benchmarks/results/imbalance.json`."""
+    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "imbalance.json").read_text())["rows"]:
+        fields = row["fields"]
+        key = row["set"], row["steps"], row["size"], fields.get("tail"), fields.get("data.balance", "none")
+        found.setdefault(key, {})[row["seed"]] = row
+    rows = []
+    for (name, steps, size, ratio, balance), splits in found.items():
+        pairs = [(one, found[name, steps, size, ratio, "none"][seed]) for seed, one in splits.items()]
+        if balance == "none" or len(pairs) < 3:
+            continue
+        gains = (mean_interval([100 * (one[score] - even[score]) for one, even in pairs])
+                 for score in ("balanced", "natural"))  # fmt: skip
+        rows.append([
+            set_in_words(name) + (f", thinned out to 1 in {ratio}" if ratio else ", as it is"),
+            f"the head and {steps} steps" if steps else "the head", f"{size} px", f"`{balance}`", str(len(pairs)),
+            *(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})" for gain, low, high in gains),
+        ])  # fmt: skip
+    return table(["Set", "Trained", "Pictures", "Balance", "Splits", "Balanced accuracy", "Accuracy"], rows)
+
+
 def fine_tunings(variant: str) -> dict[str, list[dict[str, Any]]]:
     """Set in words -> its fine-tunings in `benchmarks/results/fine_tuning.json` of a variant, a split each."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -409,6 +431,7 @@ def _spread(values: Mapping[str, Any], digits: str) -> str:
 
 MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "recalls": recalls,
+    "class weights": class_weights,
     "probes": probes,
     "kept fine-tunings": kept_tunings,
     "temperatures": temperatures,

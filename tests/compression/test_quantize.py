@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from kitae.compression.calibrate import Ranges, calibrate
-from kitae.compression.graph import weighted_nodes
-from kitae.compression.quantize import dynamic, probabilities, sensitivity, static
+from kitae.compression.graph import weighted_nodes, with_activation
+from kitae.compression.quantize import distance, dynamic, probabilities, sensitivity, static
 from kitae.deployment import verify
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.errors import CompressionError
@@ -154,6 +154,33 @@ def test_one_layer_alone(graph: onnx.ModelProto, ranges: Ranges) -> None:
     alone = static(graph, ranges, only=[first])
     assert 0 < share_of_integers(alone) < 0.3
     assert assert_bit_for_bit(alone, graph, "any")["weights"] == 1
+
+
+def test_a_layer_alone_is_rounded_after_its_activation(graph: onnx.ModelProto, ranges: Ranges) -> None:
+    """As in the whole file; its values before a ReLU have a wider range, of which much is cut off anyway."""
+    first, relu = with_activation(graph, weighted_nodes(graph)[0])
+    (node,) = [node for node in graph.graph.node if node.name == relu]
+    assert node.op_type == "Relu"
+    makers = {out: item for item in static(graph, ranges, only=[first, relu]).graph.node for out in item.output}
+    (rounding,) = [item for item in makers.values() if item.op_type == "QuantizeLinear" and item.input[0] in makers
+                   and makers[item.input[0]].op_type == "Conv"]  # fmt: skip
+    assert rounding, "the convolution's output is rounded, and no ReLU is left between"
+    assert "Relu" not in {item.op_type for name, item in makers.items() if first in item.name}
+    last = weighted_nodes(graph)[-1]
+    assert with_activation(graph, last) == [last]
+
+
+def test_the_first_layers_stay_float(graph: onnx.ModelProto, ranges: Ranges, selection: Data) -> None:
+    layers = weighted_nodes(graph)
+    kept = static(graph, ranges, float_layers=2)
+    assert assert_bit_for_bit(kept, graph, "any")["weights"] == len(layers) - 2
+    makers = {out: node for node in kept.graph.node for out in node.output}
+    read = [makers[node.input[0]].op_type for node in kept.graph.node if node.name in layers[:2]]
+    # Though a shortcut takes the first one's output on, which is rounded there: ONNX Runtime would round the second
+    # layer's weights, with one scale for all channels.
+    assert read == ["Add", "Relu"]
+    expected = probabilities(graph, selection.images)
+    assert distance(expected, probabilities(kept, selection.images))[0] < 0.01
 
 
 def test_what_cannot_be_quantized_is_named(graph: onnx.ModelProto) -> None:

@@ -17,16 +17,16 @@ from onnx import numpy_helper
 from pydantic import ValidationError
 from torch import nn
 
-from kitae.compression import channels
+from kitae.compression import channels, quantize
 from kitae.compression.counting import prunable_layers
 from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.models.build import build_seeded
 from kitae.models.structure import count_parameters
-from kitae.pipelines import budget, candidates, networks
-from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
-from kitae.pipelines.candidates import Bench, Candidate, Scoring
+from kitae.pipelines import candidates, networks
+from kitae.pipelines.budget import Outcome, choose, front, judge, search
+from kitae.pipelines.candidates import Bench, Candidate, Scoring, as_sure_as_possible, within
 from kitae.pipelines.networks import Network, Networks
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
@@ -213,6 +213,39 @@ def test_bytes_and_latency_bound_the_choice(find: Finder) -> None:
     only_float = find(quantize=("none",), ratios=(0.25,), sensitivity=True)
     assert only_float.winner.name == "25 % fp32"
     assert only_float.record.sensitivity == ()
+
+
+def test_first_layers_stay_float_where_rounding_them_costs_too_much(
+    find: Finder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, tried = quantize.static, list[int]()
+
+    def coarse(graph: Any, ranges: Any, *, float_layers: int, **options: Any) -> Any:
+        """Useless ranges, unless the first two layers are left out."""
+        tried.append(float_layers)
+        if float_layers < 2:
+            ranges = {name: (low / 1000, high / 1000) for name, (low, high) in ranges.items()}
+        return honest(graph, ranges, float_layers=float_layers, **options)
+
+    monkeypatch.setattr(quantize, "static", coarse)
+    outcome = find(prune="none", quantize=("static",), max_drop=5.0)
+    assert tried == [0, 1, 2]
+    assert names(outcome) == [
+        "original fp32", "original int8-static", "original int8-static, first 2 layers float32"
+    ]  # fmt: skip
+    assert outcome.record.within_budget
+    assert outcome.winner.row["float_layers"] == 2
+    assert outcome.record.label(outcome.record.winner) == "not pruned, INT8, first 2 layers float32"
+    assert Model(outcome.winner.path).metadata["notes"]["float_layers"] == 2
+    assert outcome.winner.path.name == "original-int8-static-first-2-layers-float32.onnx"
+    tried.clear()
+    assert not find(prune="none", quantize=("static",), max_drop=5.0, float_layers=()).record.within_budget
+    assert not find(prune="none", quantize=("static",), max_drop=5.0, float_layers=(1,)).record.within_budget
+    assert tried == [0, 0, 1]
+    tried.clear()
+    controls = find(ratios=(0.25,), quantize=("static",), max_drop=90.0, finetune_epochs=1, controls=("original",))
+    assert controls.winner.row["float_layers"] == 0, "a budget that everything keeps"
+    assert set(tried) == {0}
 
 
 def test_hopeless_ratios_are_abandoned_and_only_what_was_asked_for_can_win(find: Finder) -> None:
@@ -711,8 +744,8 @@ def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
 
 def test_more_images_are_only_advised_where_they_would_help() -> None:
     lines: list[str] = []
-    few = budget._as_sure_as_possible(CompressSpec(max_drop=1.0), 100, 3.7, lines.append)
-    none = budget._as_sure_as_possible(CompressSpec(max_drop=0.0), 100, 3.7, lines.append)
+    few = as_sure_as_possible(CompressSpec(max_drop=1.0), 100, 3.7, lines.append)
+    none = as_sure_as_possible(CompressSpec(max_drop=0.0), 100, 3.7, lines.append)
     assert not few.sure
     assert not none.sure
     assert ["val_fraction" in line for line in lines] == [True, False]  # no number of them shows a drop of nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kitae.errors import CompressionError, require
@@ -14,6 +15,7 @@ _ELEMENTWISE = frozenset({"Add", "Mul"})
 _PASSING = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "MaxPool", "AveragePool",
                       "GlobalAveragePool", "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
                       "Resize"})  # fmt: skip
+_CUTTING = frozenset({"Relu", "Clip"})
 _HOLDS_WEIGHTS = frozenset({"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv"})
 
 
@@ -69,6 +71,23 @@ def prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         )
     ]
     return work, body
+
+
+def with_activation(proto: onnx.ModelProto, name: str) -> list[str]:
+    """A weighted node, and the activation that alone reads its output: quantized together, it is the range's end."""
+    output = next(node.output[0] for node in proto.graph.node if node.name == name)
+    readers = [node for node in proto.graph.node if output in node.input]
+    return [name, *(node.name for node in readers if len(readers) == 1 and node.op_type in _CUTTING)]
+
+
+def unrounded(proto: onnx.ModelProto, names: Collection[str]) -> None:
+    """Let these nodes read floats again: a tensor that a shortcut takes on was rounded for all its readers."""
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input if node.name in names else ()):
+            restored = makers.get(name)
+            if restored is not None and restored.op_type == "DequantizeLinear" and restored.input[0] in makers:
+                node.input[place] = makers[restored.input[0]].input[0]
 
 
 def tidied(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ every integer and scale back and compare.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.compression.calibrate import Ranges
-from kitae.compression.graph import WEIGHTED, compact, prepared, quantizable, tidied, weighted_nodes
+from kitae.compression.graph import (
+    WEIGHTED,
+    compact,
+    prepared,
+    quantizable,
+    tidied,
+    unrounded,
+    weighted_nodes,
+    with_activation,
+)
 from kitae.compression.spec import Target
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
@@ -42,6 +52,7 @@ def static(
     *,
     target: Target = "any",
     only: Sequence[str] | None = None,
+    float_layers: int = 0,
     per_channel: bool = True,
 ) -> onnx.ModelProto:
     """Quantize a float graph with fixed ranges.
@@ -52,13 +63,19 @@ def static(
     Args:
         ranges: as `calibrate` returns them.
         target: `any` keeps weights in [-64, 64], safe on every CPU; `vnni` uses [-127, 127].
-        only: names of `weighted_nodes` to quantize alone, for sensitivity; everything else stays float.
+        only: names of the nodes to quantize, for sensitivity; everything else stays float.
+        float_layers: how many of the first `weighted_nodes` stay float. Only the first ones can: between two quantized
+            layers, ONNX Runtime itself rounds a float convolution's weights when it loads the file, with one scale for
+            all channels (its optimizer WeightBiasQuantization).
         per_channel: one scale per output channel, or one for the whole weight.
 
     Raises:
         CompressionError: there is nothing to quantize, or an operation with weights cannot be (it is named).
     """
     work, body = prepared(proto)
+    first = weighted_nodes(work)[float_layers]
+    body = body[body.index(first) :]
+    before = set(itertools.takewhile(first.__ne__, [node.name for node in work.graph.node]))
     if only is not None:
         body = [name for name in body if name in set(only)]
     with quiet():
@@ -84,8 +101,9 @@ def static(
             quantizer.quantize_model()
         except Exception as error:
             raise CompressionError(f"onnxruntime cannot quantize this graph: {one_line(error, 300)}") from error
-        quantizer.model.topological_sort()
         quantized: onnx.ModelProto = quantizer.model.model
+        unrounded(quantized, before)
+        quantizer.model.topological_sort()
     return compact(tidied(quantized))
 
 
@@ -158,7 +176,7 @@ def sensitivity(
 
     found = []
     for node in weighted_nodes(proto):
-        alone = static(proto, ranges, target=target, only=[node], per_channel=per_channel)
+        alone = static(proto, ranges, target=target, only=with_activation(proto, node), per_channel=per_channel)
         got = probabilities(alone, images)
         found.append(Sensitivity(names[node], *distance(expected, got), correct(got)))
     return [Sensitivity("", 0.0, 0.0, correct(expected)), *sorted(found, key=lambda item: -item.divergence)]

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from kitae.spec import Spec
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
+Layers = Annotated[int, Field(ge=1)]
 LayerRatio = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["none", "dynamic", "static", "qat"]
 Importance = Literal["magnitude", "group", "taylor", "random"]
@@ -51,6 +52,8 @@ class CompressSpec(Spec):
         target: `any` is safe on every CPU; `vnni` is slightly more precise, and only safe on CPUs with VNNI.
         calibration: ways to choose ranges; the best on validation is kept.
         calibration_images: how many training images are used for it.
+        float_layers: where an INT8 file is not within the budget and the float one is, these numbers of first layers
+            are left in float in turn, until one is. Early layers see few channels, so that rounding costs them most.
         abandon: stop trying larger ratios once one is hopeless (its drop exceeds twice the budget plus one point).
         controls: alternatives with the same amount of training as the winner: `random` pruning, the pruned shape
             trained from `scratch`, and a `small` net of the same latency trained from scratch, each for as many epochs
@@ -84,6 +87,7 @@ class CompressSpec(Spec):
     target: Target = "any"
     calibration: tuple[Method, ...] = Field(("minmax", "percentile"), min_length=1)
     calibration_images: int = Field(512, ge=16)
+    float_layers: tuple[Layers, ...] = (1, 2, 4)
     abandon: bool = True
     controls: tuple[Control, ...] = ("original",)
     sensitivity: bool = True
@@ -94,6 +98,8 @@ class CompressSpec(Spec):
     def _fits_together(self) -> CompressSpec:
         if list(self.ratios) != sorted(set(self.ratios)):
             raise ValueError(f"ratios must increase, not {', '.join(f'{ratio:g}' for ratio in self.ratios)}")
+        if list(self.float_layers) != sorted(set(self.float_layers)):
+            raise ValueError(f"float_layers must increase, not {', '.join(map(str, self.float_layers))}")
         if twice := sorted(set(self.layer_ratios) & set(self.skip)):
             raise ValueError(f"layer_ratios: {twice[0]} is also in skip; remove one")
         if self.layer_ratios and (self.scope == "global" or self.gradual):
@@ -138,6 +144,7 @@ class CompressOptions(TypedDict, total=False):
     target: Target
     calibration: Sequence[Method]
     calibration_images: int
+    float_layers: Sequence[int]
     abandon: bool
     controls: Sequence[Control]
     sensitivity: bool

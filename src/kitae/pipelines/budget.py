@@ -19,8 +19,8 @@ from kitae.compression.spec import CompressSpec
 from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
-from kitae.pipelines.candidates import NAMES, Bench, Candidate, Scoring, hopeless, labels_of, predict
-from kitae.pipelines.networks import Network, Networks, Say, percent
+from kitae.pipelines.candidates import NAMES, Bench, Candidate, Scoring, hopeless, labels_of, lost, predict, within
+from kitae.pipelines.networks import Network, Networks, percent
 from kitae.reporting.compression_results import CompressionRecord, Tested
 
 _EQUAL = 1.01  # files that differ by a few names in their metadata are equally small
@@ -58,8 +58,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         CompressionError: a network that cannot be pruned or quantized as asked, too few images.
         ExportError: the original's file does not compute what it should.
     """
-    least, say = bench.scoring.least_drop(bench.labels), networks.say
-    spec = _as_sure_as_possible(networks.spec, len(bench.validation), least, say)
+    spec, say = bench.spec, networks.say
     say("exporting the original")
     reached = [networks.original]
     candidates = bench.candidates(networks.original)
@@ -110,7 +109,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         "stopped": stopped,
         "sure": spec.sure,
         "metric": bench.scoring.name,
-        "least_drop": least,
+        "least_drop": bench.least_drop,
         "left_out": [{"name": name, "why": why} for name, why in bench.left_out],
         "baseline": rows[0],
         "winner": next(row for row in rows if row["winner"]),
@@ -131,19 +130,14 @@ def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring
         predict(item.path.read_bytes(), test, item.precision).argmax(axis=1)
         for item in (outcome.baseline, outcome.winner)
     )
-    lost = scoring.drop(before, after, labels)
+    change = scoring.drop(before, after, labels)
     return Tested.model_validate({
         "baseline": {"name": outcome.baseline.name, **scoring.accuracy(before, labels)},
         "winner": {"name": outcome.winner.name, **scoring.accuracy(after, labels)},
-        **lost,
+        **change,
         "count": len(labels),
-        "within_budget": within(lost["drop"], spec),
+        "within_budget": within(change["drop"], spec),
     })  # fmt: skip
-
-
-def within(lost: float, spec: CompressSpec) -> bool:
-    """Whether a drop is within the budget, with a tolerance for rounding, as 0.7 may be 0.7000000000000001."""
-    return lost <= spec.max_drop + 1e-9
 
 
 def size_field(spec: CompressSpec) -> str:
@@ -151,28 +145,12 @@ def size_field(spec: CompressSpec) -> str:
     return "packed_bytes" if spec.prune == "unstructured" else "bytes"
 
 
-def _as_sure_as_possible(spec: CompressSpec, count: int, least: float, say: Say) -> CompressSpec:
-    """The spec, without `sure` if there are too few validation images to show that any drop is within the budget.
-
-    Args:
-        least: points that they can show at best; see `Scoring.least_drop`.
-    """
-    if not spec.sure or least <= spec.max_drop:
-        return spec
-    advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
-    say(
-        f"note: {count} validation images are too few to show that a drop is within {spec.max_drop:g} points, so the "
-        f"measured drop is used, which may be small by chance{advice}"
-    )
-    return spec.model_copy(update={"sure": False})
-
-
 def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks, bench: Bench) -> list[Candidate]:
     """Controls at the winner's precision, to compare its pruning with.
 
     All are trained for as many epochs as the winner; a network with less training would lose for that reason alone.
     """
-    only, spec, say = winner.precision, networks.spec, networks.say
+    spec, say = networks.spec, networks.say
     before = [network.ratio for network in reached[1:] if network.ratio <= winner.ratio]
     network = next(network for network in reached if network.ratio == winner.ratio)
     more = spec.finetune_epochs * len(before)
@@ -202,7 +180,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
         if name == "original" and more == 0:
             continue  # the original as it is, which is in the table already
         try:
-            found += bench.candidates(control(name), only=only)
+            found += bench.candidates(control(name), like=winner)
         except TrainingInterruptedError:
             raise
         except KitaeError as error:  # the winner does not need it
@@ -222,11 +200,11 @@ def choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candida
     def excess(candidate: Candidate) -> list[tuple[float, str]]:
         row = candidate.row
         found = []
-        lost = row["drop_interval"][1] if spec.sure else row["drop"]
-        if not within(lost, spec):
-            share = (lost - spec.max_drop) / max(spec.max_drop, 1.0)
+        points = lost(row, spec)
+        if not within(points, spec):
+            share = (points - spec.max_drop) / max(spec.max_drop, 1.0)
             verb = "may lose" if spec.sure else "loses"
-            found.append((share, f"{verb} {lost:.2f} points, more than {spec.max_drop:g}"))
+            found.append((share, f"{verb} {points:.2f} points, more than {spec.max_drop:g}"))
         if spec.max_bytes is not None and row["bytes"] > spec.max_bytes:
             found.append((row["bytes"] / spec.max_bytes - 1, f"has {row['bytes']:,} bytes, over {spec.max_bytes:,}"))
         if spec.max_latency_ms is not None and row["latency_ms"] > spec.max_latency_ms:

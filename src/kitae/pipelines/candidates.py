@@ -18,9 +18,10 @@ from torch import nn
 
 from kitae import keyed
 from kitae.compression import quantize
-from kitae.compression.calibrate import FEWEST_IMAGES, calibrate
+from kitae.compression.calibrate import FEWEST_IMAGES, Ranges, calibrate
 from kitae.compression.counting import count
-from kitae.compression.spec import CompressSpec
+from kitae.compression.graph import weighted_nodes
+from kitae.compression.spec import CompressSpec, Method
 from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.deployment.onnx import Card, serialize, to_onnx
@@ -31,7 +32,7 @@ from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically
 from kitae.models.structure import count_macs
 from kitae.pipelines.export import VERIFY_IMAGES, card
-from kitae.pipelines.networks import Network, Networks
+from kitae.pipelines.networks import Network, Networks, Say
 from kitae.run import Run
 from kitae.runtime import answers, open_session
 
@@ -122,6 +123,8 @@ class Bench:
 
     Attributes:
         scoring: of all measurements.
+        spec: without `sure` if there are too few validation images to show that any drop is within the budget.
+        least_drop: points that they can show at best; see `Scoring.least_drop`.
         left_out: candidates that could not be made, and why.
     """
 
@@ -139,18 +142,20 @@ class Bench:
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)
         self.labels = labels_of(self.validation)
+        self.least_drop = self.scoring.least_drop(self.labels)
+        self.spec = as_sure_as_possible(self.spec, len(self.validation), self.least_drop, self.say)
         self.images = self.validation.gather(self.validation.rows[self._sample(VERIFY_IMAGES)])[0]
         self.left_out: list[tuple[str, str]] = []
         self._card = card(self.run)
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
 
-    def candidates(self, network: Network, *, only: str | None = None) -> list[Candidate]:
+    def candidates(self, network: Network, *, like: Candidate | None = None) -> list[Candidate]:
         """Write a network as one file for each requested precision; the original is always written in float32 too.
 
         Args:
-            only: write only this precision.
+            like: write only one file, in the precision of this one.
         """
-        wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
+        wanted = [p for p in NAMES if p in self.spec.quantize and (like is None or like.precision == NAMES[p])]
         original = network.ratio == 0 and not network.control
         try:
             about = self._calibrated(network.model, original)
@@ -167,7 +172,7 @@ class Bench:
         failures, quantized = [], [precision for precision in wanted if precision != "none"]
         for precision in quantized:
             try:
-                found.append(self._quantized(network, precision, graph, about))
+                found += self._quantized(network, precision, graph, about, plain, like)
             except (CompressionError, ExportError) as error:  # this file cannot be made; others may
                 self.leave_out(f"{network.name} {NAMES[precision]}", str(error))
                 failures.append(error)
@@ -251,33 +256,53 @@ class Bench:
             raise CompressionError(str(error)) from error
         return replace(self._card, temperature=fit_temperature(logits, labels))
 
-    def _quantized(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card) -> Candidate:
-        """The network in 8 bits, as a verified file."""
+    def _quantized(
+        self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, plain: Candidate,
+        like: Candidate | None,
+    ) -> list[Candidate]:  # fmt: skip
+        """The network in 8 bits, as verified files."""
         if precision == "dynamic":
             made = quantize.dynamic(graph, target=self.spec.target, per_channel=self.spec.per_channel)
-            return self._file(network, precision, made, about)
-        if precision == "static":
-            return self._static(network, precision, graph, about)
-        length = plural(self.spec.qat_epochs, "epoch")
-        self.say(f"{network.name} {NAMES[precision]}: quantization-aware training, {length}")
-        learnt = self.networks.aware(network)
-        about = self._calibrated(learnt.model)
-        graph = to_onnx(learnt.model, about)
-        # Its integers are compared with this graph, so the graph itself is first compared with the network.
-        self._verify_float(serialize(graph, about), learnt.model, about)
-        return self._static(learnt, precision, graph, about)
+            return [self._file(network, precision, made, about)]
+        if precision == "qat":
+            length = plural(self.spec.qat_epochs, "epoch")
+            self.say(f"{network.name} {NAMES[precision]}: quantization-aware training, {length}")
+            network = self.networks.aware(network)
+            about = self._calibrated(network.model)
+            graph = to_onnx(network.model, about)
+            # Its integers are compared with this graph, so the graph itself is first compared with the network.
+            self._verify_float(serialize(graph, about), network.model, about)
+        ranges = {method: calibrate(graph, self.calibration, method) for method in self.spec.calibration}
+        static = partial(self._static, network, precision, graph, about, ranges)
+        if like is not None:
+            return [static(like.row["float_layers"])]
+        whole = best = static(0)
+        most = len(weighted_nodes(graph)) // 4  # with more it would hardly be an INT8 file
+        for layers in self.spec.float_layers:
+            if layers > most or self.within(best.row) or not self.within(plain.row):
+                break
+            best = min(best, static(layers), key=lambda candidate: (candidate.row["drop"], candidate.row["loss"]))
+        return [whole] if best is whole else [whole, best]
 
-    def _static(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card) -> Candidate:
+    def _static(
+        self, network: Network, precision: str, graph: onnx.ModelProto, about: Card,
+        ranges: Mapping[Method, Ranges], layers: int,
+    ) -> Candidate:  # fmt: skip
         """Quantize with each calibration method; the best accuracy on validation wins, then the lower loss."""
         tried = []
-        for method in self.spec.calibration:
-            ranges = calibrate(graph, self.calibration, method)
-            made = quantize.static(graph, ranges, target=self.spec.target, per_channel=self.spec.per_channel)
+        for method, found in ranges.items():
+            made = quantize.static(
+                graph, found, target=self.spec.target, per_channel=self.spec.per_channel, float_layers=layers
+            )
             outputs = predict(made.SerializeToString(), self.validation)
             reached = self.scoring.accuracy(outputs.argmax(axis=1), self.labels)["accuracy"]
             tried.append((reached, -_loss(outputs, self.labels), made, method, outputs))
         _, _, made, method, outputs = max(tried, key=lambda item: item[:2])
-        return self._file(network, precision, made, about, method=method, outputs=outputs)
+        return self._file(network, precision, made, about, method=method, outputs=outputs, float_layers=layers)
+
+    def within(self, row: Mapping[str, Any]) -> bool:
+        """Whether the points that a file loses, or may lose, are within the budget."""
+        return within(lost(row, self.spec), self.spec)
 
     def _verify_float(self, content: bytes, model: nn.Module, about: Card) -> Parity:
         reference = partial(torch_reference, model, about.mean, about.std, about.temperature)
@@ -285,12 +310,15 @@ class Bench:
 
     def _file(
         self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, *, method: str = "",
-        outputs: NDArray[np.float32] | None = None,
+        outputs: NDArray[np.float32] | None = None, float_layers: int = 0,
     ) -> Candidate:  # fmt: skip
         """Verify and write one file, and measure it."""
         pruned = self.spec.prune if network.ratio > 0 else "none"
         name = f"{network.name} {NAMES[precision]}"
         notes = {"prune": pruned, "ratio": network.ratio, "calibration": method or None}
+        if float_layers:
+            name += f", first {plural(float_layers, 'layer')} float32"
+            notes["float_layers"] = float_layers
         target = "any" if precision == "none" else self.spec.target
         content = serialize(graph, replace(about, precision=NAMES[precision], target=target, notes=notes))
         if precision == "none":
@@ -310,6 +338,7 @@ class Bench:
             "ratio": network.ratio,
             "precision": NAMES[precision],
             "calibration": method,
+            "float_layers": float_layers,
             "parameters": counts.parameters,
             "nonzero": counts.nonzero,
             "sparsity": counts.sparsity,
@@ -328,6 +357,33 @@ class Bench:
         return Candidate(
             name, network.ratio, NAMES[precision], path, row, network.model, about.temperature, bool(network.control)
         )
+
+
+def as_sure_as_possible(spec: CompressSpec, count: int, least: float, say: Say) -> CompressSpec:
+    """The spec, without `sure` if there are too few validation images to show that any drop is within the budget.
+
+    Args:
+        least: points that they can show at best; see `Scoring.least_drop`.
+    """
+    if not spec.sure or least <= spec.max_drop:
+        return spec
+    advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
+    say(
+        f"note: {count} validation images are too few to show that a drop is within {spec.max_drop:g} points, so the "
+        f"measured drop is used, which may be small by chance{advice}"
+    )
+    return spec.model_copy(update={"sure": False})
+
+
+def within(points: float, spec: CompressSpec) -> bool:
+    """Whether a drop is within the budget, with a tolerance for rounding, as 0.7 may be 0.7000000000000001."""
+    return points <= spec.max_drop + 1e-9
+
+
+def lost(row: Mapping[str, Any], spec: CompressSpec) -> float:
+    """The points that are compared with the budget: a candidate's drop, or with `sure` its interval's upper end."""
+    points: float = row["drop_interval"][1] if spec.sure else row["drop"]
+    return points
 
 
 def hopeless(spec: CompressSpec) -> float:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from kitae.compression.spec import winner_file
+from kitae.console import plural
 from kitae.errors import CompressionError
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
@@ -32,6 +33,7 @@ class Candidate(Record, extra="allow"):
     ratio: Number = None
     precision: str = ""
     calibration: str = ""
+    float_layers: int = 0
     parameters: Count = None
     nonzero: Count = None
     sparsity: Number = None
@@ -58,7 +60,8 @@ class Candidate(Record, extra="allow"):
     @property
     def number_format(self) -> str:
         """Its precision in words."""
-        return _PRECISIONS.get(self.precision, self.precision)
+        name = _PRECISIONS.get(self.precision, self.precision)
+        return f"{name}, first {plural(self.float_layers, 'layer')} float32" if self.float_layers else name
 
     def label(self, original: str) -> str:
         """In words: `65 % pruned, INT8`, `not pruned, float32`. `original`: the name of the original's file."""
@@ -72,7 +75,7 @@ class Candidate(Record, extra="allow"):
             return f"{pruned}, {precision}"
         kind, _, rest = self.name.partition(", ")
         if kind == "small net":
-            return f"{rest.removesuffix(self.precision).strip()}, {precision}"
+            return f"{rest.partition(self.precision)[0].strip()}, {precision}"
         if kind == "random" and self.ratio:
             return f"{100 * self.ratio:g} % pruned at random, {precision}"
         if kind == "trained further":
