@@ -124,7 +124,8 @@ class CompressionResult:
         Proportions are in [0, 1], and NAME_interval is [low, high] at 95 %.
 
         - `name`; `prune` and the `ratio` of the channels or weights that were removed; `precision` (fp32, int8-dynamic,
-          int8-static or int8-qat) and the `calibration` of its ranges
+          int8-static or int8-qat), the `calibration` of its ranges, and `float_layers`, how many of its first layers
+          are not quantized
         - `parameters`; `nonzero`: the number of nonzero weights; `sparsity`: the share of zero weights; `macs`:
           multiply-adds for one image; `bytes` of the file; `packed_bytes`: packed with zlib
         - `accuracy`; `loss`: mean negative log likelihood, in nats; `drop`: points of accuracy (percent) lost against
