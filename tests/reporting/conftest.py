@@ -30,21 +30,14 @@ def pixels(path: Path) -> NDArray[np.uint8]:
 def epochs(count: int) -> list[dict[str, Any]]:
     return [
         {
-            "epoch": e + 1,
-            "step": 10 * (e + 1),
-            "train_loss": 2.0 / (e + 1),
-            "train_accuracy": 1 - 0.8 / (e + 1),
+            "epoch": e + 1, "step": 10 * (e + 1), "train_loss": 2.0 / (e + 1), "train_accuracy": 1 - 0.8 / (e + 1),
             "val_loss": 2.1 / (e + 1),
             "val_accuracy": 0.9 - 0.7 / (e + 1) - (0.05 if e == count - 1 and count > 1 else 0),
-            "train_clean_accuracy": 0.95 - 0.7 / (e + 1),
-            "learning_rate": 0.1 / (e + 1),
-            "images_per_second": 1234.5,
-            "seconds": 2.5,
-            "data_share": 0.04,
-            "peak_memory_bytes": 5e8,
+            "train_clean_accuracy": 0.95 - 0.7 / (e + 1), "learning_rate": 0.1 / (e + 1), "images_per_second": 1234.5,
+            "seconds": 2.5, "data_share": 0.04, "peak_memory_bytes": 5e8,
         }
         for e in range(count)
-    ]
+    ]  # fmt: skip
 
 
 def measured(classes: tuple[str, ...], n: int = 90) -> dict[str, Any]:
@@ -54,22 +47,15 @@ def measured(classes: tuple[str, ...], n: int = 90) -> dict[str, Any]:
     confusion[0, 0] -= n // k // 3
     confusion[0, 1] += n // k // 3
     accuracy = float(np.trace(confusion) / confusion.sum())
-    return {
-        "count": int(confusion.sum()),
-        "accuracy": accuracy,
-        "accuracy_interval": [accuracy - 0.05, accuracy + 0.04],
-        "balanced_accuracy": accuracy,
-        "balanced_accuracy_interval": None,
-        "loss": 0.4321,
-        "loss_interval": [0.4, 0.45],
-        "ece": 0.0123,
-        "ece_interval": [0.01, 0.02],
-        "per_class": {
-            name: {"accuracy": confusion[i, i] / (n // k), "accuracy_interval": [0.5, 1.0], "count": n // k}
-            for i, name in enumerate(classes)
-        },
-        "confusion": confusion.tolist(),
+    per_class = {
+        name: {"accuracy": confusion[i, i] / (n // k), "accuracy_interval": [0.5, 1.0], "count": n // k}
+        for i, name in enumerate(classes)
     }
+    return {
+        "count": int(confusion.sum()), "accuracy": accuracy, "accuracy_interval": [accuracy - 0.05, accuracy + 0.04],
+        "balanced_accuracy": accuracy, "balanced_accuracy_interval": None, "loss": 0.4321, "loss_interval": [0.4, 0.45],
+        "ece": 0.0123, "ece_interval": [0.01, 0.02], "per_class": per_class, "confusion": confusion.tolist(),
+    }  # fmt: skip
 
 
 def measured_compression(name: str = "demo") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from kitae.experiments.study_spec import StudySpec, shipped
 from kitae.recipe import Recipe
 from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_labels, study_page
 from kitae.reporting.compression_results import Candidate, CompressionRecord
-from kitae.reporting.effects import Analysis, Effect, interval, measured, noise_line, verdict
+from kitae.reporting.effects import Analysis, Effect, interval, measured, verdict
 from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import StudyRecord, study_of
 from kitae.run import Run
@@ -46,21 +46,18 @@ def record(make_run: Callable[..., Run], confusion: list[list[int]], **changes: 
     return RunRecord.open(run)
 
 
-def test_the_weak_class_is_named_if_it_is_significantly_weak(make_run: Callable[..., Run]) -> None:
-    weak = record(make_run, [[60, 38, 2], [2, 96, 2], [3, 2, 95]])
-    first = run_page.answer(weak)[0]
-    assert first.startswith("83.7 % on test (")
-    assert "cat is the weakest class: recall 60 %, 38 of 100 predicted as dog." in first
-
-
-def test_no_class_is_called_weak_by_chance(make_run: Callable[..., Run]) -> None:
-    even = record(make_run, [[9, 1, 0], [0, 8, 2], [1, 0, 9]])
-    assert "No class is significantly weaker than the others." in run_page.answer(even)[0]
-
-
-def test_an_accuracy_that_one_class_alone_would_have_is_called_so(make_run: Callable[..., Run]) -> None:
-    lazy = record(make_run, [[80, 0, 0], [10, 0, 0], [10, 0, 0]])
-    assert "not significantly better than always predicting cat (80.0 %)" in run_page.answer(lazy)[0]
+@pytest.mark.parametrize(
+    ("confusion", "told"),
+    [
+        ([[60, 38, 2], [2, 96, 2], [3, 2, 95]], "cat is the weakest class: recall 60 %, 38 of 100 predicted as dog."),
+        ([[9, 1, 0], [0, 8, 2], [1, 0, 9]], "No class is significantly weaker than the others."),
+        ([[80, 0, 0], [10, 0, 0], [10, 0, 0]], "not significantly better than always predicting cat (80.0 %)"),
+    ],
+)
+def test_what_a_confusion_shows_is_told_if_it_is_significant(
+    confusion: list[list[int]], told: str, make_run: Callable[..., Run]
+) -> None:
+    assert told in run_page.answer(record(make_run, confusion))[0]
 
 
 def advice(run: Run) -> tuple[str, dict[str, str]]:
@@ -98,7 +95,6 @@ def test_where_only_a_head_was_trained_the_page_says_how_to_fine_tune(
 ) -> None:
     run = head_alone(make_run(), "train.epochs=0", *overrides, minutes=minutes)
     said, lines = advice(run)
-    assert "Only a linear head was trained on the pretrained network" in said
     assert told in said
     assert "overfits" not in said
     assert lines[ABOUT] == f"kitae train {line.replace('RUN', str(run.path))}"
@@ -113,12 +109,6 @@ def test_a_recipe_that_its_minutes_cut_to_the_head_is_fine_tuned_as_it_was_asked
     assert line.endswith("recipe.yaml --epochs 12 --set train.schedule.warmup_epochs=1.5 --minutes 8")
 
 
-def test_folds_that_kept_their_heads_are_no_reason_to_fine_tune(make_run: Callable[..., Run]) -> None:
-    said, lines = advice(head_alone(make_run(), "train.epochs=9", "data.folds=3", minutes=3.0))
-    assert "in most folds, fine-tuning was no better" in said
-    assert lines.keys() == {"Classify new images", "List the mistakes"}
-
-
 def test_a_head_that_fine_tuning_did_not_improve_may_need_a_longer_one(make_run: Callable[..., Run]) -> None:
     run = make_run()
     first = {**epochs(1)[0], "epoch": 0, "train_clean_accuracy": 1.0, "val_accuracy": 0.95}
@@ -130,18 +120,20 @@ def test_a_head_that_fine_tuning_did_not_improve_may_need_a_longer_one(make_run:
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "overrides", "about"),
+    ("train", "val", "overrides", "told", "about"),
     [
-        (0.99, 0.80, (), ["Search for stronger augmentation, in many trainings"]),
-        (0.81, 0.80, (), ["Train a network twice as wide", "Train twice as long"]),
-        (0.81, 0.80, ("model.width=null",), ["Train twice as long"]),
-        (0.80, 0.95, (), []),
-        (1.0, 1.0, (), []),
-        (None, None, (), []),
+        (0.99, 0.80, (), "overfits", ["Search for stronger augmentation, in many trainings"]),
+        (0.81, 0.80, (), "larger network or longer training",
+         ["Train a network twice as wide", "Train twice as long"]),
+        (0.81, 0.80, ("model.width=null",), "no more than chance", ["Train twice as long"]),
+        (0.79, 0.80, ("model.width=null",), "no more than chance", ["Train twice as long"]),
+        (0.80, 0.95, (), "15.0 points above training accuracy", []),
+        (1.0, 1.0, (), "no more than chance", []),
+        (None, None, (), "", []),
     ],
-)
+)  # fmt: skip
 def test_commands_follow_from_the_advice(
-    train: float, val: float, overrides: tuple[str, ...], about: list[str], make_run: Callable[..., Run]
+    train: float, val: float, overrides: tuple[str, ...], told: str, about: list[str], make_run: Callable[..., Run]
 ) -> None:
     run = record(make_run, [[90, 5, 5], [5, 90, 5], [5, 5, 90]]).run
     run.recipe.override(*overrides).save(run.path / "recipe.yaml")
@@ -149,8 +141,8 @@ def test_commands_follow_from_the_advice(
     said, lines = advice(run)
     usual = {"Classify new images", "Make it small and fast", "List the mistakes"}
     assert [name for name in lines if name not in usual] == about
+    assert told in said
     assert ("overfits" in said) == (train == 0.99)
-    assert ("larger network or longer training" in said) == (train == 0.81)
     if train == 0.99:
         assert lines[about[0]] == f"kitae search fashion-mini --recipe {run.path}/recipe.yaml"
     if train == 0.81 and not overrides:
@@ -159,31 +151,15 @@ def test_commands_follow_from_the_advice(
 
 def test_a_model_on_everything_has_no_advice_that_validation_gave(make_run: Callable[..., Run]) -> None:
     run = make_run()
-    run.recipe.override("data.folds=3").save(run.path / "recipe.yaml")
+    said, lines = advice(head_alone(run, "train.epochs=9", "data.folds=3", minutes=3.0))
+    assert "in most folds, fine-tuning was no better" in said
+    assert lines.keys() == {"Classify new images", "List the mistakes"}
     found = run.evaluation()
     run.write_evaluation({"out_of_fold": found["test"], "best_epoch": 5})
     run.write_metrics([{k: v for k, v in row.items() if not k.startswith("val")} for row in epochs(5)])
     said, lines = advice(run)
     assert "overfits" not in said
     assert lines.keys() == {"Classify new images", "List the mistakes"}
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "told"),
-    [
-        (0.99, 0.80, "overfits"),
-        (0.81, 0.80, "no more than chance"),
-        (0.79, 0.80, "no more than chance"),
-        (0.80, 0.95, "Validation accuracy is 15.0 points above training accuracy"),
-    ],
-)
-def test_the_gap_is_told_as_far_as_it_is_sure(
-    train: float, val: float, told: str, make_run: Callable[..., Run]
-) -> None:
-    found = record(make_run, [[90, 5, 5], [5, 90, 5], [5, 5, 90]])
-    run = found.run
-    run.write_metrics([{**row, "train_clean_accuracy": train, "val_accuracy": val} for row in run.metrics()])
-    assert told in run_page.answer(RunRecord.open(run))[1]
 
 
 def test_nothing_is_advised_where_every_validation_image_is_right(make_run: Callable[..., Run]) -> None:
@@ -236,41 +212,28 @@ def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Ru
         ("a", {"augment.train.random_crop": None}, "without random crops"),
         ("a", {"augment.train.auto_augment": {"policy": "cifar10"}}, "with AutoAugment"),
         ("a", {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0}}, "with MixUp"),
-        ("a", {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 1.0}}, "with MixUp and CutMix"),
         ("a", {"augment.mix": {"mixup_alpha": 0.2}}, "with MixUp and CutMix"),  # CutMix is on unless it is switched off
-        ("a", {"augment.mix": {"per": "sample"}}, "with MixUp and CutMix"),
         ("a", {"augment.mix": None}, "without mixing"),
-        ("a", {"train.label_smoothing": 0.1}, "with label smoothing 0.1"),
         ("a", {"train.schedule.name": "constant"}, "with a constant learning rate"),
-        ("a", {"train.precision": "bf16"}, "in bf16"),
-        ("a", {"data.limit": 5000}, "with 5,000 images"),
         ("a", {"train.epochs": 1}, "with 1 epoch"),
         ("a", {"train.epochs": 2000}, "with 2,000 epochs"),
         ("a", {"train.epochs": "<b>"}, "a"),
         ("a", {"train.ema": "<b>"}, "a"),  # not what it should be
-        ("a", {"train.clip_norm": 1.0}, "with train.clip_norm 1"),
         ("my_own", {"train.epochs": 3, "data.limit": 9}, "with 3 epochs and 9 images"),
         ("my_own", {"train.epochs": 3, "train.clip_norm": 1.0}, "my own"),
         ("my_own", {"augment.train.cutout.size": 8}, "with augment.train.cutout.size 8"),
-        ("my_own", {"train.optimizer": {"name": "sgd"}}, "my own"),
         ("small first", {"train.progressive": {"start": 0.75}}, "with smaller images first"),
-        (
-            "a",
-            {"train.precision": "fp32", "train.ema": None, "data.balance": "sampler"},
-            "with rare classes drawn more often, in fp32, without averaged weights",
-        ),
-        ("my_own", {"augment.train": [{"horizontal_flip": {}}]}, "with flips"),
-        (
-            "and jitter",
-            {"augment.train": [{"random_crop": {"padding": 4}}, {"horizontal_flip": {}}, {"color_jitter": {}}]},
-            "with random crops, flips and colour jitter",
-        ),
+        ("a", {"train.precision": "fp32", "train.ema": None, "data.balance": "sampler"},
+         "with rare classes drawn more often, in fp32, without averaged weights"),
+        ("and jitter",
+         {"augment.train": [{"random_crop": {"padding": 4}}, {"horizontal_flip": {}}, {"color_jitter": {}}]},
+         "with random crops, flips and colour jitter"),
         ("my_own", {"augment.train": [{"horizontal_flip": {}}] * 5}, "my own"),
         ("strong", {"augment.train": [{"horizontal_flip": {}}] * 5}, "with strong augmentation"),
         ("my_own", {"augment.train": "<b>"}, "my own"),
         ("reference", {}, "reference"),
     ],
-)
+)  # fmt: skip
 def test_variants_in_words(name: str, overrides: dict[str, Any], told: str) -> None:
     assert study_labels.variant_label(name, overrides) == told
 
@@ -319,27 +282,18 @@ def test_a_study_concludes_in_three_sentences() -> None:
     shown, unclear, where = study_page.answer(study(good, bad, open_))
     assert shown.startswith("1 of 3 comparisons shows a gain, a: 2.0 points better (+1.0 to +3.0)")
     assert "1 shows a loss, b: 4.0 points worse (-5.0 to -3.0)" in shown
-    assert unclear == "Not decided: c. Differences below about 1.0 points cannot be seen with 3 seeds."
-    assert where.startswith("This holds for 5,000 training images of cifar10, resnet9 of width 16, 24 epochs, 3 seeds;")
+    assert unclear.startswith("Not decided: c. ")
+    assert "5,000 training images of cifar10, resnet9 of width 16, 24 epochs, 3 seeds;" in where
     brief = study(good).model_copy(update={"settings": {"epochs": 1}, "seeds": (0,)})
     assert study_page.answer(brief)[-1].startswith("This holds for 1 epoch, 1 seed;")
     untested = effect(0.5, name="d", low=None, high=None, p_holm=None)
     assert study_page.answer(study(bad, untested))[0].startswith("1 of 1 comparisons shows a loss")
-    assert study_page.answer(study(bad))[0].startswith("1 of 1 comparisons shows a loss and none a gain")
+    assert "none a gain" in study_page.answer(study(bad))[0]
     assert study_page.answer(study(open_))[0].startswith("c: no difference could be shown")
     assert "too few runs" in study_page.answer(study())[0]
-
-
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_a_comparison_is_counted_once_as_in_the_terminal(folder: Path) -> None:
-    found, result = StudyRecord.open(folder), StudyResult.open(folder)
-    assert found is not None
-    counted = re.search(r"p after Holm over (\d+) effect", result.table())
-    assert counted is not None
-    compared = study_page.distinct(found, found.main.effects)
-    assert sum(one.bounded for one in compared) == int(counted[1])
-    told = re.search(r"of (\d+) (?:comparisons|changes)", study_page.answer(found)[0])
-    assert told is None or told[1] == counted[1]
+    ranked = (bad, effect(None, name="d"), good)
+    assert [one.name for one in Analysis(better=1, effects=ranked).ranked] == ["a", "b", "d"]
+    assert [one.name for one in Analysis(better=-1, effects=ranked).ranked] == ["b", "a", "d"]
 
 
 def pairs(*effects: Effect, **contrasts: tuple[str, str]) -> StudyRecord:
@@ -362,26 +316,15 @@ def test_a_comparison_and_its_mirror_are_one() -> None:
     [
         ((effect(2.0, name="a"), effect(-4.0, name="none")), "worse (-5.0 to -3.0) (reference: base, 80.0 %)."),
         ((effect(9.0, name="all"), effect(-4.0, name="none")), "worse (-5.0 to -3.0; reference: base, 80.0 %)."),
-        (
-            (effect(9.0, name="all"), effect(2.0, name="a")),
-            "most of all a against b: 9.0 points better (+8.0 to +10.0).",
-        ),
+        ((effect(9.0, name="all"), effect(2.0, name="a")), "a against b: 9.0 points better (+8.0 to +10.0)."),
         ((effect(2.0, name="a", kind="main"),), "a: 2.0 points better (+1.0 to +3.0)."),
         ((effect(0.1, name="a", shown=False), effect(0.1, name="all", shown=False)), "test (reference: base, 80.0 %)."),
         ((effect(0.1, name="a", kind="main", shown=False),) * 2, "could be shown on accuracy on test."),
         ((effect(0.1, name="all", shown=False),), "no difference could be shown on accuracy on test."),
-        ((effect(0.1, name="a", shown=False),), "could be shown on accuracy on test (reference: base, 80.0 %)."),
     ],
 )
 def test_the_reference_is_named_only_beside_what_was_compared_with_it(effects: tuple[Effect, ...], told: str) -> None:
     assert study_page.answer(pairs(*effects, all=("a", "b")))[0].endswith(told)
-
-
-def test_the_noise_is_told_with_the_label_of_the_reference() -> None:
-    noise = {"sd": 0.3, "low": 0.2, "high": 0.4, "df": 6, "reference": "none", "reference_mean": 80.0}
-    analysis = Analysis.model_validate({"unit": "points", "noise": noise})
-    assert noise_line(analysis).endswith("; none: 80.00")
-    assert noise_line(analysis, {"none": "without augmentation"}).endswith("; without augmentation: 80.00")
 
 
 def test_the_axis_of_a_forest_has_a_sign_at_every_difference_but_at_no_difference() -> None:
@@ -393,33 +336,18 @@ def test_the_axis_of_a_forest_has_a_sign_at_every_difference_but_at_no_differenc
     assert all(tick == "0" or tick[0] in "+-" for tick in ticks)
 
 
-def test_every_row_of_a_forest_has_its_interval_as_text() -> None:
-    names = (
-        "short", "random crops, flips and colour jitter against no augmentation", "x" * 70, "a longer label",
-        "rare classes drawn more often, added to random crops and flips and to much else that is long as well",
-    )  # fmt: skip
-    effects = tuple(effect(12.0 + k, name=name) for k, name in enumerate(names))
-    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=effects), str, "x", "f")
-    assert drawn is not None
-    texts = re.findall(r"<tspan class=\"t\"> \(([^)]*)\)</tspan>", drawn.__html__())
-    assert sorted(texts) == sorted(interval(one) for one in effects)
-
-
-def test_sentences_are_told_with_labels_and_keep_what_only_the_study_knew() -> None:
+def test_sentences_are_told_with_labels_and_keep_what_only_the_study_knew(tmp_path: Path) -> None:
     lost = "nothing can be said: no finished run has a value of test.accuracy"
     recorded = ("a: helps, +2.0 points (interval +1.0 to +3.0, 3 seeds)", f"b_c: {lost}", "a note")
     found = study(effect(2.0, name="a"), effect(None, name="b_c")).model_copy(update={"sentences": recorded})
-    told = study_page._sentences(found)
+    (tmp_path / "study.yaml").write_text("study: {name: s}")
+    told = study_page.content(found, tmp_path)["sentences"]
     assert told[0].startswith("a: 2.0 points better (interval +1.0 to +3.0, ")
     assert told[1:] == [f"b c: {lost}", "a note"]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "largest"),
-    [
-        ((2.0, -5.0), "b: 5.0 points less"),
-        ((6.0, -5.0), "a: 6.0 points more"),
-    ],
+    ("sizes", "largest"), [((2.0, -5.0), "b: 5.0 points less"), ((6.0, -5.0), "a: 6.0 points more")]
 )
 def test_the_largest_difference_of_a_number_without_a_direction(sizes: tuple[float, ...], largest: str) -> None:
     effects = tuple(effect(one, name=name, metric="prune.sparsity") for one, name in zip(sizes, "ab", strict=True))
@@ -428,50 +356,33 @@ def test_the_largest_difference_of_a_number_without_a_direction(sizes: tuple[flo
     assert f"2 of 2 comparisons show a difference; the largest is {largest}" in study_page.answer(found)[0]
 
 
-def test_effects_are_ranked_best_first() -> None:
-    effects = (effect(-4.0, name="b"), effect(None, name="d"), effect(2.0, name="a"))
-    assert [one.name for one in Analysis(better=1, effects=effects).ranked] == ["a", "b", "d"]
-    assert [one.name for one in Analysis(better=-1, effects=effects).ranked] == ["b", "a", "d"]
+UNPRUNED = {"original fp32": "original float32 file", "original int8-static": "unpruned INT8 file",
+            "original int8-dynamic": "unpruned file, INT8 weights"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("name", "precision", "ratio", "told"),
     [
-        ({"name": "original fp32", "precision": "fp32"}, "original, float32"),
-        ({"name": "original int8-static", "precision": "int8-static"}, "not pruned, INT8"),
-        ({"name": "65 % int8-static", "precision": "int8-static", "ratio": 0.65}, "65 % pruned, INT8"),
-        ({"name": "12.5 % int8-dynamic", "precision": "int8-dynamic", "ratio": 0.125}, "12.5 % pruned, INT8 weights"),
-        ({"name": "random, 50 % fp32", "precision": "fp32", "ratio": 0.5, "control": True},
-         "50 % pruned at random, float32"),
-        ({"name": "from scratch, 60 % int8-static", "precision": "int8-static", "ratio": 0.6, "control": True},
-         "60 % pruned, trained from scratch, INT8"),
-        ({"name": "trained further, original int8-static", "precision": "int8-static", "ratio": 0.0, "control": True},
-         "original trained further, INT8"),
-        ({"name": "small net, resnet9 of width 12 int8-static", "precision": "int8-static", "ratio": 0.0,
-          "control": True}, "resnet9 of width 12, INT8"),
-        ({"name": "something new"}, "something new"),
-    ],
-)  # fmt: skip
-def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
-    whole = CompressionRecord.model_validate(measured_compression())
-    assert whole.label(Candidate.model_validate(row)) == told
-
-
-@pytest.mark.parametrize(
-    ("row", "told"),
-    [
-        ({"name": "original int8-static", "precision": "int8-static"}, "the unpruned INT8 file"),
-        ({"name": "original int8-dynamic", "precision": "int8-dynamic"}, "the unpruned file, INT8 weights"),
-        ({"name": "original fp32", "precision": "fp32"}, "the original float32 file"),
-        ({"name": "65 % int8-static", "precision": "int8-static", "ratio": 0.65}, "65 % pruned, INT8"),
+        ("original fp32", "fp32", 0.0, "original, float32"),
+        ("original int8-static", "int8-static", 0.0, "not pruned, INT8"),
+        ("original int8-dynamic", "int8-dynamic", 0.0, "not pruned, INT8 weights"),
+        ("12.5 % int8-dynamic", "int8-dynamic", 0.125, "12.5 % pruned, INT8 weights"),
+        ("random, 50 % fp32", "fp32", 0.5, "50 % pruned at random, float32"),
+        ("from scratch, 60 % int8-static", "int8-static", 0.6, "60 % pruned, trained from scratch, INT8"),
+        ("trained further, original int8-static", "int8-static", 0.0, "original trained further, INT8"),
+        ("small net, resnet9 of width 12 int8-static", "int8-static", 0.0, "resnet9 of width 12, INT8"),
+        ("something new", "", 0.0, "something new"),
     ],
 )
-def test_a_file_that_is_not_pruned_is_not_told_as_a_denial(row: dict[str, Any], told: str) -> None:
+def test_candidates_in_words(name: str, precision: str, ratio: float, told: str) -> None:
     whole = CompressionRecord.model_validate(measured_compression())
-    winner = whole.winner.model_copy(update={"ratio": 0.0, **row})
-    found = whole.model_copy(update={"winner": winner})
-    assert compression_page.answer(found)[1].startswith(f"The winner is {told}: 60.8 kB.")
-    assert compression_page._warnings(found)[0].startswith(f"{told[:1].upper()}{told[1:]} is within the budget")
+    row = {"name": name, "precision": precision, "ratio": ratio, "control": "," in name}
+    assert whole.label(Candidate.model_validate(row)) == told
+    if name in UNPRUNED:  # a winner is not told as a denial
+        winner = whole.winner.model_copy(update=row)
+        page = compression_page.content(whole.model_copy(update={"winner": winner}), Path("small"))
+        assert page["answer"][1].startswith(f"The winner is the {UNPRUNED[name]}: 60.8 kB.")
+        assert page["warnings"][0].startswith(f"The {UNPRUNED[name]} is within the budget")
 
 
 def compared(variants: dict[str, dict[str, Any]], reference: str = "") -> StudyRecord:
@@ -495,11 +406,6 @@ def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> Non
     assert study_page.commands(None, Path("my study"), {})[0][1] == again
 
 
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_every_published_study_says_what_to_do_next(folder: Path) -> None:
-    assert study_page.commands(StudyRecord.open(folder), folder, study_of(folder))
-
-
 def in_words(found: StudyRecord) -> dict[str, str]:
     """The label of each effect; none of them may read like a file."""
     labels = {one.name: study_labels.effect_label(found, one.name) for one in found.main.effects}
@@ -512,27 +418,30 @@ def in_words(found: StudyRecord) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_effects_of_published_studies_are_told_in_words(folder: Path) -> None:
-    found = StudyRecord.open(folder)
+def test_published_studies_are_told_in_words_counted_once_and_say_what_to_do_next(folder: Path) -> None:
+    found, result = StudyRecord.open(folder), StudyResult.open(folder)
     assert found is not None
     labels = in_words(found)
     if found.design in ("one_out", "screening"):
-        assert list(labels.values()) == [
-            "with random crops", "with flips", "with AutoAugment", "with random erasing", "with MixUp and CutMix",
-            "with label smoothing 0.1", "with a cosine schedule",
-        ]  # fmt: skip
+        assert {"with random crops", "with MixUp and CutMix", "with label smoothing 0.1"} <= {*labels.values()}
     for pair, told in (
         ("full over none", "everything against no augmentation"),
         ("jitter over none", "random crops, flips and colour jitter against no augmentation"),
         ("cutmix over mixup", "CutMix against MixUp"),
-        ("basic over none", "flip and crop against no augmentation"),
         ("sampler", "rare classes drawn more often, added to random crops and flips"),
     ):
         assert labels.get(pair, told) == told
-    page = " ".join(study_page.content(found, folder)["sentences"] + study_page.answer(found))
+    answer = study_page.answer(found)
+    page = " ".join(study_page.content(found, folder)["sentences"] + answer)
     assert "parquet" not in page
     assert " over none" not in page
     assert "and jitter" not in page
+    assert study_page.commands(found, folder, study_of(folder))
+    counted = re.search(r"p after Holm over (\d+) effect", result.table())  # as in the terminal
+    assert counted is not None
+    assert sum(one.bounded for one in study_page.distinct(found, found.main.effects)) == int(counted[1])
+    told_of = re.search(r"of (\d+) (?:comparisons|changes)", answer[0])
+    assert told_of is None or told_of[1] == counted[1]
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -550,13 +459,8 @@ def test_effects_of_shipped_studies_are_told_in_words(name: str) -> None:
     assert len(set(labels.values())) == len(labels)
     variants = study_labels.variant_labels(found)
     assert len(set(variants.values())) == len(variants)
-    if name == "minority":
-        assert labels["augmentation x balance=loss"] == (
-            "random crops and flips × rare classes weighted more in the loss"
-        )
     if name == "full-pipeline-ablation":
         assert variants["all"] == "with all of them"
-        assert variants["without cosine schedule"] == "with a constant learning rate"
 
 
 def test_contrasts_that_study_yaml_does_not_tell_keep_their_names(tmp_path: Path) -> None:
@@ -637,13 +541,17 @@ def test_scores_of_a_study_are_drawn_at_the_epochs_that_were_validated() -> None
     assert accuracy == [loss[1], loss[3]]
 
 
-def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
-    effects = [effect(13.0, name="far"), *(effect(0.1 * k, name=f"near {k}", half=0.2) for k in range(9))]
-    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=tuple(effects)), str, "x", "f")
+def test_every_effect_that_is_shown_is_inside_the_axis_and_has_its_interval_as_text() -> None:
+    long = "rare classes drawn more often, added to random crops and flips and to much else that is long as well"
+    near = (effect(0.1 * k, name=f"near {k}", half=0.2) for k in range(9))
+    effects = (effect(13.0, name="far"), effect(12.0, name=long), effect(11.0, name="x" * 70), *near)
+    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=effects), str, "x", "f")
     assert drawn is not None
     text = drawn.__html__()
     assert "cut off" not in text
     assert "+15" in text or "+10" in text
+    shown = re.findall(r"<tspan class=\"t\"> \(([^)]*)\)</tspan>", text)
+    assert sorted(shown) == sorted(interval(one) for one in effects)
 
 
 def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None:

@@ -45,14 +45,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return batch, folder
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_file_is_a_picture_of_the_house_width(name: str, drawn: tuple[Any, Path]) -> None:
-    page = pixels(drawn[1] / f"{name}.png")
-    assert page.shape[1] == 960
-    assert page.shape[0] > 300
-    assert (page != 255).any(2).mean() > 0.4
-
-
 def test_the_pixels_are_those_of_the_ops(drawn: tuple[Any, Path]) -> None:
     """Unchanged by drawing: each shown image is found on its page, enlarged by a whole factor."""
     batch, folder = drawn
@@ -133,17 +125,15 @@ def test_shifts_in_words_are_where_the_pixels_went() -> None:
         assert said == (", ".join(across + along) or "not moved",)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_two_images_of_any_shape_and_hostile_names(channels: int, tmp_path: Path) -> None:
-    files = gallery.draw_gallery(images(2, (15, 40), channels), [2, 0], HOSTILE, tmp_path)
+@pytest.mark.parametrize(("size", "channels"), [((15, 40), 1), ((224, 224), 3)])
+def test_two_images_of_any_shape_and_hostile_names(size: tuple[int, int], channels: int, tmp_path: Path) -> None:
+    files = gallery.draw_gallery(images(2, size, channels), [2, 0], HOSTILE, tmp_path)
     assert len(files) == len(FILES)
     for path in files:
-        assert pixels(path).shape[1] >= 960
-
-
-def test_large_images_are_shrunk(tmp_path: Path) -> None:
-    figure = gallery.draw_mixup(images(4, (224, 224)), CLASSES[:4])
-    assert pixels(save(figure, tmp_path / "x.png")).shape[1] == 960
+        page = pixels(path)
+        assert page.shape[1] == 960
+        assert page.shape[0] > 200
+        assert (page != 255).any(2).mean() > 0.2
 
 
 def test_first_of_each_class_is_shown() -> None:

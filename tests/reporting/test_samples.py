@@ -60,6 +60,9 @@ def test_what_the_network_saw_is_what_it_was_fed(run: Run, samples: Samples) -> 
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in setup.normalization)
     columns = dict(samples.seen())
     assert list(columns) == ["as stored", "epoch 1", "epoch 2"]
+    stopped = Samples.find(samples.record.model_copy(update={"epochs": samples.record.epochs[:1]}))
+    assert stopped is not None
+    assert list(dict(stopped.seen())) == ["as stored", "epoch 1"]
     shape = epoch_shape(len(setup.images), run.recipe.train)
     channels, height, width = setup.store.images.shape[1:]
     augment = setup.augment(run.recipe.train.seed).prepare(channels, height, width)
@@ -83,14 +86,9 @@ def test_what_the_network_saw_is_what_it_was_fed(run: Run, samples: Samples) -> 
         assert decoded(columns["epoch 1"][0]).shape[0] < height
 
 
-def test_only_epochs_that_were_trained_are_shown(run: Run) -> None:
-    record = RunRecord.open(run)
-    stopped = Samples.find(record.model_copy(update={"epochs": record.epochs[:1]}))
-    assert stopped is not None
-    assert list(dict(stopped.seen())) == ["as stored", "epoch 1"]
-
-
 def test_stored_pictures_are_training_images(samples: Samples) -> None:
+    totals = {name: sum(parts) for name, parts in samples.counts().items()}
+    assert totals == {"train": 90, "validation": len(samples.splits.val), "test": 1000}
     train_images = np.asarray(samples.store.images)[samples.splits.train][:, 0]
     for name, pictures in samples.of_classes():
         labels = np.asarray(samples.store.labels)[samples.splits.train]
@@ -118,13 +116,6 @@ def test_no_test_picture_where_test_was_not_opened(run: Run) -> None:
     assert found is not None
     assert found.mistakes(5) == []
     assert len(found.test) == 0
-
-
-def test_counts_are_those_of_the_splits(samples: Samples) -> None:
-    counts = samples.counts()
-    assert {name: sum(parts) for name, parts in counts.items()} == {
-        "train": 90, "validation": len(samples.splits.val), "test": 1000
-    }  # fmt: skip
 
 
 def test_a_store_is_found_by_content_or_not_at_all(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from importlib import resources
 
@@ -28,16 +29,11 @@ def test_ticks_are_round(low: float, high: float, most: int, found: list[float])
     assert svg.ticks(low, high, most) == pytest.approx(found)
 
 
-@pytest.mark.parametrize("high", [1e-9, 0.3, 7.0, 123.0, 5e8])
-@pytest.mark.parametrize("most", [2, 3, 6])
-def test_there_are_never_too_many_ticks(high: float, most: int) -> None:
-    for low in (-high, 0.0, 0.9 * high):
-        found = svg.ticks(low, high, most)
+def test_there_are_never_too_many_ticks() -> None:
+    for high, most, share in itertools.product((1e-9, 0.3, 7.0, 123.0, 5e8), (2, 3, 6), (-1, 0.0, 0.9)):
+        found = svg.ticks(share * high, high, most)
         assert len(found) <= most
-        assert all(low - 1e-9 * high <= value <= high * (1 + 1e-9) for value in found)
-
-
-def test_log_ticks_are_few_and_inside() -> None:
+        assert all((share - 1e-9) * high <= value <= high * (1 + 1e-9) for value in found)
     for low, high in ((3e4, 2e6), (1e5, 1.2e5), (10, 1e10)):
         found = svg.log_ticks(low, high)
         assert 2 <= len(found) <= 6
@@ -48,22 +44,16 @@ def test_a_scale_holds_what_is_outside_at_its_ends() -> None:
     scale = Scale(1, 100, 0, 200, log=True)
     assert [scale(value) for value in (0.5, 1, 10, 100, 1e6)] == pytest.approx([0, 0, 100, 200, 200])
     assert Scale(3, 3, 0, 10)(3) == 5
-
-
-def test_labels_are_spread_and_stay_inside() -> None:
     assert svg.spread([10, 11, 90], 10, 0, 100) == [10, 20, 90]
     assert svg.spread([99, 98], 10, 0, 100) == [100, 90]
     assert svg.spread([], 10, 0, 100) == []
 
 
-@pytest.mark.parametrize("text", ["", "one", "word " * 60, "x" * 500, "a\nb\tc\x00d", "猫" * 60, "\u202e x"])
-def test_text_fits_its_width(text: str) -> None:
-    line = svg.fit(text, 120)
-    assert svg.text_width(line) <= 120
-    assert not re.search(r"[\x00-\x1f\u202e]", line)
-
-
-def test_wide_characters_are_wide() -> None:
+def test_text_fits_its_width() -> None:
+    for text in ("", "one", "word " * 60, "x" * 500, "a\nb\tc\x00d", "猫" * 60, "\u202e x"):
+        line = svg.fit(text, 120)
+        assert svg.text_width(line) <= 120
+        assert not re.search(r"[\x00-\x1f\u202e]", line)
     assert svg.text_width("猫猫猫") == 3 * svg.SIZE
     assert svg.text_width("iii") < svg.text_width("mmm")
 
