@@ -202,9 +202,7 @@ def test_idx_from_a_folder(tmp_path: Path, name: str, gzipped: bool, inner: str)
     assert source.table.classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
 
 
-def test_the_two_sets_in_the_folders_of_torchvision_are_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_sets_in_the_folders_of_torchvision_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
     pixels = {name: idx_files(tmp_path / folder / "raw", seed=i)[0] for i, (name, folder) in enumerate(folders.items())}
     idx_files(tmp_path / "raw", seed=2)
@@ -289,11 +287,10 @@ def test_fetch_keeps_what_is_right(remote: Download, tmp_path: Path) -> None:
     assert [p.name for p in folder.iterdir()] == ["file.gz"]
     before = path.stat().st_mtime_ns
     assert fetch(replace(remote, url="http://127.0.0.1:1/file.gz"), folder, "x:FOLDER").stat().st_mtime_ns == before
-
-
-def test_a_file_put_there_by_hand_is_checked_like_a_download(remote: Download, tmp_path: Path) -> None:
-    fetch(remote, tmp_path, "x:FOLDER").write_bytes(bytes(remote.size))
-    refused(DataError, r"its SHA-256 is wrong; download .* again", fetch, remote, tmp_path, "x:FOLDER")
+    path.write_bytes(bytes(remote.size))  # a file put there by hand is checked like a download
+    refused(DataError, r"its SHA-256 is wrong; download .* again", fetch, remote, folder, "x:FOLDER")
+    words = r"cannot be written.*set data\.cache or KITAE_CACHE"
+    refused(DataError, words, fetch, remote, path / "downloads", "x")
 
 
 @pytest.mark.parametrize(
@@ -320,12 +317,6 @@ def test_fetch_keeps_nothing_else(
     words = rf"{words}.*put it into {folder}.*data\.source=cifar10:FOLDER"
     refused(DataError, words, fetch, wrong, folder, "cifar10:FOLDER")
     assert list(folder.iterdir()) == []
-
-
-def test_fetch_without_permission(remote: Download, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_bytes(b"")
-    words = r"cannot be written.*set data\.cache or KITAE_CACHE"
-    refused(DataError, words, fetch, remote, tmp_path / "taken" / "downloads", "x")
 
 
 def test_fetch_survives_a_connection_cut_in_the_middle(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_order_is_a_permutation_of_the_rows() -> None:
     assert order.dtype == np.int64
     assert sorted(order) == rows.tolist()
     assert order.tolist() != rows.tolist()
+    assert (image_set(balance="loss").order(1, 2) == image_set().order(1, 2)).all()
 
 
 @pytest.mark.parametrize("balance", ["none", "sampler"])
@@ -44,36 +45,29 @@ def test_an_image_left_out_does_not_reorder_the_others() -> None:
     assert (part == whole[whole != 77]).all()
 
 
-def test_loss_balance_does_not_change_the_order() -> None:
-    assert (image_set(balance="loss").order(1, 2) == image_set().order(1, 2)).all()
-
-
 # The balancing sampler
 
 
 def test_sampler_draws_every_class_equally_often() -> None:
+    """A small class is repeated evenly, a large one not at all, but covered over the epochs."""
     data = image_set(balance="sampler")
     order = data.order(0, 0)
-    assert len(order) == len(data) == 1000
-    assert np.bincount(LABELS[order & 0xFFFFFFFF]).tolist() == [250, 250, 250, 250]
-    assert len(set(order.tolist())) == 1000  # each repeat has an index, and so an augmentation, of its own
-
-
-def test_sampler_repeats_a_small_class_evenly_and_a_large_one_not_at_all() -> None:
-    order = image_set(balance="sampler").order(0, 0)
     rows, repeats = order & 0xFFFFFFFF, order >> 32
+    assert len(order) == len(data) == 1000
+    assert np.bincount(LABELS[rows]).tolist() == [250, 250, 250, 250]
+    assert len(set(order.tolist())) == 1000  # each repeat has an index, and so an augmentation, of its own
     assert set(np.bincount(rows, minlength=1000)[LABELS == 3]) == {25}
     assert set(np.bincount(rows, minlength=1000)[LABELS == 2]) == {2, 3}
     assert np.bincount(rows, minlength=1000)[LABELS == 0].max() == 1
     for row in np.flatnonzero(LABELS == 3):
         assert sorted(repeats[rows == row]) == list(range(25))
     assert repeats[LABELS[rows] == 0].max() == 0
-
-
-def test_sampler_covers_a_large_class_over_the_epochs() -> None:
-    data = image_set(balance="sampler")
     seen = np.unique(np.concatenate([data.order(0, epoch) & 0xFFFFFFFF for epoch in range(20)]))
     assert len(seen) == 1000
+    without = image_set(np.arange(900), balance="sampler").order(0, 0)  # a class without images is passed over
+    assert np.bincount(LABELS[without & 0xFFFFFFFF], minlength=4).tolist() == [450, 450, 0, 0]
+    even = image_set(balance="sampler", labels=np.tile([0, 1, 2, 3], 250)).order(0, 0)
+    assert sorted(even) == list(range(1000))
 
 
 def test_sampler_gives_places_left_over_to_each_class_in_turn() -> None:
@@ -87,17 +81,6 @@ def test_sampler_gives_places_left_over_to_each_class_in_turn() -> None:
     assert totals.tolist() == [997] * 4
 
 
-def test_sampler_passes_over_a_class_without_images() -> None:
-    data = image_set(np.arange(900), balance="sampler")
-    assert np.bincount(LABELS[data.order(0, 0) & 0xFFFFFFFF], minlength=4).tolist() == [450, 450, 0, 0]
-
-
-def test_sampler_on_balanced_data_draws_everything_once() -> None:
-    labels = np.tile([0, 1, 2, 3], 250)
-    order = image_set(balance="sampler", labels=labels).order(0, 0)
-    assert sorted(order) == list(range(1000))
-
-
 # Gathering
 
 
@@ -108,11 +91,13 @@ def test_gather_gives_images_and_labels_in_order() -> None:
     rows = index & 0xFFFFFFFF
     assert (pixels == IMAGES[rows]).all()
     assert (labels == LABELS[rows]).all()
-    assert pixels.dtype == np.uint8
-    assert labels.dtype == np.int64
+    assert (pixels.dtype, labels.dtype) == (np.uint8, np.int64)
     assert pixels.flags.c_contiguous
-    assert type(pixels) is np.ndarray
-    assert type(labels) is np.ndarray
+    assert type(pixels) is type(labels) is np.ndarray
+    pixels, labels = data.gather(np.zeros(0, np.int64))
+    assert (pixels.shape, labels.shape) == ((0, 3, 8, 8), (0,))
+    with pytest.raises(IndexError):
+        data.gather(np.array([1000]))
 
 
 def test_gather_gives_a_copy_of_the_store() -> None:
@@ -126,14 +111,6 @@ def test_gather_gives_a_copy_of_the_store() -> None:
     labels[:] = 7
     assert (store.images[0] == before).all()
     assert pixels.flags.owndata
-
-
-def test_gather_of_nothing_and_beyond() -> None:
-    pixels, labels = image_set().gather(np.zeros(0, np.int64))
-    assert pixels.shape == (0, 3, 8, 8)
-    assert labels.shape == (0,)
-    with pytest.raises(IndexError):
-        image_set().gather(np.array([1000]))
 
 
 def test_batches_do_not_depend_on_the_batch_size() -> None:
@@ -161,9 +138,6 @@ def test_class_weights_are_inverse_to_frequency_with_mean_one() -> None:
     assert np.allclose(weights * np.bincount(LABELS), 250)
     assert np.isclose(weights[LABELS].mean(), 1)
     assert np.allclose(image_set(labels=np.tile([0, 1, 2, 3], 250)).class_weights(), 1)
-
-
-def test_class_weights_without_images_of_a_class() -> None:
     data = image_set(np.arange(900))
     weights = data.class_weights()
     assert weights[2:].tolist() == [0, 0]
@@ -183,14 +157,11 @@ def test_statistics_are_those_of_the_rows(channels: int, monkeypatch: pytest.Mon
     assert ImageSet(images, RNG.permutation(rows), LABELS, CLASSES).statistics() == (mean, std)  # the very same bits
 
 
-def test_statistics_of_a_constant_channel_can_be_divided_by() -> None:
-    flat = np.full((4, 1, 8, 8), 255, np.uint8)
-    assert ImageSet(flat, np.arange(4), LABELS, CLASSES).statistics() == ((1.0,), (1.0,))
-
-
-def test_statistics_of_the_embedded_training_images() -> None:
+def test_statistics_of_the_embedded_training_images_and_of_a_constant_channel() -> None:
     store = open_store(DataSpec())
     splits = make_splits(store, DataSpec())
     mean, std = ImageSet(store.images, splits.train, store.labels, store.classes).statistics()
     assert 0.27 < mean[0] < 0.30  # the whole Fashion-MNIST has 0.2860 and 0.3530
     assert 0.34 < std[0] < 0.37
+    flat = np.full((4, 1, 8, 8), 255, np.uint8)
+    assert ImageSet(flat, np.arange(4), LABELS, CLASSES).statistics() == ((1.0,), (1.0,)), "it can be divided by"

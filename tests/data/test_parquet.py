@@ -37,17 +37,11 @@ def six(labels: Any = (0, 1, 2, 0, 1, 2), **more: Any) -> dict[str, Any]:
 
 
 def test_our_own_layout(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "x.parquet",
-        six(
-            class_name=pa.array(["cat", "dog", "emu"] * 2).dictionary_encode(),
-            split=["train", "train", "train", "val", "test", "test"],
-            group=[7, 7, 8, 9, 10, 10],
-            path=[f"{i}.png" for i in range(6)],
-        ),
-        row_group_size=2,
-    )
-    source = open_source(DataSpec(source=f"parquet:{path}"))
+    more = {
+        "class_name": pa.array(["cat", "dog", "emu"] * 2).dictionary_encode(), "path": [f"{i}.png" for i in range(6)],
+        "split": ["train", "train", "train", "val", "test", "test"], "group": [7, 7, 8, 9, 10, 10],
+    }  # fmt: skip
+    source = open_source(DataSpec(source=f"parquet:{write(tmp_path / 'x.parquet', six(**more), row_group_size=2)}"))
     assert isinstance(source, ParquetSource)
     assert source.table.classes == ("cat", "dog", "emu")
     assert source.table.labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -58,9 +52,17 @@ def test_our_own_layout(tmp_path: Path) -> None:
     assert list(source.images()) == [image(i) for i in range(6)]
 
 
-def test_class_names_may_be_numbers(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.parquet", six(class_name=[10, 20, 30] * 2))
-    assert open_source(DataSpec(source=f"parquet:{path}")).table.classes == ("10", "20", "30")
+@pytest.mark.parametrize(
+    ("columns", "classes", "labels"),
+    [
+        (six(class_name=[10, 20, 30] * 2), ("10", "20", "30"), [0, 1, 2, 0, 1, 2]),
+        (six(("dog", "cat", "emu", "emu", "cat", "dog")), ("cat", "dog", "emu"), [1, 0, 2, 2, 0, 1]),
+        (six((30, 10, 20, 10, 20, 30)), ("10", "20", "30"), [2, 0, 1, 0, 1, 2]),
+    ],
+)
+def test_labels(columns: dict[str, Any], classes: tuple[str, ...], labels: list[int], tmp_path: Path) -> None:
+    table = ParquetSource(write(tmp_path / "x.parquet", columns)).table
+    assert (table.classes, table.labels.tolist()) == (classes, labels)
 
 
 def test_the_hubs_layout(tmp_path: Path) -> None:
@@ -87,26 +89,19 @@ def test_the_hubs_layout(tmp_path: Path) -> None:
     assert images[list(source.table.names).index("32.png")] == image(32)
 
 
-def test_split_folders_of_parquet_files(tmp_path: Path) -> None:
+def test_splits_are_in_the_names_of_files_and_folders_or_in_a_column(tmp_path: Path) -> None:
     write(tmp_path / "set" / "train" / "0000.parquet", six())
-    write(tmp_path / "set" / "test" / "0000.parquet", six())
+    write(tmp_path / "set" / "test.parquet" / "part-0.parquet", six())  # a folder named like a file
     assert sorted(ParquetSource(tmp_path / "set").table.splits.tolist()) == [TRAIN] * 6 + [TEST] * 6
-
-
-def test_one_file_is_train_whatever_its_name(tmp_path: Path) -> None:
-    assert ParquetSource(write(tmp_path / "test.parquet", six())).table.splits.tolist() == [TRAIN] * 6
-
-
-def test_string_labels(tmp_path: Path) -> None:
-    source = ParquetSource(write(tmp_path / "x.parquet", six(("dog", "cat", "emu", "emu", "cat", "dog"))))
-    assert source.table.classes == ("cat", "dog", "emu")
-    assert source.table.labels.tolist() == [1, 0, 2, 2, 0, 1]
-
-
-def test_int_labels_without_names_and_with_gaps(tmp_path: Path) -> None:
-    source = ParquetSource(write(tmp_path / "x.parquet", six((30, 10, 20, 10, 20, 30))))
-    assert source.table.classes == ("10", "20", "30")
-    assert source.table.labels.tolist() == [2, 0, 1, 0, 1, 2]
+    path = write(tmp_path / "mine" / "test.parquet", six())
+    assert ParquetSource(path).table.splits.tolist() == [TRAIN] * 6, "one file is train whatever its name"
+    # By its name it is a test split in the folder: they must not share a store.
+    assert ParquetSource(path).fingerprint() != ParquetSource(path.parent).fingerprint()
+    columns = six(split=[None, "", " Test ", "val", "test", None])
+    columns["image"][2] = None  # an unreadable image, which keeps its place
+    source = ParquetSource(write(tmp_path / "x.parquet", columns))
+    assert source.table.splits.tolist() == [TRAIN, TRAIN, TEST, VAL, TEST, TRAIN]
+    assert list(source.images())[2] == b""
 
 
 def test_other_column_names(tmp_path: Path) -> None:
@@ -157,11 +152,6 @@ IMAGES_TWICE = pa.Table.from_arrays([[b"x"], [b"x"], [0]], names=["image", "imag
 WHOLE = in_memory(pa.table(six()))
 
 
-def test_an_image_without_a_split_is_for_training(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.parquet", six(split=[None, "", " Test ", "val", "test", None]))
-    assert ParquetSource(path).table.splits.tolist() == [TRAIN, TRAIN, TEST, VAL, TEST, TRAIN]
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -192,11 +182,6 @@ def test_wrong_tables_are_explained(tmp_path: Path, content: dict[str, Any] | by
     refused(DataError, rf"x\.parquet.*{words}", lambda: [ParquetSource(path).table, *ParquetSource(path).images()])
 
 
-def test_a_folder_named_like_a_file(tmp_path: Path) -> None:
-    write(tmp_path / "set" / "train.parquet" / "part-0.parquet", six())
-    assert len(ParquetSource(tmp_path / "set").table.labels) == 6
-
-
 def test_damaged_pages_are_a_dataerror(tmp_path: Path) -> None:
     whole = bytearray(write(tmp_path / "whole.parquet", six(), compression="zstd").read_bytes())
     whole[4:400] = bytes(396)
@@ -218,12 +203,6 @@ def test_files_must_agree(tmp_path: Path) -> None:
     refused(DataError, r"no \.parquet files", ParquetSource, tmp_path / "nothing")
 
 
-def test_a_null_image_is_an_unreadable_one_and_keeps_its_place(tmp_path: Path) -> None:
-    columns = six()
-    columns["image"][2] = None
-    assert list(ParquetSource(write(tmp_path / "x.parquet", columns)).images())[2] == b""
-
-
 def test_large_images_come_whole_and_in_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     big = [rng.bytes(2 << 20) for _ in range(8)]
@@ -234,9 +213,3 @@ def test_large_images_come_whole_and_in_order(tmp_path: Path) -> None:
 def test_columns_change_the_fingerprint(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", six(other=[1, 0] * 3))
     assert ParquetSource(path).fingerprint() != ParquetSource(path, label_column="other").fingerprint()
-
-
-def test_a_folder_of_one_file_is_not_that_file(tmp_path: Path) -> None:
-    """By its name the file is a test split in the folder; alone it is everything. They must not share a store."""
-    path = write(tmp_path / "mine" / "test.parquet", six())
-    assert ParquetSource(path).fingerprint() != ParquetSource(path.parent).fingerprint()
