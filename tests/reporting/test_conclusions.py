@@ -18,7 +18,7 @@ from kitae.experiments.study_spec import StudySpec, shipped
 from kitae.recipe import Recipe
 from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_labels, study_page
 from kitae.reporting.compression_results import Candidate, CompressionRecord
-from kitae.reporting.effects import Analysis, Effect, interval, measured, verdict
+from kitae.reporting.effects import Analysis, Effect, interval, measured, noise_line, verdict
 from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import StudyRecord, study_of
 from kitae.run import Run
@@ -334,6 +334,13 @@ def test_the_axis_of_a_forest_has_a_sign_at_every_difference_but_at_no_differenc
     ticks = re.findall(r'<text[^>]*text-anchor="middle"[^>]*>([-+\d.]+)</text>', drawn.__html__())
     assert {"-2", "0", "+2"} <= set(ticks)
     assert all(tick == "0" or tick[0] in "+-" for tick in ticks)
+
+
+def test_the_noise_is_told_with_the_label_of_the_reference() -> None:
+    noise = {"sd": 0.3, "low": 0.2, "high": 0.4, "df": 6, "reference": "none", "reference_mean": 80.0}
+    analysis = Analysis.model_validate({"unit": "points", "noise": noise})
+    assert noise_line(analysis).endswith("; none: 80.00")
+    assert noise_line(analysis, {"none": "without augmentation"}).endswith("; without augmentation: 80.00")
 
 
 def test_sentences_are_told_with_labels_and_keep_what_only_the_study_knew(tmp_path: Path) -> None:
