@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from kitae.experiments.outcome import flatten, numbers
 from kitae.reporting.effects import metric
 
@@ -36,28 +34,24 @@ def test_a_step_of_ones_own_may_call_its_numbers_anything() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "better"),
-    [
-        ("test.accuracy", 1), ("val.loss", -1), ("test.ece", -1), ("gap", -1), ("images_per_second", 1),
-        ("epoch_seconds", -1), ("training_seconds", -1), ("peak_memory_bytes", -1), ("test.per_class.cat.accuracy", 1),
-        ("robustness.rotation_accuracy", 1), ("prune.parameters", -1), ("prune.sparsity", 0), ("best_epoch", 0),
-        ("my.module:step.widgets", 0), ("my:step.pieces", 0), ("my:step.glossary", 0), ("my:step.gaps", 0),
-        ("my:step.loss_of_pieces", -1), ("test.macro_f1", 1),
-    ],
-)  # fmt: skip
-def test_which_way_a_number_is_better(name: str, better: int) -> None:
-    assert metric(name).better == better
+def test_which_way_a_number_is_better() -> None:
+    ways = {
+        1: "test.accuracy images_per_second test.per_class.cat.accuracy robustness.rotation_accuracy test.macro_f1",
+        -1: "val.loss test.ece gap epoch_seconds training_seconds peak_memory_bytes prune.parameters"
+            " my:step.loss_of_pieces",
+        0: "prune.sparsity best_epoch my.module:step.widgets my:step.pieces my:step.glossary my:step.gaps",
+    }  # fmt: skip
+    for better, names in ways.items():
+        for name in names.split():
+            assert metric(name).better == better, name
 
 
-@pytest.mark.parametrize(
-    ("name", "unit"),
-    [
-        ("test.accuracy", "points"), ("val.ece", "points"), ("test.macro_f1", "points"), ("gap", "points"),
-        ("robustness.blur_accuracy", "points"), ("my:step.pieces", ""), ("my:step.milliseconds", ""),
-        ("my:step.kilobytes", ""), ("epoch_seconds", "s"), ("peak_memory_bytes", "MiB"),
-        ("images_per_second", "images/s"),
-    ],
-)  # fmt: skip
-def test_the_unit_of_a_number_is_a_word_of_its_name(name: str, unit: str) -> None:
-    assert metric(name).unit == unit
+def test_the_unit_of_a_number_is_a_word_of_its_name() -> None:
+    units = {
+        "points": "test.accuracy val.ece test.macro_f1 gap robustness.blur_accuracy",
+        "": "my:step.pieces my:step.milliseconds my:step.kilobytes",
+        "s": "epoch_seconds", "MiB": "peak_memory_bytes", "images/s": "images_per_second",
+    }  # fmt: skip
+    for unit, names in units.items():
+        for name in names.split():
+            assert metric(name).unit == unit, name

@@ -27,9 +27,14 @@ def test_runs_of_a_seed_differ_only_in_the_variant() -> None:
     for job in plan.jobs:
         assert job.recipe.train.seed == job.seed
         assert job.recipe.data == base.data
-        assert job.recipe.train.early_stopping is None
         assert job.recipe.train.threads == 2
+        assert job.recipe.train.precision == "auto"
     assert [job.seed for job in plan.jobs] == [0] * 3 + [1] * 3 + [2] * 3  # stopped anywhere, it is nearly balanced
+    assert {job.recipe.train.precision for job in make_plan(make(), measure=fake_train.measure).jobs} == {"bf16"}
+    stopping = base.override("train.early_stopping.patience=3")
+    for given in ({"train.epochs": 4}, {"train": {**stopping.train.model_dump(mode="json"), "epochs": 4}}):
+        recipe, _ = resolve(stopping, make(), given, "here")
+        assert (recipe.train.epochs, recipe.train.early_stopping) == (4, None)
 
 
 def test_time_noise_and_what_can_be_shown() -> None:
@@ -58,11 +63,8 @@ def test_a_busy_machine_is_mentioned() -> None:
     [
         ({"factors": {"limit": {"data.limit": [1000, 4000]}}}, 3 * (1 + 4)),
         ({"factors": {"limit": {"data.limit": [1000, None]}}}, 3 * (1 + 10)),
-        (
-            {"factors": {"ratio": {"after.prune.ratio": [0.0, 0.5]}}, "after": {"prune": {"epochs": 2}}},
-            10 * (3 + 2 * 2),
-        ),
-        ({"factors": {"ratio": {"after.prune.ratio": [0.0, 0.5]}}, "after": {"prune": {}}}, 10 * (3 + 2 * 5)),
+        ({"factors": RATIO, "after": {"prune": {"epochs": 2}}}, 10 * (3 + 2 * 2)),
+        ({"factors": RATIO, "after": {"prune": {}}}, 10 * (3 + 2 * 5)),
     ],
 )
 def test_time_follows_the_images_and_the_fine_tuning(fields: dict[str, Any], epochs: float) -> None:
@@ -166,9 +168,7 @@ def test_screening_prints_its_aliases() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_before_anything_is_trained(
-    tmp_path: Path, fields: dict[str, Any], named: list[str]
-) -> None:
+def test_a_mistake_is_one_line_before_any_training(tmp_path: Path, fields: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         run(tmp_path / "s", make(**fields))
     assert all(name in str(caught.value) for name in named), str(caught.value)
@@ -178,12 +178,6 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
 @pytest.mark.parametrize("threads", [0, -2])
 def test_threads_are_at_least_one(threads: int) -> None:
     refused(RecipeError, rf"threads: {threads} ", threads_each, threads, 1)
-
-
-def test_precision_auto_is_resolved_once_for_all_runs() -> None:
-    assert {job.recipe.train.precision for job in plan_study(make(), measure=None).jobs} == {"auto"}
-    plan = make_plan(make(), measure=fake_train.measure)
-    assert {job.recipe.train.precision for job in plan.jobs} == {"bf16"}
 
 
 def test_ops_are_switched_by_their_names() -> None:
@@ -203,12 +197,3 @@ def test_ops_are_switched_by_their_names() -> None:
         {"augment.train": [{"rotate": {}}, {"rotate": {}}], "augment.train.rotate": None},
     ):
         refused(RecipeError, r"^here: augment\.train\.rotate", ops, wrong)
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_early_stopping_is_off_whatever_the_base_and_the_variants_say(whole: bool) -> None:
-    base = Recipe.load("fashion-mini").override("train.early_stopping.patience=3")
-    train = {"train": {**base.train.model_dump(mode="json"), "epochs": 4}}
-    recipe, _ = resolve(base, make(), train if whole else {"train.epochs": 4}, "here")
-    assert recipe.train.epochs == 4
-    assert recipe.train.early_stopping is None

@@ -86,14 +86,6 @@ def test_gpus_are_counted_or_shared(gpus: float) -> None:
 
 
 @slow
-def test_the_same_study_on_a_cluster(tmp_path: Path, cluster: Any) -> None:
-    spec = make(seeds=[0, 1])
-    run(tmp_path / "inline", spec, threads=1)
-    study(spec, tmp_path / "ray", executor=RayCluster(), threads=1, **FAKE)
-    assert files(tmp_path / "ray") == files(tmp_path / "inline")
-
-
-@slow
 def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
     spec, place = make(seeds=[0, 1]), Loses()
     run(tmp_path / "inline", spec, threads=1)

@@ -88,23 +88,14 @@ def test_pruning_after_a_run_is_as_the_compression_prunes(tmp_path: Path) -> Non
 
 
 def test_variants_begin_with_the_same_weights_where_shapes_allow() -> None:
-    spec = StudySpec.parse(
-        {
-            "name": "networks",
-            "base": "fashion-mini",
-            "set": {"model.name": "resnet20", "model.width": 8},
-            "design": "compare",
-            "variants": {
-                "plain": {},
-                "stochastic depth": {"model.stochastic_depth": 0.3},
-                "dropout": {"model.dropout": 0.3},
-                "deeper": {"model.name": "resnet56"},
-                "wider": {"model.width": 16},
-                "averaged": {"train.ema": 0.9},
-            },
-            "seeds": [0, 1],
-        }
-    )
+    variants = {
+        "plain": {}, "stochastic depth": {"model.stochastic_depth": 0.3}, "dropout": {"model.dropout": 0.3},
+        "deeper": {"model.name": "resnet56"}, "wider": {"model.width": 16}, "averaged": {"train.ema": 0.9},
+    }  # fmt: skip
+    spec = StudySpec.parse({
+        "name": "networks", "base": "fashion-mini", "set": {"model.name": "resnet20", "model.width": 8},
+        "design": "compare", "variants": variants, "seeds": [0, 1],
+    })  # fmt: skip
     plan = make_plan(spec, threads=1, precision="fp32")
     store = open_store(plan.jobs[0].recipe.data)
     splits = make_splits(store, plan.jobs[0].recipe.data)

@@ -26,7 +26,7 @@ from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.executors import Inline
-from kitae.experiments.search import FRESH_SEED, _recipe_of, _verdict, search
+from kitae.experiments.search import FRESH_SEED, _verdict, search
 from kitae.experiments.search_result import Arm, SearchResult
 from kitae.experiments.space import PRESETS, SUBSET, apply, suggest
 from kitae.recipe import Recipe
@@ -83,20 +83,19 @@ def test_ties_go_to_the_lower_loss_then_the_later_arm() -> None:
     assert max(backwards, key=lambda arm: arm.standing).number == 5
 
 
-def test_the_rematch_is_on_other_seeds_than_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_SUBSET", "0.05")
-    result = run(tmp_path / "s", f"train.seed={FRESH_SEED + 1}", arms=40, rematch_seeds=3)
-    assert result.rematch.spec.seeds == (FRESH_SEED, FRESH_SEED + 2, FRESH_SEED + 3)
-
-
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
-def test_arms_are_judged_by_what_chooses_the_epoch(
-    metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arms_are_judged_by_what_selects_epochs(metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SUBSET", "0.05")
-    result = run(tmp_path / "s", f"train.select=val_{metric}", arms=40)
+    seed = f"train.seed={FRESH_SEED + 1}"  # which the rematch leaves out
+    options: dict[str, Any] = {"arms": 40, "rematch_seeds": 3}
+    result = run(tmp_path / "s", f"train.select=val_{metric}", seed, threads=1, **options)
     assert result.metric == result.rematch.spec.metric == f"val.{metric}"
     assert max(score for arm in result.arms for _, score, _ in arm.rungs) < 0.5
+    assert result.rematch.spec.seeds == (FRESH_SEED, FRESH_SEED + 2, FRESH_SEED + 3)
+    lines: list[str] = []
+    again = run(tmp_path / "s", f"train.select=val_{metric}", seed, threads=2, report=lines.append, **options)
+    assert any(line.startswith("threads: 2 is ignored") for line in lines)
+    assert again.rematch.settings["threads"] == 1
 
 
 def test_a_search_that_finds_something_wins_on_fresh_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,19 +139,19 @@ def test_a_search_is_a_table_for_programs_and_text_for_people(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run(tmp_path / "s", arms=len(PRESETS) + 1)
-    research._print_result(result)
-    head, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    monkeypatch.setattr("kitae.experiments.search.search", lambda *_, **__: result)
+    research.search("fashion-mini")
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    head, *rows = lines[next(place for place, line in enumerate(lines) if line[0] == "arm") :]
     assert head == ["arm", "epochs", "val.accuracy", "state", "ops"]
-    assert [len(row) for row in rows] == [5] * (len(PRESETS) + 1) + [1, 1]
-    assert rows[-1] == [result.verdict]
+    assert [len(row) for row in rows[: len(PRESETS) + 1]] == [5] * (len(PRESETS) + 1)
+    assert [result.verdict] in rows
     monkeypatch.setattr(console, "interactive", lambda: True)
-    research._print_result(result)
-    assert capsys.readouterr().out == result.table() + "\n"
+    research.search("fashion-mini")
+    assert result.table() + "\n" in capsys.readouterr().out
 
 
-def test_fields_are_set_as_in_training_and_the_folder_has_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fields_are_set_as_in_training_and_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"executor": Inline(), "arms": len(PRESETS) + 1, **FAKE}
     result = search("fashion-mini", set={"train.epochs": 9, "train.seed": 3}, **options)
@@ -161,6 +160,12 @@ def test_fields_are_set_as_in_training_and_the_folder_has_a_name(
     again = search("fashion-mini", None, "train.epochs=9", set="train.seed=3", **options)
     assert again.data() == result.data(), "resumed"
     refused(RecipeError, "set takes texts", search, "fashion-mini", set=[3], **options)
+    # Data are searched with a shipped recipe in length and model.
+    make_images(tmp_path / "photos", ("cat", "dog"), [(28, 28)] * 12)
+    found = search(tmp_path / "photos", tmp_path / "of photos", "train.epochs=1", **options).winner
+    usual = Recipe.load("fashion-mini").override("train.epochs=1")
+    assert found.data.source == f"folder:{tmp_path / 'photos'}"
+    assert (found.model, found.train.optimizer) == (usual.model, usual.train.optimizer)
 
 
 def test_a_search_that_is_damaged_or_not_finished_is_not_opened(tmp_path: Path) -> None:
@@ -208,9 +213,7 @@ def test_a_search_that_found_luck_says_so(tmp_path: Path) -> None:
     assert result.preset.name in result.verdict
 
 
-def test_the_opponent_is_the_preset_that_is_best_at_the_full_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_opponent_is_the_best_preset_at_the_full_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SUBSET", "0.08")
     monkeypatch.setenv("FAKE_LATE", "yes")
     result = run(tmp_path / "s", arms=40)
@@ -252,9 +255,7 @@ def test_equal_differences_on_two_seeds_are_no_failure(estimate: float, words: s
     assert "failed" not in verdict
 
 
-def test_a_search_whose_presets_all_failed_is_an_error_and_says_why_each_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_all_presets_failed_the_search_says_why_each_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_FAIL_RUNS", "without subset")
     lines: list[str] = []
     refused(TrainingError, "every preset failed", run, tmp_path / "s", arms=40, report=lines.append)
@@ -262,9 +263,7 @@ def test_a_search_whose_presets_all_failed_is_an_error_and_says_why_each_did(
 
 
 @pytest.mark.parametrize("rotation", ["0", "0.05"])
-def test_the_winner_keeps_no_setting_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotation: str
-) -> None:
+def test_the_winner_keeps_no_machine_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotation: str) -> None:
     monkeypatch.setenv("FAKE_SUBSET", rotation)
     result = run(tmp_path / "s", "train.early_stopping.patience=3", arms=40)
     for winner in (result.winner, Recipe.load(tmp_path / "s" / "winner.yaml")):
@@ -308,9 +307,7 @@ def test_the_folder_is_taken_until_the_rematch_is_judged(tmp_path: Path, monkeyp
     assert met == [True]
 
 
-def test_an_arm_that_failed_and_is_tried_again_may_change_the_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_arm_that_is_tried_again_may_change_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SUBSET", "0.05")
     whole = run(tmp_path / "whole", arms=40)
     monkeypatch.setenv("FAKE_FAIL", whole.preset.recipe.fingerprint)
@@ -336,15 +333,6 @@ def test_a_search_says_how_long_it_takes_also_when_resumed(tmp_path: Path) -> No
     assert again[1] == lines[1]
 
 
-def test_a_search_and_its_rematch_keep_their_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_SUBSET", "0.05")
-    run(tmp_path / "s", arms=40, threads=1)
-    lines: list[str] = []
-    result = run(tmp_path / "s", arms=40, threads=2, report=lines.append)
-    assert any(line.startswith("threads: 2 is ignored") for line in lines)
-    assert result.rematch.settings["threads"] == 1
-
-
 def test_a_search_is_not_resumed_on_other_images(tmp_path: Path) -> None:
     run(tmp_path / "s", arms=8)
     for file in (tmp_path / "s" / "arms").glob("*.json"):
@@ -354,36 +342,30 @@ def test_a_search_is_not_resumed_on_other_images(tmp_path: Path) -> None:
     refused(TrainingError, r"the images of fashion-mini have changed .* or --overwrite$", run, tmp_path / "s", arms=8)
 
 
-def test_another_search_in_the_folder_or_one_of_a_version_that_trains_differently_is_refused(tmp_path: Path) -> None:
-    run(tmp_path / "s")
-    with pytest.raises(TrainingError, match=r"holds another search \(arms was 24, is 25\).* or --overwrite$"):
-        run(tmp_path / "s", arms=25)
-    with unchanged(tmp_path):
+def test_another_search_takes_the_folder_only_when_asked_to(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    another = r"holds another search \(arms was 24, is 25\).* or --overwrite$"
+    refused(TrainingError, another, run, folder, arms=25)
+    (folder / "arms" / "old.json").write_text("{}")
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "photo.jpg").write_bytes(b"")
+    with unchanged(tmp_path):  # a mistake costs nothing, and no lock is left in a folder that is not ours
         refused(RecipeError, "arms: 7 leaves nothing to search", run, tmp_path / "t", arms=7)
         refused(RecipeError, "rematch_seeds: 1 gives the verdict no interval", run, tmp_path / "t", rematch_seeds=1)
         refused(RecipeError, r"data\.folds: a search compares runs that have", run, tmp_path / "t", "data.folds=5")
         refused(RecipeError, r"train\.epochs: 0 leaves nothing to compare", run, tmp_path / "t", "train.epochs=0")
-    file = tmp_path / "s" / "search.yaml"
-    file.write_text(file.read_text().replace("numerics: 3\n", ""))
-    refused(TrainingError, r"version of Kitae.*--overwrite$", run, tmp_path / "s")
-
-
-def test_another_search_takes_the_folder_only_when_asked_to(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    run(folder)
-    (folder / "arms" / "old.json").write_text("{}")
-    refused(RecipeError, "epochs", run, folder, "train.epochs=-1", overwrite=True)
-    assert (folder / "arms" / "old.json").is_file(), "a mistake costs nothing"
+        refused(RecipeError, "epochs", run, folder, "train.epochs=-1", overwrite=True)
+        refused(TrainingError, r"photo\.jpg.* choose another --out", run, strange)
     assert len(run(folder, arms=10, overwrite=True).arms) == 10
     assert not (folder / "arms" / "old.json").exists()
     (folder / "mine.txt").write_text("notes")
     refused(TrainingError, r"mine\.txt.* choose another --out", run, folder, overwrite=True)
     assert (folder / "search.json").is_file()
-    strange = tmp_path / "t"
-    strange.mkdir()
-    (strange / "photo.jpg").write_bytes(b"")
-    refused(TrainingError, r"photo\.jpg.* choose another --out", run, strange)
-    assert [path.name for path in strange.iterdir()] == ["photo.jpg"], "no lock is left in a folder that is not ours"
+    file = folder / "search.yaml"
+    file.write_text(file.read_text().replace("numerics: 3\n", ""))  # of a version that trains differently
+    refused(TrainingError, r"version of Kitae.*--overwrite$", run, folder, arms=10)
 
 
 @pytest.mark.parametrize(
@@ -412,12 +394,3 @@ def test_every_point_of_the_space_is_a_valid_recipe() -> None:
     assert set(SUBSET) | {"rand_augment", "auto_augment", "trivial_augment_wide", "random_crop"} <= seen
     for point in PRESETS.values():
         apply(base, point, 28)
-
-
-def test_data_are_searched_with_a_shipped_recipe_in_length_and_model(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    found = _recipe_of(photos)
-    assert found.data.source == f"folder:{photos}"
-    assert (found.model, found.train) == (Recipe.load("fashion-mini").model, Recipe.load("fashion-mini").train)
-    assert _recipe_of("cifar10-quick") == Recipe.load("cifar10-quick")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,16 +38,13 @@ ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of the Kitae under test
 FAKE = {"train": "tests.experiments.fake_train:train", "measure": "tests.experiments.fake_train:measure"}
 STUDY: dict[str, Any] = {
-    "name": "fake",
-    "base": "fashion-mini",
-    "set": {"train.epochs": 3},
-    "design": "one_in",
+    "name": "fake", "base": "fashion-mini", "set": {"train.epochs": 3}, "design": "one_in",
     "factors": {
         "smoothing": {"train.label_smoothing": [0.0, 0.1]},
         "mixing": {"augment.mix": [None, {"mixup_alpha": 1.0}]},
     },
     "seeds": [0, 1, 2],
-}
+}  # fmt: skip
 CLAIM = {"says": "mixing helps", "effect": "mixing", "between": [1, 3]}
 
 
@@ -129,7 +127,8 @@ def test_a_study_is_tables_for_programs_and_text_for_people(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run(folder, make(claims={"mix": CLAIM}, seeds=[0, 1]))
-    research._print_result(result)
+    monkeypatch.setattr("kitae.experiments.study.study", lambda *_, **__: result)
+    research.study("fake")
     lines = capsys.readouterr().out.splitlines()
     tables: list[list[list[str]]] = [[]]
     for cells in (line.split("\t") for line in lines):
@@ -146,8 +145,8 @@ def test_a_study_is_tables_for_programs_and_text_for_people(
     assert all(len(row) == len(table[0]) for table in (variants, effects, claims) for row in table)
     assert not any("---" in line for line in lines)
     monkeypatch.setattr(console, "interactive", lambda: True)
-    research._print_result(result)
-    assert capsys.readouterr().out == result.table() + "\n"
+    research.study("fake")
+    assert result.table() + "\n" in capsys.readouterr().out
     assert "effect     estimate" in result.table(), "aligned"
 
 
@@ -181,17 +180,12 @@ def test_everything_is_written_down_before_the_first_run(folder: Path, monkeypat
     assert calls == ["auto"], "precision: auto is decided once"
 
 
-def test_finished_runs_are_not_run_again(folder: Path) -> None:
+def test_finished_runs_are_not_run_again_but_for_one_whose_record_is_damaged(folder: Path) -> None:
     first = run(folder)
     before = files(folder)
     assert run(folder).sentences == first.sentences
     assert files(folder) == before
     assert set(trained(folder).values()) == {1}
-
-
-def test_a_run_whose_record_is_damaged_is_run_again(folder: Path) -> None:
-    run(folder)
-    before = files(folder)
     record = sorted(folder.glob("runs/*.json"))[0]
     record.write_text(record.read_text()[:40])
     (folder / "runs.parquet").unlink()
@@ -250,20 +244,31 @@ def test_a_published_study_is_resumed_only_on_its_images(folder: Path) -> None:
 
 def test_a_failed_run_is_reported_and_repeated_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_FAIL", "only-mixing-seed1")
-    result = run(folder)
+    result = run(folder, make(also=["test.top5", "gap"]))
     assert result.failed.to_dict("records") == [
         {"variant": "only mixing", "seed": 1, "status": "failed", "error": "the loss was not finite"}
     ]
     text = result.table()
     assert "8 of 9 runs finished" in text
     assert "only mixing, seed 1: failed: the loss was not finite" in text
+    assert result.notes == ["No finished run has a number test.top5."]
+    assert result.notes[0] in text
     effects = result.effects[result.effects["metric"] == "test.accuracy"].set_index("name")
     assert effects.loc["mixing", "pairs"] == 2
     assert effects.loc["smoothing", "pairs"] == 3
     monkeypatch.delenv("FAKE_FAIL")
-    again = run(folder)
+    again = run(folder, make(also=["test.top5", "gap"]))
     assert len(again.failed) == 0
     assert "only mixing, seed 1" not in again.table()
+
+
+def test_what_no_finished_run_has_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(tmp_path / "top5", make(metric="test.top5", also=[]))
+    assert len(result.failed) == 0
+    assert len(result.numberless) == 9
+    assert re.match("nothing can be said.*test.top5", result.sentences[0].partition(": ")[2])
+    monkeypatch.setenv("FAKE_FAIL", "only-mixing")
+    assert "p after Holm over 1 effect\n" in run(tmp_path / "failed").table()
 
 
 @pytest.mark.parametrize(
@@ -334,9 +339,7 @@ def test_a_changed_base_recipe_is_refused(tmp_path: Path, folder: Path) -> None:
         ("compare", "variants", {"a": {}, "b": {"train.label_smoothing": 0.1}}),
     ],
 )
-def test_another_order_is_no_changed_recipe_and_no_same_study(
-    folder: Path, design: str, place: str, content: dict[str, Any]
-) -> None:
+def test_another_order_is_another_study(folder: Path, design: str, place: str, content: dict[str, Any]) -> None:
     def ordered(backwards: bool) -> StudySpec:
         def turn(block: dict[str, Any]) -> dict[str, Any]:
             return dict(reversed(block.items())) if backwards else block
@@ -385,9 +388,7 @@ def test_a_study_keeps_its_threads_and_says_so(tmp_path: Path, folder: Path) -> 
 
 
 @pytest.mark.parametrize("wrong", [{"set": {"train.epoch": 3}}, {"base": "no-such-recipe"}])
-def test_overwrite_removes_nothing_before_the_new_plan_is_made(
-    tmp_path: Path, folder: Path, wrong: dict[str, Any]
-) -> None:
+def test_overwrite_removes_nothing_before_the_plan_is_made(tmp_path: Path, folder: Path, wrong: dict[str, Any]) -> None:
     run(folder, make(seeds=[0]))
     before = files(folder)
     with pytest.raises(RecipeError):
@@ -401,6 +402,7 @@ def test_overwrite_removes_nothing_before_the_new_plan_is_made(
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     refused(tmp_path / "photos", None, "cat.jpg")  # without leaving a lock there
+    refused(tmp_path / "photos" / "cat.jpg", None, "--out")
 
 
 def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,25 +447,6 @@ def test_an_unfinished_study_can_be_opened(folder: Path) -> None:
     opened.write()  # the tables of this start are not those of the next
     cut(folder, 1)
     assert list(StudyResult.open(folder).runs["status"]) == ["done"] * 5 + ["missing"] * 4
-
-
-def test_a_number_that_no_finished_run_has_is_reported(folder: Path) -> None:
-    result = run(folder, make(metric="test.top5", also=[]))
-    assert len(result.failed) == 0
-    assert len(result.numberless) == 9
-    assert "nothing can be said" in result.sentences[0]
-    assert "test.top5" in result.sentences[0]
-
-
-def test_a_further_number_that_no_finished_run_has_is_noted(folder: Path) -> None:
-    result = run(folder, make(also=["test.top5", "gap"]))
-    assert result.notes == ["No finished run has a number test.top5."]
-    assert result.notes[0] in result.table()
-
-
-def test_only_tested_effects_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_FAIL", "only-mixing")
-    assert "p after Holm over 1 effect\n" in run(folder).table()
 
 
 def test_a_number_of_0_is_compared_as_a_difference_and_told_so(folder: Path) -> None:
@@ -538,21 +521,18 @@ def test_the_command_on_the_page_adds_seeds_to_an_ablation(tmp_path: Path, monke
     assert len(StudyResult.open(folder).finished) == 8
 
 
-def test_settings_name_every_precision_of_a_study(tmp_path: Path) -> None:
-    assert run(tmp_path / "one", make(seeds=[0])).settings["precision"] == "bf16", "what auto became"
-    variants = {"fp32": {"train.precision": "fp32"}, "bf16": {"train.precision": "bf16"}}
-    spec = make(design="compare", factors={}, variants=variants, reference="fp32", seeds=[0])
-    assert run(tmp_path / "two", spec).settings["precision"] == "fp32 and bf16"
-
-
-def test_settings_name_every_commit_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_name_every_precision_and_commit_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, commit = fake_train.FakeRun.environment, "aaa"
     monkeypatch.setattr(fake_train.FakeRun, "environment", lambda run: {**original(run), "commit": commit})
     cut(tmp_path / "one", 4)
-    assert run(tmp_path / "one").settings["machine"]["commit"] == "aaa"
-    cut(tmp_path / "two", 4)
+    settings = run(tmp_path / "one").settings
+    assert (settings["machine"]["commit"], settings["precision"]) == ("aaa", "bf16"), "what auto became"
+    variants = {"fp32": {"train.precision": "fp32"}, "bf16": {"train.precision": "bf16"}}
+    spec = make(design="compare", factors={}, variants=variants, reference="fp32")
+    cut(tmp_path / "two", 4, spec)
     commit = "bbb"
-    assert run(tmp_path / "two").settings["machine"]["commit"] == ["aaa", "bbb"]
+    settings = run(tmp_path / "two", spec).settings
+    assert (settings["machine"]["commit"], settings["precision"]) == (["aaa", "bbb"], "fp32 and bf16")
 
 
 def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,9 +598,7 @@ study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threa
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_at_any_moment_it_ends_with_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "whole", make(seeds=[0, 1]), threads=1)
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
     folder = tmp_path / "cut"
@@ -665,9 +643,3 @@ def test_steps_of_your_own_share_the_training_and_have_numbers(folder: Path) -> 
     lines: list[str] = []
     run(folder, spec, report=lines.append)
     assert "6 of 9 runs are done" in lines[1]
-
-
-def test_a_file_is_no_study_folder(tmp_path: Path) -> None:
-    (tmp_path / "f").write_text("x")
-    with pytest.raises(KitaeError, match="--out"):
-        run(tmp_path / "f")

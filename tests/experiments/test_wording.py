@@ -10,15 +10,9 @@ from kitae.reporting.effects import Effect, amount, sentence
 
 
 def effect(
-    estimate: float,
-    low: float,
-    high: float,
-    p_holm: float = 0.01,
-    name: str = "mixing",
-    metric: str = "test.accuracy",
-    ratio: bool = False,
-    error: float = 0.2,
-) -> Effect:
+    estimate: float, low: float, high: float, p_holm: float = 0.01, name: str = "mixing",
+    metric: str = "test.accuracy", ratio: bool = False, error: float = 0.2,
+) -> Effect:  # fmt: skip
     return Effect(
         name=name, metric=metric, estimate=estimate, low=low, high=high, p=p_holm / 2, p_holm=p_holm,
         standard_error=error, df=4, pairs=3, ratio=ratio,
