@@ -50,18 +50,25 @@ def part_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def imports(path: Path) -> set[str]:
-    """Kitae modules that a file imports, inside functions and for types too."""
-    known = modules()
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def named(text: str) -> list[tuple[str, str]]:
+    """(module, name or nothing) of each import of Kitae in a file's text, inside functions and for types too."""
+    found: list[tuple[str, str]] = []
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "kitae"}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kitae":
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                public = kitae._PUBLIC.get(alias.name, (node.module,))[0] if node.module == "kitae" else node.module
-                found.add(inner if inner in known else public)
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [(node.module, alias.name) for alias in node.names]
+    return [(module, name) for module, name in found if module.split(".")[0] == "kitae"]
+
+
+def imports(path: Path) -> set[str]:
+    """Kitae modules that a file imports."""
+    known, found = modules(), set()
+    for module, name in named(path.read_text()):
+        inner = f"{module}.{name}"
+        public = kitae._PUBLIC.get(name, (module,))[0] if module == "kitae" and name else module
+        found.add(inner if inner in known else public)
     return found
 
 

@@ -83,20 +83,10 @@ def test_decimals_follow_the_error() -> None:
     assert decimals(float("inf"), otherwise=1) == 1
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (44.7e6, "44.7 MB"),
-        (999.96e3, "1 MB"),
-        (2.3e9, "2.3 GB"),
-        (999.7e9, "1,000 GB"),
-    ],
-)
-def test_sizes_are_told_in_decimal_units(value: float, text: str) -> None:
-    assert console.size(value) == text
+def test_sizes_are_told_in_decimal_units() -> None:
+    sizes = {0: "0 B", 999: "999 B", 1000: "1 kB", 44.7e6: "44.7 MB", 999.96e3: "1 MB", 2.3e9: "2.3 GB",
+             999.7e9: "1,000 GB"}  # fmt: skip
+    assert {value: console.size(value) for value in sizes} == sizes
 
 
 def test_the_time_left_counts_the_steps_of_this_process_only(
@@ -126,9 +116,7 @@ def test_quiet_silences_other_libraries_below_an_error(caplog: pytest.LogCapture
     assert [record.message for record in caplog.records] == ["an error", "afterwards"]
 
 
-def test_the_time_left_starts_anew_with_every_fold(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_left_is_of_each_fold(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
     view = console.TrainingView()
@@ -147,9 +135,7 @@ def test_the_time_left_starts_anew_with_every_fold(
             assert line.endswith(f"  {console.duration(seconds * (300 - 100 * epoch - step))} left")
 
 
-def test_progress_is_printed_where_somebody_looks(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_where_somebody_looks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     for looks in (False, True):
         monkeypatch.setattr(console, "interactive", lambda looks=looks: looks)

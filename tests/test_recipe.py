@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,26 +13,23 @@ from hypothesis import strategies as st
 from kitae.errors import RecipeError
 from kitae.recipe import Recipe, assigns, checked, override, parse_yaml, shipped
 from kitae.training.spec import ProbeSpec
+from tests.command import kitae
 from tests.refusals import refused
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted({*shipped(), "fashion-mini", "cifar10-quick", "cifar10-strong", "finetune"}))
 def test_shipped_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+    assert f"kitae train {name}" in shipped()[name]
     recipe = Recipe.load(name)
     assert recipe.name == name
     recipe.save(tmp_path / "recipe.yaml")
     again = Recipe.load(tmp_path / "recipe.yaml")
     assert again == recipe
     assert again.fingerprint == recipe.fingerprint
-
-
-@pytest.mark.parametrize("name", sorted(shipped()))
-def test_shipped_recipes_state_their_command(name: str) -> None:
-    assert f"kitae train {name}" in shipped()[name]
-
-
-def test_the_five_recipes_are_there() -> None:
-    assert set(shipped()) >= {"fashion-mini", "fashion-mnist", "cifar10-quick", "cifar10-strong", "finetune"}
+    tree = yaml.safe_load(Recipe().to_yaml())  # which holds every default
+    assert (tree["train"]["schedule"]["name"], tree["data"]["val_fraction"]) == ("cosine", 0.1)
+    with pytest.raises(Exception, match="frozen"):
+        recipe.train.epochs = 3  # type: ignore[misc]
 
 
 def test_override_is_typed_and_leaves_the_original_alone() -> None:
@@ -179,20 +174,10 @@ def test_missing_file_and_unknown_name(tmp_path: Path) -> None:
     refused(RecipeError, "no recipe 'aaa", Recipe.load, "a" * 300)
 
 
-def test_recipes_are_frozen() -> None:
-    with pytest.raises(Exception, match="frozen"):
-        Recipe.load("fashion-mini").train.epochs = 3  # type: ignore[misc]
-
-
-def test_schema_is_printed_as_json() -> None:
-    result = subprocess.run([sys.executable, "-m", "kitae", "recipe", "--schema"], capture_output=True, check=True)
-    schema = json.loads(result.stdout)
+def test_the_schema_is_json_and_a_printed_recipe_is_the_file_with_its_comments(tmp_path: Path) -> None:
+    schema = json.loads(kitae(tmp_path, "recipe", "--schema").stdout)
     assert {"data", "augment", "model", "train"} <= set(schema["properties"])
-
-
-def test_printed_recipe_is_the_file_with_its_comments() -> None:
-    result = subprocess.run([sys.executable, "-m", "kitae", "recipe", "fashion-mini"], capture_output=True, check=True)
-    assert result.stdout.decode() == shipped()["fashion-mini"]
+    assert kitae(tmp_path, "recipe", "fashion-mini").stdout == shipped()["fashion-mini"]
 
 
 @given(st.text(max_size=60))
@@ -227,12 +212,6 @@ def test_any_overrides_in_a_row_work_or_are_one_line_of_error(pairs: list[tuple[
         Recipe.load("fashion-mini").override(*(f"{field}={value}" for field, value in pairs))
     except RecipeError as error:
         assert "\n" not in str(error)
-
-
-def test_yaml_holds_every_default() -> None:
-    tree = yaml.safe_load(Recipe().to_yaml())
-    assert tree["train"]["schedule"]["name"] == "cosine"
-    assert tree["data"]["val_fraction"] == 0.1
 
 
 def test_an_image_size_is_a_side_or_two(tmp_path: Path) -> None:

@@ -62,24 +62,14 @@ def test_last_write(
     count: int, dtype: str, channels_last: bool, channels: int, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if streaming else 1 << 40)
-    normal = (
-        {}
-        if dtype == "uint8"
-        else {"mean": (0.5, 0.4, 0.3)[:channels], "std": (0.2, 0.3, 0.25)[:channels], "dtype": dtype}
-    )
+    normal = {"mean": (0.5, 0.4, 0.3)[:channels], "std": (0.2, 0.3, 0.25)[:channels], "dtype": dtype}
     ops = [{"random_erasing": {"p": 0.6}}, {"cutout": {"size": 5, "p": 0.5}}]
     x = torch.from_numpy(pictures(count, channels, 21, 30))
     targets = torch.arange(count) % 4
     out = []
     for executor in ("cpu", "torch"):
-        aug = Augment(
-            ops,
-            mix={"mixup_alpha": 0.5, "prob": 0.8},
-            num_classes=4,
-            executor=executor,
-            channels_last=channels_last,
-            **normal,
-        )
+        mixed = {"mix": {"mixup_alpha": 0.5, "prob": 0.8}, "num_classes": 4, "channels_last": channels_last}
+        aug = Augment(ops, executor=executor, **mixed, **({} if dtype == "uint8" else normal))
         out.append(aug(x, targets, epoch=1, index=torch.arange(count)))
     (a, ta), (b, tb) = out
     assert a.dtype == b.dtype == {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}[dtype]
@@ -126,12 +116,10 @@ def test_layouts_and_strides(executor: str) -> None:
 
 
 def test_empty_batch_and_empty_pipeline() -> None:
+    nothing, x = np.zeros((0, 3, 8, 8), np.uint8), pictures(3, 3, 8, 8)
     for executor in ("cpu", "torch"):
-        out = Augment(["invert"], executor=executor)(
-            np.zeros((0, 3, 8, 8), np.uint8), epoch=0, index=np.zeros(0, np.int64)
-        )
+        out = Augment(["invert"], executor=executor)(nothing, epoch=0, index=np.zeros(0, np.int64))
         assert out.shape == (0, 3, 8, 8)
-        x = pictures(3, 3, 8, 8)
         same = Augment([], executor=executor)(x, epoch=0, index=np.arange(3))
         np.testing.assert_array_equal(same, x)
         assert not np.shares_memory(same, x)

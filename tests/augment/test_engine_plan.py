@@ -114,12 +114,8 @@ def test_jitter_order_and_factors_are_uniform() -> None:
     assert len(orders) == 24
     _, counts = np.unique(program.codes, axis=0, return_counts=True)
     assert chi_square(counts) > 1e-4
-    for code, low, high in (
-        (o.BRIGHTNESS, 0.8, 1.2),
-        (o.CONTRAST, 0.6, 1.4),
-        (o.SATURATION, 0.5, 0.9),
-        (o.HUE, -0.1, 0.1),
-    ):
+    ranges = {o.BRIGHTNESS: (0.8, 1.2), o.CONTRAST: (0.6, 1.4), o.SATURATION: (0.5, 0.9), o.HUE: (-0.1, 0.1)}
+    for code, (low, high) in ranges.items():
         values = program.args[..., 0][program.codes == code]
         assert len(values) == SAMPLES
         assert stats.kstest(values, "uniform", (low, high - low)).pvalue > 1e-4

@@ -65,11 +65,7 @@ def test_the_comparison_would_notice(graph: onnx.ModelProto, ranges: Ranges) -> 
             assert_bit_for_bit(quantized, graph, "any", ranges=ranges, **options)
 
     weight = "network.conv2.weight_quantized"
-    noticed(
-        lambda proto: edit(
-            proto, weight, "x", lambda values: values + np.int8(np.arange(values.size) == 7).reshape(values.shape)
-        )
-    )
+    noticed(lambda proto: edit(proto, weight, "x", one_more))
     noticed(lambda proto: edit(proto, weight, "scale", lambda values: np.roll(values, 1)))
     noticed(lambda proto: edit(proto, weight, "scale", lambda values: np.nextafter(values, np.float32(1))))
     noticed(lambda proto: None, per_channel=False)
@@ -184,15 +180,9 @@ def test_the_first_layers_stay_float(graph: onnx.ModelProto, ranges: Ranges, sel
 
 
 def test_what_cannot_be_quantized_is_named(graph: onnx.ModelProto) -> None:
-    bare = helper.make_model(
-        helper.make_graph(
-            [helper.make_node("Relu", ["x"], ["y"], name="only")],
-            "g",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
-        )
-    )
-    refused(CompressionError, "nothing to quantize", static, bare, {})
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy")
+    bare = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="only")], "g", [x], [y])
+    refused(CompressionError, "nothing to quantize", static, helper.make_model(bare), {})
     foreign = copy.deepcopy(graph)
     foreign.graph.node.append(
         helper.make_node("Einsum", [foreign.graph.initializer[0].name], ["z"], name="odd", equation="abcd->ab")

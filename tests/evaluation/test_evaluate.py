@@ -84,13 +84,9 @@ def test_modes_come_back_and_nothing_else_moves() -> None:
     assert [model.training, model.norm.training, model.dropout.training] == [True, False, True]
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-
-
-def test_modes_come_back_after_an_error() -> None:
-    model = Net().train()
     with pytest.raises(RuntimeError):
         predict_logits(model, Images(channels=1), np.arange(4))
-    assert all(module.training for module in model.modules())
+    assert [model.training, model.norm.training, model.dropout.training] == [True, False, True]
 
 
 def test_scores_of_labels_agree_with_scikit_learn_s_definitions() -> None:
@@ -215,14 +211,6 @@ def test_numbers_of_torchmetrics() -> None:
     assert result["temperature"] == 1.7
 
 
-def test_the_temperature_moves_no_prediction() -> None:
-    generator = np.random.default_rng(0)
-    logits, labels = generator.normal(size=(200, 3)).astype(np.float32), generator.integers(0, 3, 200)
-    plain, warm = evaluate(logits, labels, CLASSES), evaluate(logits, labels, CLASSES, temperature=20.0)
-    assert plain["confusion"] == warm["confusion"]
-    assert plain["loss"] != warm["loss"]
-
-
 def test_a_class_without_images_is_named_and_left_out() -> None:
     result = evaluate(one_hot_logits([0, 0, 2, 1], 3), np.array([0, 0, 2, 2]), CLASSES)
     assert result["classes_absent"] == ["bee"]
@@ -239,12 +227,15 @@ def test_the_result_is_json_down_to_one_image() -> None:
     assert evaluate(one_hot_logits([1], 3), np.array([1]), CLASSES)["loss_interval"] is None
 
 
-def test_the_result_is_the_same_again() -> None:
+def test_the_result_is_the_same_again_and_the_temperature_moves_no_prediction() -> None:
     logits, labels = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3
     np.random.seed(0)
     first = evaluate(logits, labels, CLASSES)
     np.random.seed(1)
     assert evaluate(logits, labels, CLASSES) == first
+    warm = evaluate(logits, labels, CLASSES, temperature=20.0)
+    assert first["confusion"] == warm["confusion"]
+    assert first["loss"] != warm["loss"]
 
 
 def test_names_must_fit() -> None:
@@ -253,6 +244,8 @@ def test_names_must_fit() -> None:
     refused(DataError, r"2 different", evaluate, logits, labels, ["ant", "bee", "ant"])
     refused(DataError, "empty", evaluate, logits[:0], labels[:0], CLASSES)
     refused(TrainingError, "not finite", evaluate, logits * np.nan, labels, CLASSES)
+    words = "need 1 names and 3 classes, not 2 and 3"
+    refused(DataError, words, predictions_table, ["x", "y"], [0], np.zeros((1, 3)), CLASSES)
 
 
 # predictions

@@ -25,6 +25,8 @@ def test_stays_in_range_and_is_never_zero_at_the_start(name: str) -> None:
     assert all(0 <= value <= 1 for value in values)
     assert values[0] > 0
     assert max(values) > 0.95
+    assert set(rates(name="constant")) == {1.0}
+    assert rates(name="cosine", final=0.1)[-1] == pytest.approx(0.1, abs=0.001)
 
 
 def test_cosine_after_warm_up_is_half_a_cosine() -> None:
@@ -33,10 +35,6 @@ def test_cosine_after_warm_up_is_half_a_cosine() -> None:
     assert all(b > a for a, b in itertools.pairwise(ramp))
     for step, value in enumerate(rest):
         assert value == pytest.approx(0.5 * (1 + math.cos(math.pi * step / 160)))
-
-
-def test_cosine_ends_at_final() -> None:
-    assert rates(name="cosine", final=0.1)[-1] == pytest.approx(0.1, abs=0.001)
 
 
 def test_one_cycle_rises_to_its_peak_and_falls() -> None:
@@ -64,10 +62,6 @@ def test_fields_that_a_schedule_has_no_use_for_are_named() -> None:
     assert ScheduleSpec(name="one_cycle", warmup_epochs=2, final=0.1).unused == ("warmup_epochs",)
     assert ScheduleSpec(name="constant", final=0.1, gamma=0.2, warmup_epochs=1).unused == ("final", "gamma")
     assert ScheduleSpec(name="cosine", warmup_epochs=2, final=0.1).unused == ()
-
-
-def test_constant() -> None:
-    assert set(rates(name="constant")) == {1.0}
 
 
 def test_warm_up_takes_half_of_a_short_run_at_most() -> None:
