@@ -59,16 +59,8 @@ pytestmark = pytest.mark.usefixtures("export_once")
 
 
 def small(**fields: Any) -> dict[str, Any]:
-    return {
-        "ratios": (0.25,),
-        "finetune_epochs": 1,
-        "max_drop": 100.0,
-        "calibration": ("minmax",),
-        "round_to": 1,
-        "sensitivity": False,
-        "controls": (),
-        **fields,
-    }
+    usual = {"max_drop": 100.0, "calibration": ("minmax",), "round_to": 1, "sensitivity": False, "controls": ()}
+    return {"ratios": (0.25,), "finetune_epochs": 1, **usual, **fields}
 
 
 def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Path) -> None:
@@ -276,15 +268,28 @@ def given_to_compress(monkeypatch: pytest.MonkeyPatch, words: str) -> CompressSp
     return seen[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "abandons"),
+    [
+        ("--ratios .1 .3", False),
+        ("--ratios .1 --prune unstructured", False),
+        ("--ratios .1 --set max_drop=2", True),
+        ("--ratios .1 --max-drop 2", True),
+        ("--ratios .1 --set max_drop=2 abandon=false", False),
+        ("", True),
+    ],
+)
+def test_ratios_alone_give_the_whole_curve(words: str, abandons: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert given_to_compress(monkeypatch, f"compress run {words}").abandon is abandons
+
+
 def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = given_to_compress(monkeypatch, "compress run --prune unstructured --set gradual=true seed=3")
-    assert (spec.prune, spec.gradual, spec.seed, spec.abandon) == ("unstructured", True, 3, True)
-    spec = given_to_compress(monkeypatch, "compress run --ratios .1 .2 --quantize none static")
-    assert (spec.ratios, spec.quantize, spec.abandon) == ((0.1, 0.2), ("none", "static"), False)
-    assert given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2").abandon
-    assert not given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2 abandon=false").abandon
-    assert given_to_compress(monkeypatch, "compress run --ratios .1 --max-drop 2").abandon
+    words = "compress run --prune unstructured --ratios .1 .2 --quantize none static --set gradual=true seed=3"
+    spec = given_to_compress(monkeypatch, words)
+    assert (spec.prune, spec.gradual, spec.seed) == ("unstructured", True, 3)
+    assert (spec.ratios, spec.quantize) == ((0.1, 0.2), ("none", "static"))
     assert not resolve_spec(CompressSpec(ratios=(0.1,)), {}).abandon
+    assert resolve_spec(CompressSpec(max_drop=2.0), {"ratios": (0.1, 0.3)}).abandon
     with pytest.raises(RecipeError, match=r"controls: .* need prune"):
         given_to_compress(monkeypatch, "compress run --prune none --set controls=[random]")
     refused(CompressionError, "max_drop", given_to_compress, monkeypatch, "compress run --max-drop -1")
@@ -302,13 +307,6 @@ def test_a_compressed_file_is_calibrated_anew(finished: Run, tmp_path: Path) -> 
     temperature = Model(result.model_file).metadata["temperature"]
     assert temperature != finished.facts()["temperature"]
     assert json.loads((result.path / "model.json").read_text())["temperature"] == temperature
-
-
-def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tmp_path: Path) -> None:
-    recipe = finished.recipe.override("train.optimizer.layer_decay=0.8", "data.limit=400", "train.epochs=1")
-    run = train(recipe, tmp_path / "run")
-    result = compress(run, tmp_path / "small", **small(prune="none", quantize=("none", "qat"), qat_epochs=1))
-    assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
 
 
 @pytest.mark.parametrize(("noticed", "why"), [(True, "never finite"), (False, "not finite")])
@@ -329,17 +327,15 @@ def test_8_bit_training_that_diverged_is_left_out(
     assert why in result.facts["left_out"][0]["why"]
 
 
-def test_a_run_called_by_a_dot(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_called_by_a_dot_is_exported(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(finished.path, tmp_path / "mine")
+    finished.recipe.override("data.source=folder:/nowhere/any/more").save(tmp_path / "mine" / "recipe.yaml")
     monkeypatch.chdir(tmp_path / "mine")
     assert export(".").path == tmp_path / "mine.onnx"
-
-
-def test_export_needs_no_data(finished: Run, tmp_path: Path) -> None:
-    shutil.copytree(finished.path, tmp_path / "moved")
-    recipe = finished.recipe.override("data.source=folder:/nowhere/any/more")
-    recipe.save(tmp_path / "moved" / "recipe.yaml")
-    assert Model(export(tmp_path / "moved").path).classes == finished.classes
+    assert Model(tmp_path / "mine.onnx").classes == finished.classes
+    (tmp_path / "mine" / "best.safetensors").unlink()
+    for call in (compress, export):
+        refused(TrainingError, r"best\.safetensors", call, tmp_path / "mine", tmp_path / "out.onnx")
 
 
 def test_an_impossible_budget_is_one_line_and_does_not_open_test(finished: Run, tmp_path: Path) -> None:
@@ -376,6 +372,13 @@ def test_a_signal_keeps_the_ratios_that_were_done(finished: Run, tmp_path: Path)
     assert [row["accuracy"] for row in result.rows] == [row["accuracy"] for row in whole.rows]
 
 
+def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tmp_path: Path) -> None:
+    recipe = finished.recipe.override("train.optimizer.layer_decay=0.8", "data.limit=400", "train.epochs=1")
+    run = train(recipe, tmp_path / "run")
+    result = compress(run, tmp_path / "small", **small(prune="none", quantize=("none", "qat"), qat_epochs=1))
+    assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
+
+
 def test_a_signal_in_the_last_epoch_stops_the_search(finished: Run, tmp_path: Path) -> None:
     def say(line: str) -> None:
         if line.startswith("  epoch 1/1"):  # told when the only epoch is over
@@ -399,34 +402,7 @@ def test_what_is_wrong_is_said_and_leaves_nothing(finished: Run, tmp_path: Path)
             refused(CompressionError, words, compress, finished, tmp_path / "b", **small(**field))
 
 
-def test_a_run_without_a_best_model(finished: Run, tmp_path: Path) -> None:
-    copy = tmp_path / "unfinished"
-    copy.mkdir()
-    for name in ("recipe.yaml", "model.json"):
-        (copy / name).write_bytes((finished.path / name).read_bytes())
-    for call in (compress, export):
-        refused(TrainingError, r"best\.safetensors", call, copy, tmp_path / "out.onnx")
-
-
-@pytest.mark.parametrize(
-    ("spec", "options", "abandons"),
-    [
-        (None, {"ratios": (0.1, 0.3)}, False),
-        (None, {"ratios": (0.1, 0.3), "max_drop": 1.0}, True),
-        (CompressSpec(max_drop=2.0), {"ratios": (0.1, 0.3)}, True),
-        (CompressSpec(prune="unstructured"), {"ratios": (0.1, 0.3)}, False),
-        (None, {}, True),
-    ],
-)
-def test_who_names_ratios_and_no_budget_gets_the_whole_curve(
-    spec: CompressSpec | None, options: dict[str, Any], abandons: bool
-) -> None:
-    assert compressing.resolve_spec(spec, options).abandon is abandons
-
-
-def test_no_epoch_of_fine_tuning_repeats_one_of_the_training(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_epoch_of_fine_tuning_is_repeated(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ratios of three epochs see 6 epochs of augmentation that differ from each other and from the run's own."""
     seen: dict[tuple[int, int], str] = {}  # training and epoch -> hash of its first batch
     learners: list[Learner] = []
@@ -440,16 +416,14 @@ def test_no_epoch_of_fine_tuning_repeats_one_of_the_training(
         return honest(self, images, targets, at)
 
     monkeypatch.setattr(Learner, "step", noted)
-    recipe = finished.recipe.override("data.limit=60", "train.epochs=3", "model.width=4", "train.batch_size=32")
-    run = train(recipe, tmp_path / "run")
+    fields = ("data.limit=60", "train.epochs=3", "model.width=4", "train.batch_size=32")
+    run = train(finished.recipe.override(*fields), tmp_path / "run")
     compress(run, tmp_path / "small", **small(quantize=("none",), finetune_epochs=3, ratios=(0.25, 0.5)))
     assert sorted(seen) == [(training, epoch) for training in range(3) for epoch in range(3)]
     assert len(set(seen.values())) == 9
 
 
-def test_the_original_with_equal_further_training_is_a_control(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_original_trained_on_is_a_control(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainings: list[tuple[int, float, nn.Module, nn.Module]] = []
     honest = Setup.recover
 

@@ -173,8 +173,9 @@ def test_a_store_larger_than_memory_is_shuffled_by_blocks_and_the_run_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = Recipe.load("fashion-mini").override("data.limit=200", "data.shuffle_buffer=32", *TINY[:-1])
-    assert Setup.without_run(wanted).blocks is None
+    begun = train(wanted, tmp_path / "full")
     monkeypatch.setattr(loader, "memory_bytes", lambda: 1 << 20)
+    assert Setup.of(begun).blocks is None, "a run that began with a full shuffle goes on with it"
     setup = Setup.without_run(wanted)
     assert isinstance(setup.blocks, Blocks)
     assert setup.images.ahead is not None
@@ -186,10 +187,3 @@ def test_a_store_larger_than_memory_is_shuffled_by_blocks_and_the_run_says_so(
     full = Setup.without_run(wanted.override("data.order=full"))
     assert full.blocks is None
     assert not np.array_equal(full.images.order(0, 0), setup.images.order(0, 0))
-
-
-def test_a_run_that_began_with_a_full_shuffle_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = Recipe.load("fashion-mini").override("data.limit=200", *TINY[:-1])
-    run = train(wanted, tmp_path / "run")
-    monkeypatch.setattr(loader, "memory_bytes", lambda: 1 << 20)
-    assert Setup.of(run).blocks is None

@@ -100,9 +100,6 @@ def test_run_folder_holds_everything(run: Run) -> None:
         "evaluation.json", "splits.npz",
     }  # fmt: skip
     assert not [name for name in names if name.endswith(".tmp")]
-
-
-def test_metrics_have_a_line_an_epoch_with_the_promised_fields(run: Run) -> None:
     rows = run.metrics()
     assert [row["epoch"] for row in rows] == [1, 2]
     promised = {
@@ -111,9 +108,7 @@ def test_metrics_have_a_line_an_epoch_with_the_promised_fields(run: Run) -> None
     }  # fmt: skip
     assert all(promised <= row.keys() for row in rows)
     assert rows[-1]["step"] == 2 * 6  # 200 images: 6 batches of 32, and the rest is dropped
-
-
-def test_evaluation_file_is_as_promised(run: Run) -> None:
+    assert run.evaluate("val")["accuracy"] == pytest.approx(max(row["val_accuracy"] for row in rows), abs=0.01)
     written = json.loads((run.path / "evaluation.json").read_text())
     test = written["test"]
     low, high = test["accuracy_interval"]
@@ -121,6 +116,13 @@ def test_evaluation_file_is_as_promised(run: Run) -> None:
     assert {"loss", "ece", "per_class", "confusion"} <= test.keys()
     assert written["test_openings"] == 1
     assert written["temperature"] > 0
+    assert written["duplicates"] == {"images": 0, "groups": 0, "val": 0, "test": 0}
+    assert "without_duplicates" not in test
+    assert not any("duplicate" in note for note in noted(Setup.without_run(tiny())))
+    table = run.predictions()
+    assert table.num_rows == 1000
+    right = np.mean([a == b for a, b in zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)])
+    assert right == pytest.approx(test["accuracy"])
 
 
 def test_every_field_of_the_results_is_described(run: Run) -> None:
@@ -130,18 +132,6 @@ def test_every_field_of_the_results_is_described(run: Run) -> None:
     assert not undescribed(next(iter(evaluation["test"]["per_class"].values())), Run.evaluate)
     assert not undescribed(run.metrics()[0], Run.metrics)
     assert not undescribed(run.predictions().column_names, Run.predictions)
-
-
-def test_predictions_agree_with_the_evaluation(run: Run) -> None:
-    table = run.predictions()
-    assert table.num_rows == 1000
-    right = np.mean([a == b for a, b in zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)])
-    assert right == pytest.approx(run.evaluation()["test"]["accuracy"])
-
-
-def test_best_weights_are_those_that_were_validated(run: Run) -> None:
-    rows = run.metrics()
-    assert run.evaluate("val")["accuracy"] == pytest.approx(max(row["val_accuracy"] for row in rows), abs=0.01)
 
 
 def test_equal_images_are_counted_and_test_is_given_without_them(tmp_path: Path) -> None:
@@ -165,16 +155,14 @@ def test_equal_images_are_counted_and_test_is_given_without_them(tmp_path: Path)
     assert "without_duplicates" not in run.evaluate("val")
 
 
-def test_without_equal_images_nothing_is_said_of_them(run: Run) -> None:
-    assert run.evaluation()["duplicates"] == {"images": 0, "groups": 0, "val": 0, "test": 0}
-    assert "without_duplicates" not in run.evaluation()["test"]
-    assert not any("duplicate" in note for note in noted(Setup.without_run(tiny())))
-
-
-def test_opening_test_again_is_counted(copied: Run) -> None:
+def test_opening_test_again_is_counted_and_it_stays_closed_until_the_run_has_ended(copied: Run) -> None:
     assert copied.evaluate("test")["accuracy"] == pytest.approx(copied.evaluation()["test"]["accuracy"])
     copied.evaluate("val")
     assert copied.evaluation()["test_openings"] == 2
+    (copied.path / "evaluation.json").unlink()
+    unfinished = Run.open(copied.path)
+    refused(TrainingError, "not finished", unfinished.evaluate, "test")
+    assert unfinished.evaluate("val")["count"] == 600
 
 
 def test_a_finished_run_is_returned_as_it_is(run: Run) -> None:
@@ -255,10 +243,7 @@ FAST = ("cifar10-quick", "cifar10-speed", "fashion-mini")
 )
 def test_every_shipped_recipe_runs_tiny(name: str, tmp_path: Path, parquet: Path) -> None:
     fields = ["train.epochs=1", "train.batch_size=32", "train.threads=2"]
-    if name != "fashion-mini":
-        fields.append(f"data.source=parquet:{parquet}")
-    else:
-        fields.append("data.limit=200")
+    fields.append("data.limit=200" if name == "fashion-mini" else f"data.source=parquet:{parquet}")
     if name == "finetune":
         fields += ["data.image_size=32", "data.normalize=train", "model.pretrained=false"]
         pytest.importorskip("timm")
@@ -298,9 +283,7 @@ def test_each_process_validates_images_that_lie_together(monkeypatch: pytest.Mon
     assert max(map(len, val)) - min(map(len, val)) <= 1
 
 
-def test_validation_is_judged_once_and_says_the_same_as_judged_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_is_judged_once_and_says_the_same(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the best epoch said is the final evaluation of validation, as a process that did not train would find it."""
     written, found = run.evaluation()["val"], run.evaluate("val")
     assert written["accuracy"] == found["accuracy"]
@@ -385,7 +368,6 @@ def test_what_cannot_be_trained_is_refused_by_plan_and_training_and_leaves_no_fo
     [
         (["train.schedule={name: one_cycle, warmup_epochs: 2}"], "train.schedule.warmup_epochs has no effect"),
         (["train.batch_size=100"], "train.batch_size: 100 with 200 images gives 2 updates per epoch"),
-        (["train.optimizer={name: adamw, lr: 0.4}"], "train.optimizer.lr: 0.4 is far from the usual value for adamw"),
         (["train.optimizer={name: adamw, lr: 0.02}"], "train.optimizer.lr: 0.02 is far from the usual value for adamw"),
         (["train.optimizer={name: adamw, weight_decay: 5.0e-4}"], "train.optimizer.weight_decay: 0.0005 is far from"),
         (["train.optimizer={name: sgd, weight_decay: 0.05}"], "train.optimizer.weight_decay: 0.05 is far from the"),
@@ -479,8 +461,13 @@ def test_plan_resolves_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_is_locked_until_it_is_closed(tmp_path: Path) -> None:
     run = Run.create(tmp_path, Recipe())
     refused(TrainingError, "another process", Run.create, tmp_path, Recipe(), resume=True)
+    run.resolve(Recipe().override("train.precision=bf16"))
     run.close()
-    Run.create(tmp_path, Recipe(), resume=True).close()
+    (tmp_path / "nohup.out").write_text("epoch 1/10")  # in no resumed run's way
+    again = Run.create(tmp_path, Recipe(), resume=True)
+    assert again.recipe.train.precision == "bf16", "what was resolved is no other recipe"
+    again.close()
+    assert (tmp_path / "nohup.out").exists()
 
 
 def begun(folder: Path, field: str, **options: bool) -> Recipe:
@@ -525,20 +512,6 @@ def test_where_no_run_can_be_and_none_is(tmp_path: Path) -> None:
     for ask in (run.evaluation, run.load_model, run.predictions):
         refused(TrainingError, "; resume it with: kitae train --resume", ask)
     refused(TrainingError, "the run was never started", run.environment)
-
-
-def test_a_strange_file_is_in_no_resumed_runs_way(tmp_path: Path) -> None:
-    begun(tmp_path, "train.epochs=10")
-    (tmp_path / "nohup.out").write_text("epoch 1/10")
-    begun(tmp_path, "train.epochs=10", resume=True)
-    assert (tmp_path / "nohup.out").exists()
-
-
-def test_a_resolved_precision_is_no_other_recipe(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, Recipe())
-    run.resolve(Recipe().override("train.precision=bf16"))
-    run.close()
-    assert Run.create(tmp_path, Recipe(), resume=True).recipe.train.precision == "bf16"
 
 
 def of_format(number: int, content: bytes) -> bytes:
@@ -596,9 +569,7 @@ def test_full_disk_is_one_line_and_keeps_the_last_state(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_running_out_of_memory_in_validation_does_not_blame_the_training_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_in_validation_does_not_blame_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **options: Any) -> Any:
         raise MemoryError
 
@@ -608,9 +579,7 @@ def test_running_out_of_memory_in_validation_does_not_blame_the_training_batch(
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_overwrite_gives_the_old_run_back_if_the_new_one_cannot_start(
-    killed: bool, copied: Run, small: Callable[..., Recipe]
-) -> None:
+def test_overwrite_gives_the_old_run_back_on_an_error(killed: bool, copied: Run, small: Callable[..., Recipe]) -> None:
     before = copied.best.read_bytes()
     if killed:  # before its first epoch ended
         Run.create(copied.path, small("train.seed=5"), overwrite=True).close()
@@ -679,16 +648,7 @@ def test_names_that_are_not_utf8_cost_no_result(tmp_path: Path) -> None:
     assert run.test_openings == 1
 
 
-def test_test_stays_closed_until_the_run_has_ended(copied: Run) -> None:
-    (copied.path / "evaluation.json").unlink()
-    unfinished = Run.open(copied.path)
-    refused(TrainingError, "not finished", unfinished.evaluate, "test")
-    assert unfinished.evaluate("val")["count"] == 600
-
-
-def test_an_epoch_s_score_is_the_final_evaluation_s_of_the_same_weights(
-    tmp_path: Path, small: Callable[..., Recipe]
-) -> None:
+def test_an_epoch_s_score_is_the_final_evaluation_s(tmp_path: Path, small: Callable[..., Recipe]) -> None:
     made = train(small("train.precision=bf16", "evaluate.temperature=false"), tmp_path / "run")
     row, final = made.metrics()[made.best_epoch() - 1], made.evaluation()  # type: ignore[operator]
     assert (final["precision"], final["train_precision"]) == ("fp32", "bf16")
@@ -710,9 +670,7 @@ def test_auto_follows_the_data_and_is_written_down(tmp_path: Path) -> None:
         assert (saved.select, saved.early_stopping.metric) == (expected, expected)  # type: ignore[union-attr]
 
 
-def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_outputs_that_are_not_finite_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with console.TrainingView() as view, pytest.raises(TrainingError, match=r"not finite|never finite"):
         train(tiny("train.optimizer.lr=1e30", "train.epochs=1"), tmp_path / "run", watcher=view)
 
@@ -780,9 +738,7 @@ def of_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     return tiny_of("folder:photos", "data.image_size=32", "train.batch_size=8")
 
 
-def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_resumes_after_it_and_its_images_were_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = of_photos(tmp_path, monkeypatch)
     whole = train(recipe, tmp_path / "whole")
     with pytest.raises(DiesHereError):
@@ -806,9 +762,7 @@ def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
     assert Run.open(run.path).recipe.data.source == "folder:elsewhere"
 
 
-def test_the_images_of_a_finished_run_are_found_where_they_were_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_of_a_finished_run_are_found_where_they_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = of_photos(tmp_path, monkeypatch)
     run = train(recipe, tmp_path / "run")
     before = run.evaluation()
