@@ -339,7 +339,7 @@ def counting(what: str) -> Iterator[Any]:
         finally:
             bar.stop()
         return
-    if interactive():
+    if interactive() and console.is_jupyter:
         cell = _CellBar()
 
         def shown(done: int, total: int) -> None:
@@ -371,7 +371,7 @@ class TrainingView:
     def __init__(self) -> None:
         self.epochs = 0  # until `on_plan`
         self._bar: Progress | None = None
-        self._cell = _CellBar() if interactive() and not console.is_terminal else None
+        self._cell = _CellBar() if interactive() and console.is_jupyter else None
         self._job: Any = None
         self._last_line = -math.inf  # so the first step has a line
         self._first: tuple[int, float] | None = None  # the first step since `on_plan`, and when it ended

@@ -244,8 +244,6 @@ def test_names_must_fit() -> None:
     refused(DataError, r"2 different", evaluate, logits, labels, ["ant", "bee", "ant"])
     refused(DataError, "empty", evaluate, logits[:0], labels[:0], CLASSES)
     refused(TrainingError, "not finite", evaluate, logits * np.nan, labels, CLASSES)
-    words = "need 1 names and 3 classes, not 2 and 3"
-    refused(DataError, words, predictions_table, ["x", "y"], [0], np.zeros((1, 3)), CLASSES)
 
 
 # predictions

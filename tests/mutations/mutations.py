@@ -74,8 +74,8 @@ MUTATIONS = [
     Mutation("experiments/stats.py", "total = own.value + share.value", "total = 2 * share.value", f"{STATS} -k 'reference or paired'"),
     Mutation("experiments/stats.py", "own = _Variance(float(apart.var(ddof=1)), len(shared) - 1)", "own = _Variance(float(apart.var(ddof=0)), len(shared))", f"{STATS} -k 'paired or covers or reference'"),
     # The budget
-    Mutation("pipelines/budget.py", 'lost = row["drop_interval"][1] if spec.sure else row["drop"]', 'lost = row["drop"]', f"{BUDGET} -k sure"),
-    Mutation("pipelines/budget.py", "return lost <= spec.max_drop + 1e-9", "return lost < spec.max_drop", f"{BUDGET} -k budget"),
+    Mutation("pipelines/candidates.py", 'row["drop_interval"][1] if spec.sure else row["drop"]', 'row["drop"]', f"{BUDGET} -k sure"),
+    Mutation("pipelines/candidates.py", "return points <= spec.max_drop + 1e-9", "return points < spec.max_drop", f"{BUDGET} -k budget"),
     Mutation("pipelines/budget.py", 'key=lambda c: (c.row["drop"], c.row["loss"], c.row[size])', 'key=lambda c: (c.row["drop"], -c.row["loss"], c.row[size])', f"{BUDGET} -k ties"),
     Mutation("pipelines/networks.py", 'f"{key} {part}".encode()', 'b""', f"{BUDGET} -k holds_its_zeros"),
     # The probe and the splits
