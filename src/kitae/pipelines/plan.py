@@ -6,7 +6,6 @@ Times are measured here and become plain numbers of steps, so the result is an o
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -283,10 +282,12 @@ class _Planner:
             }
         )
         recipe = apply(recipe, self.choices)
+        if base.data.balance == "none" and self.judged_evenly(recipe):
+            # Then the classes weigh the same in training too. On four sets thinned out to a ratio of 10, balanced
+            # accuracy is the better for it (LOG.md, 2026-11-29). The user's own choice is applied over it.
+            recipe = apply(recipe.override("data.balance=loss"), self.choices)
         if self.runs > 1:
             recipe = recipe.override("data.fold=null")
-        if self.balances(recipe):
-            recipe = recipe.override("data.balance=loss")
         seconds = (self.clock.starting + fit.seconds) * self.runs
         size = recipe.data.image_size or facts.side  # null takes the pictures' own
         pixels = size if isinstance(size, int) else " x ".join(map(str, size))
@@ -298,15 +299,6 @@ class _Planner:
         steps = console.plural(recipe.train.epoch_steps or fit.per_pass, "step")
         work = f"{epochs} of {steps}, {console.plural(batch, 'image')} each"
         return recipe, [*lines, *self.remarks(recipe), why, work]
-
-    def balances(self, recipe: Recipe) -> bool:
-        """Whether the classes weigh the same in training as they do in the choice of the best epoch.
-
-        On four sets thinned out to a ratio of 10, balanced accuracy is the better for it (LOG.md, 2026-11-29).
-        """
-        given = set_fields(self.choices)
-        chosen = any(text.startswith("data.balance=") or re.match("data=.*balance", text) for text in given)
-        return not chosen and self.base.data.balance == "none" and self.judged_evenly(recipe)
 
     def judged_evenly(self, recipe: Recipe) -> bool:
         """Whether the best epoch is chosen by balanced accuracy."""
