@@ -5,7 +5,8 @@ KitaeError                caused by the user; one line says what, where, and the
 ├── DataError             a source, image, label or split: names the file
 ├── AugmentError          wrong image batch or op parameters
 ├── TrainingError         the loop, its checkpoints, the run folder
-│   └── TrainingInterruptedError   a signal arrived; the work so far is kept
+│   ├── TrainingInterruptedError   a signal arrived; the work so far is kept
+│   └── TrainingDivergedError      numbers were not finite, as they would be again
 ├── CompressionError      pruning, quantization
 │   └── BudgetError           nothing met the budget; the closest is kept
 ├── ExportError           writing, verifying or reading an exported file
@@ -61,6 +62,10 @@ class TrainingInterruptedError(TrainingError):
 
     def __str__(self) -> str:
         return f"{self.where}; {self.kept}"
+
+
+class TrainingDivergedError(TrainingError):
+    """Losses or gradients were not finite; the same training would diverge again."""
 
 
 class CompressionError(KitaeError):

@@ -84,7 +84,7 @@ class Owned:
         the files in the folder are from an attempt that was not completed, and are removed.
         """
         aside = folder / _ASIDE
-        if aside.is_dir() and not (aside / self.first).exists():
+        if aside.is_dir() and not self.has_aside(folder):
             self.bring_back(folder)
         if not replace or not (folder / self.first).exists():
             return
@@ -95,6 +95,10 @@ class Owned:
         for name in sorted(self.names, key=lambda name: name == self.first):
             if (old := folder / name).exists():
                 old.rename(aside / name)
+
+    def has_aside(self, folder: Path) -> bool:
+        """Whether all of Kitae's files were set aside."""
+        return (folder / _ASIDE / self.first).exists()
 
     def bring_back(self, folder: Path) -> None:
         """Undo `set_aside`; does nothing if there are no files aside."""

@@ -147,7 +147,7 @@ class Run:
 
     def _begin(self, *, resume: bool, overwrite: bool) -> None:
         self.check_free(self.path, resume=resume, overwrite=overwrite)
-        # The previous run comes back if the new one fails before its first epoch has ended.
+        # Until the new run is finished, so that the previous one can come back.
         RUN_FOLDER.set_aside(self.path, replace=overwrite)
         if not self.recipe_file.exists():
             self._new = True
@@ -161,12 +161,12 @@ class Run:
             raise TrainingError(f"{self.path}: {other}; choose another --out, or {self._cure}")
         self.recipe = saved
 
-    def discard_unless_trained(self) -> None:
-        """Remove the files that this object made if no training was saved, so that a failed start leaves nothing."""
-        learnt = any(path.exists() for path in (self.features, self.checkpoint, self.best))
-        if not self._new or learnt or self.metrics() or any(self.fold(1).parent.glob("*/*")):
-            return
-        RUN_FOLDER.undo(self.path, self._parents)
+    def discard_failed(self, *, diverged: bool) -> None:
+        """Remove a run that learnt nothing, or diverged where it was to replace another one, which comes back."""
+        kept = (self.features, self.checkpoint, self.best, self.metrics_file)
+        learnt = any(path.exists() for path in kept) or any(self.fold(1).parent.glob("*/*"))
+        if (self._new and not learnt) or (diverged and RUN_FOLDER.has_aside(self.path)):
+            RUN_FOLDER.undo(self.path, self._parents)
 
     @property
     def resume_command(self) -> str:
@@ -246,7 +246,6 @@ class Run:
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl."""
         write_json_lines(self.metrics_file, rows)
-        RUN_FOLDER.discard_aside(self.path)
 
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json: the numbers of the best model, measured at the end of training.
@@ -268,9 +267,10 @@ class Run:
         return self._json("evaluation.json", f"the run is not finished; {self._cure}")
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Replace evaluation.json, with the count of test openings added, and remove the probe's features."""
+        """Replace evaluation.json, add the count of test openings, remove what only an unfinished run needs."""
         write_json(self.evaluation_file, {**evaluation, "test_openings": self.test_openings})
         shutil.rmtree(self.features, ignore_errors=True)
+        RUN_FOLDER.discard_aside(self.path)
 
     def environment(self) -> dict[str, Any]:
         """environment.json."""

@@ -25,7 +25,7 @@ from torch import nn
 from kitae import console
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits, TestClosedError
-from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
+from kitae.errors import DataError, KitaeError, RecipeError, TrainingDivergedError, TrainingError
 from kitae.pipelines import bench
 from kitae.pipelines.bench import estimate
 from kitae.pipelines.notes import machine_notes, notes_of
@@ -591,6 +591,27 @@ def test_overwrite_gives_the_old_run_back_on_an_error(killed: bool, copied: Run,
     train(small("train.epochs=1", "train.seed=5"), copied.path, overwrite=True)
     assert old.best.read_bytes() != before
     assert not (copied.path / ".replaced.tmp").exists()
+
+
+def test_overwrite_gives_the_old_run_back_if_the_new_one_diverges(copied: Run, small: Callable[..., Recipe]) -> None:
+    def state() -> tuple[dict[str, Any], set[str]]:
+        return copied.evaluation(), {file.name for file in copied.path.iterdir()} - {".lock"}
+
+    before = state()
+    steps = "train.epochs=9", "train.optimizer.lr=1e30", "train.nan_limit=8"
+    refused(TrainingDivergedError, r"nan_limit.*epoch [2-9]", train, small(*steps), copied.path, overwrite=True)
+    assert state() == before
+
+
+def test_a_killed_run_keeps_the_one_that_it_replaces_until_it_is_finished(
+    copied: Run, run: Run, small: Callable[..., Recipe]
+) -> None:
+    recipe, aside = small("train.epochs=2", "train.seed=5"), copied.path / ".replaced.tmp"
+    with pytest.raises(DiesHereError):
+        train(recipe, copied.path, overwrite=True, watcher=KillAt(7))
+    assert Run.open(aside).evaluation() == run.evaluation()
+    assert train(recipe, copied.path, resume=True).finished
+    assert not aside.exists()
 
 
 @pytest.mark.parametrize("moves", [0, 3, 8])

@@ -61,7 +61,7 @@ def train(
         recipe: Train with this shipped recipe or .yaml file on the data, instead of planning one.
         out: The run folder; default runs/NAME, with a number added if that exists.
         resume: Resume the unfinished run.
-        overwrite: Replace the run in --out, or in runs/NAME.
+        overwrite: Replace the run in --out, or in runs/NAME; it comes back if the new one cannot start, or diverges.
         dry_run: Print the resolved recipe, the model's size, the steps and the estimated time, then stop.
     """
     folder = Path(data)

@@ -16,7 +16,15 @@ from kitae import console
 from kitae.data.sources import SOURCES
 from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
-from kitae.errors import KitaeError, RecipeError, TrainingError, TrainingInterruptedError, one_line, require
+from kitae.errors import (
+    KitaeError,
+    RecipeError,
+    TrainingDivergedError,
+    TrainingError,
+    TrainingInterruptedError,
+    one_line,
+    require,
+)
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.folders import default_folder, kind_of
@@ -68,7 +76,7 @@ def train(
         out: the run folder; None is runs/NAME, with a number added if that exists, unless `resume` or `overwrite` is
             given.
         resume: resume the unfinished run in `out`; a finished one is returned as it is.
-        overwrite: replace the run in `out`.
+        overwrite: replace the run in `out`; it comes back if the new one cannot start, or diverges.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         show: print progress where no `watcher` is given, and write the run's page at the end; None does so on a
             terminal and in a notebook.
@@ -233,7 +241,7 @@ def _train(
         return run
     except BaseException as error:
         if world.is_main:
-            run.discard_unless_trained()
+            run.discard_failed(diverged=isinstance(error, TrainingDivergedError))
         kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
         if isinstance(error, TrainingInterruptedError) and kept:
             raise TrainingInterruptedError(error.where, f"resume with: {run.resume_command}") from error

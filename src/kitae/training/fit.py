@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kitae.errors import TrainingError, TrainingInterruptedError
+from kitae.errors import TrainingDivergedError, TrainingInterruptedError
 from kitae.files import plain
 from kitae.training import distributed
 from kitae.training.batches import Augmenter, TrainData, augmented_batches, epoch_shape
@@ -158,7 +158,8 @@ def fit(
 
     Raises:
         DataError: the processes cannot share a batch, or there are fewer than two images for each.
-        TrainingError: too many steps were not finite; a checkpoint is damaged or another recipe's.
+        TrainingDivergedError: too many steps were not finite, or no score was.
+        TrainingError: a checkpoint is damaged, or another recipe's.
         TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved (if there is a `checkpoint`).
     """
     tuning, record = tuning or Tuning(), record or Record()
@@ -202,7 +203,7 @@ def fit(
                 if not meter.settled(at.step == shape.steps, updated=at.step % shape.accumulate == 0):
                     continue
                 if at.skipped >= spec.nan_limit:
-                    raise TrainingError(
+                    raise TrainingDivergedError(
                         f"train.nan_limit: {at.skipped} steps had a loss or gradient that is not finite (epoch "
                         f"{at.epoch + 1}): train again with a lower train.optimizer.lr, train.clip_norm or "
                         "train.precision=fp32"
@@ -258,7 +259,7 @@ def fit(
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
     if at.best is None and not last:
-        raise TrainingError(
+        raise TrainingDivergedError(
             f"{spec.selection} was never finite, so there is no best model: lower train.optimizer.lr or set "
             "train.clip_norm"
         )
