@@ -7,8 +7,10 @@ import io
 import json
 import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,21 @@ def keep_to(cores: int) -> None:
     """Let this process, and those that it starts, use only so many processors."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes beside, each of which multiplies matrices on one thread without a pause."""
+    words = [sys.executable, "-c", "import numpy as np\na = np.ones((300, 300))\nwhile True: a @ a"]
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        processes += [subprocess.Popen(words, env={**os.environ, **one_thread}) for _ in range(count)]
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def turns(about: str | None, name: str, rounds: int, seconds: float) -> argparse.Namespace:

@@ -25,7 +25,6 @@ NETWORKS = {
 }
 WAYS: dict[str, dict[str, str]] = {"pytorch": {}, "kitae": {"GOMP_SPINCOUNT": SPINS}}
 _OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_BUSY = "import numpy as np\na = np.ones((300, 300))\nwhile True: a @ a"
 
 
 def serve() -> None:
@@ -84,22 +83,21 @@ def main() -> None:
     for title, settings in list(NETWORKS.items())[: 1 if given.tiny else None]:
         words = [sys.executable, __file__, "serve", *map(str, settings), str(cores)]
         ways = {way: started(words, own) for way, own in WAYS.items()}
-        busy: list[subprocess.Popen[str]] = []
         try:
             for beside in (0, cores):
-                busy = [started([sys.executable, "-c", _BUSY], {"OMP_NUM_THREADS": "1"}) for _ in range(beside)]
-                for process in ways.values():
-                    asked(process, 0.1)
                 found: dict[str, list[float]] = {way: [] for way in WAYS}
-                for turn in range(rounds):
-                    for way, process in list(ways.items())[:: 1 if turn % 2 else -1]:
-                        found[way].append(asked(process, seconds))
+                with common.busy(beside):
+                    for process in ways.values():
+                        asked(process, 0.1)
+                    for turn in range(rounds):
+                        for way, process in list(ways.items())[:: 1 if turn % 2 else -1]:
+                            found[way].append(asked(process, seconds))
                 spreads = {way: common.spread(values) for way, values in found.items()}
                 over = common.ratio(spreads["kitae"], spreads["pytorch"])
                 rows.append({"network": title, "beside": beside, "images_per_second": spreads, "over_pytorch": over})
                 print(f"{title}, beside {beside} busy processes: {over['median']:.2f} times as fast", flush=True)
         finally:
-            for process in (*ways.values(), *busy):
+            for process in ways.values():
                 process.kill()
                 process.wait()
     common.save(given.out, {"what": __doc__, "machine": common.hardware(cores), "rows": rows})

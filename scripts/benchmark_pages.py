@@ -62,6 +62,13 @@ OVER = """
 
 Rows marked ‡ have a run that took more than a tenth longer than its minutes (at most {longest:.0f} % longer). Read them
 as what this contestant reaches in the seconds taken."""
+MINUTES = """\
+## Are the minutes kept?
+
+The share of the minutes that `kitae train FOLDER --minutes M` took, from the start of the process to its end, on
+{set}. Beside {cores} busy processes, it has half of the processor. Each cell has a run per split; the two columns
+share splits. Made by `python benchmarks/minutes.py`; the figures are those of `benchmarks/results/minutes.json`.
+"""
 SIZES = """\
 ## How large should the pictures be?
 
@@ -116,7 +123,7 @@ CONTESTANTS = {
     "fastai": "fastai's `fine_tune` schedule and head, same weights",
     "timm": "timm's defaults for fine-tuning, same weights",
     "kitae-scratch": "`kitae train FOLDER --minutes M --model resnet9`",
-    "kitae-recipe-scratch": "`kitae train FOLDER --minutes M --recipe fashion-mini`: not planned for the data",
+    "kitae-recipe-scratch": "a shipped recipe, not a plan: `--recipe fashion-mini --image-size 64 --epochs 30`",
     "torchvision-scratch": "ResNet-18 from scratch, torchvision's style",
     "timm-scratch": "ResNet-18 from scratch, timm's defaults",
 }
@@ -368,6 +375,26 @@ def _depthwise(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def minutes_kept(found: dict[str, Any]) -> str:
+    """Which part of its minutes the command takes, alone and beside busy processes."""
+    rows = found["rows"]
+    beside = sorted({row["beside"] for row in rows})
+    heads = [f"beside {count} busy processes" if count else "alone" for count in beside]
+    lines = [
+        MINUTES.format(set=SETS[rows[0]["set"]], cores=max(beside)),
+        f"| minutes | {' | '.join(f'{head} | test accuracy, size, epochs' for head in heads)} |",
+        "|---" * (1 + 2 * len(beside)) + "|",
+    ]
+    for minutes in sorted({row["minutes"] for row in rows}):
+        cells = []
+        for count in beside:
+            mine = [row for row in rows if (row["minutes"], row["beside"]) == (minutes, count)]
+            cells.append(", ".join(f"{100 * row['seconds'] / (60 * minutes):.0f} %" for row in mine))
+            cells.append(", ".join(f"{100 * row['accuracy']:.1f} %, {row['size']} px, {row['epochs']}" for row in mine))
+        lines.append(f"| {minutes:g} | {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\nMachine: {_machine(found['machine'])}.\n"
+
+
 def _machine(machine: dict[str, Any]) -> str:
     versions = machine["versions"]
     return f"{machine['processor']}, {machine['cores_used']} cores, torch {versions['torch']}, {machine['when'][:10]}"
@@ -381,7 +408,8 @@ def pages() -> dict[Path, str]:
         if path.is_file():
             found[DOCS / f"{name}.md"] = write(json.loads(path.read_text()))
     page = DOCS / "photographs.md"
-    for result, section in (("settings", sizes), ("fine_tuning", fine_tuning), ("fine_tuning", seen)):
+    sections = (("minutes", minutes_kept), ("settings", sizes), ("fine_tuning", fine_tuning), ("fine_tuning", seen))
+    for result, section in sections:
         path = RESULTS / f"{result}.json"
         if path.is_file() and page in found:
             found[page] += "\n" + section(json.loads(path.read_text()))

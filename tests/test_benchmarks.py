@@ -145,6 +145,16 @@ GROWING = [
         ],
     ),
     (
+        "minutes",  # alone and beside busy processes
+        "run",
+        ["--set photos-mini:60 --minutes 0.2 --seeds 0"],
+        [
+            "[row['beside'] > 0 for row in rows] == [False, True]",
+            "all(row['minutes'] == 0.2 and row['seconds'] > 0 for row in rows)",
+            "rows[0]['n'] == rows[1]['n'] > 0",
+        ],
+    ),
+    (
         "settings",  # on validation
         "score",
         [
