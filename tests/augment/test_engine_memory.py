@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -105,6 +105,13 @@ def test_more_boxes_than_are_kept_are_all_erased() -> None:
         for executor in ("cpu", "torch")
     ]
     np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+def test_a_later_box_covers_an_earlier_one(executor: Literal["cpu", "torch"]) -> None:
+    ops = [{"cutout": {"size": 64}}, {"cutout": {"size": 64, "value": 255}}]
+    augment = Augment(ops, mean=0.5, std=0.5, executor=executor)
+    assert (augment(np.zeros((4, 3, 32, 32), np.uint8), epoch=0, index=np.arange(4)) == 1.0).all()
 
 
 @pytest.mark.parametrize("mix", [None, MixSpec(per="sample", cutmix_alpha=0)])

@@ -132,7 +132,8 @@ class Pipeline:
         before: Counter[str] = Counter()
         for k, op in enumerate(ops):
             h, w = sizes[-1]
-            # Boxes beyond the number that the executors keep for after normalisation are erased before it.
+            # Boxes beyond the number that the executors keep for after normalisation are erased before it, and so are
+            # those that a later box of another colour may cover.
             last = mean is not None and all(later.erases for later in ops[k:]) and len(ops) - k <= MOST_BOXES
             site = Site(channels, h, w, last, (255.0 * m0, 255.0 * m1, 255.0 * m2))
             numbers.append(np.array(op.numbers(site), np.float64))

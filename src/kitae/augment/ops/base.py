@@ -141,7 +141,8 @@ class Site:
 
     Attributes:
         channels, height, width: their shape.
-        last: only erasing ops follow, and the output is normalised, so that erasing may write after normalisation.
+        last: only ops that erase with the mean colour follow, and the output is normalised, so that erasing may write
+            after normalisation.
         mean: levels (0 to 255) of the mean colour, zeros where none is known.
     """
 
@@ -290,7 +291,6 @@ class Op(Spec):
     page: ClassVar[str] = ""  # of the gallery
     shows: ClassVar[dict[str, Any]] = {}  # parameters of the op in the gallery
     writes: ClassVar[tuple[Step, ...]] = ()
-    erases: ClassVar[bool] = False
 
     # (key, numbers, codes, args, height, width) -> None: writes codes[0 .. length) and args[0 .. length * ARGS)
     plan: ClassVar[Callable[..., Any]] = staticmethod(toss)
@@ -299,6 +299,11 @@ class Op(Spec):
     def length(self) -> int:
         """How many steps of the program this op owns."""
         return 1
+
+    @property
+    def erases(self) -> bool:
+        """Whether it only erases, and with the mean colour, so that it may do so after normalisation."""
+        return False
 
     def result(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the op."""

@@ -159,9 +159,12 @@ def _box_after(a: Sequence[float]) -> Lines:
 
 class _Erasing(Op):
     page = "noise"
-    erases = True
     writes = (Step(ERASE, "move.erase", _box), Step(ERASE_AFTER, "erase_after", _box_after))
     value: FillLevels = None
+
+    @property
+    def erases(self) -> bool:
+        return self.value is None
 
     def _colour(self, site: Site) -> list[float]:
         if self.value is None:
@@ -175,8 +178,8 @@ class RandomErasing(_Erasing):
     Ten tries: area uniform in `scale` (share of the image), aspect ratio (height / width) log-uniform in `ratio`, place
     uniform, smaller than the image both ways; where none fits, nothing is erased.
 
-    value: levels to write (0 to 255); null writes 0 *after* normalisation, which is the mean colour. Where other ops
-        follow, null writes the mean colour in place; where the output is uint8, it writes 0.
+    value: levels to write (0 to 255); null writes 0 *after* normalisation, which is the mean colour. Where an op
+        follows that is not such an erasing, null writes the mean colour in place; where the output is uint8, 0.
     """
 
     name = "random_erasing"
