@@ -81,6 +81,16 @@ def test_last_write(
     assert count == 0 or a.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+def test_no_images_become_none_of_the_new_size(executor: str) -> None:
+    crops = {"random_crop": {"size": (12, 8)}}, {"random_resized_crop": {"size": 6}}
+    for count, ops in ((1, [crops[0]]), (4, [crops[0], lambda image: image, "invert", crops[1]])):
+        aug = Augment(ops, mean=0.5, std=0.5, mix={}, num_classes=4, executor=executor)
+        out, targets = aug(np.zeros((0, 3, 20, 28), np.uint8), np.zeros(0, np.int64), epoch=0, index=[])
+        assert out.shape == ((0, 3, 12, 8) if count == 1 else (0, 3, 6, 6))
+        assert targets.shape == (0, 4)
+
+
 def test_memory_of_a_kept_result_is_not_used_again() -> None:
     aug = Augment(["invert"], mean=0.5, std=0.5)
     x = torch.from_numpy(pictures(64, 3, 32, 32))

@@ -20,8 +20,13 @@ from kitae.augment.twins.move import covered
 from kitae.augment.twins.numbers import Numbers, level
 
 
-def run_steps(x: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:
-    """The uint8 images after a program, and what is erased after normalisation: bool [N, 1, H, W], or None."""
+def run_steps(x: Tensor, program: Program, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """The uint8 images after a program, and what is erased after normalisation: bool [N, 1, H, W], or None.
+
+    `size`: height and width of the result, which a program of no samples does not say.
+    """
+    if not len(x):
+        return x.new_empty(0, x.shape[1], *size), None
     device = x.device
     base: Tensor | None = None
     sums: Tensor | None = None

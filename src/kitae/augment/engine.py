@@ -254,7 +254,8 @@ class Augment:
                 x = self._custom(stage, x.clone(), source)
             else:
                 program = stage.plan(source) if isinstance(source, Keys) else source
-                x, erased = batched.run_steps(x, program)
+                part = stage.pipeline if stage is not None else pipeline
+                x, erased = batched.run_steps(x, program, part.sizes[-1])
                 mix = program.mix
         out: Any = batched.finish(x, erased, mix, pipeline, self.dtype, self.channels_last)
         if out.data_ptr() == given.data_ptr():
