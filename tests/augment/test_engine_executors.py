@@ -10,6 +10,7 @@ from kitae.augment import cpu
 from kitae.augment import functional as f
 from kitae.augment.engine import Augment
 from kitae.augment.spec import OPS
+from kitae.augment.twins.resize import exact
 
 from .test_engine_plan import BUSY, PIPELINES, names
 
@@ -79,6 +80,25 @@ def test_last_write(
     assert ta.dtype == torch.float32
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert count == 0 or a.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("side", "seed", "autocast"), [(64, 0, True), (256, 5, False), (512, 1, False)])
+def test_a_resized_crop_is_exact(side: int, seed: int, autocast: bool) -> None:
+    """The seeds are of images for which sums in float32 would be rounded to another level."""
+    x = np.random.default_rng(seed).integers(0, 256, (8 if side < 512 else 4, 3, side, side), np.uint8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        a, b = (f.resized_crop(x, 3, 5, side - 7, side - 5, 32, executor=e) for e in ("cpu", "torch"))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_products_in_tf32_are_not_relied_on() -> None:
+    device, before = torch.device("cuda"), torch.get_float32_matmul_precision()
+    try:
+        assert exact(device, 1.0) == torch.float32
+        torch.set_float32_matmul_precision("high")
+        assert exact(device, 1.0) == torch.float64
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("executor", ["cpu", "torch"])

@@ -10,14 +10,27 @@ from kitae.augment.twins.numbers import Numbers
 _CHUNK = 1 << 23  # weights that are made at a time: 64 MB in float64
 
 
-def _triangle_weights(offset: Tensor, size: Tensor, side: int, new: int) -> tuple[Tensor, Tensor]:
+def exact(device: torch.device, most: float) -> torch.dtype:
+    """The type in which products of weights and levels, and their sums, are exact.
+
+    Args:
+        most: pixels of a window to a pixel of the result, the largest ratio.
+    """
+    # A weight is below 2**15, which TF32 does not hold. Weights add up to 2 ** precision, which is 2**16 at most where
+    # three pixels become one: times 255, that is below 2**24, where float32 ceases to hold all integers.
+    rounds = device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return torch.float64 if rounds or most > 3.0 else torch.float32
+
+
+def _triangle_weights(offset: Tensor, size: Tensor, side: int, new: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """The integer weights of `kernels.resize.triangle_weights`, for windows of images of `side` pixels.
 
     Args:
         offset, size: float64 [n, 1, 1], where each window begins, and its pixels.
+        kind: the type of the result.
 
     Returns:
-        float32 [n, new, side], zero outside of the window, and 2 ** precision, float32 [n, 1, 1, 1].
+        [n, new, side], zero outside of the window, and 2 ** precision, [n, 1, 1, 1].
     """
     scale = size / new
     support = scale.clamp(min=1.0)
@@ -31,25 +44,27 @@ def _triangle_weights(offset: Tensor, size: Tensor, side: int, new: int) -> tupl
     powers = 2.0 ** torch.arange(1, 23, device=size.device, dtype=torch.float64)
     fits = (0.5 + w.amax((1, 2)).unsqueeze(1) * powers).trunc() < 2**15  # rises with the power, so counting them does
     one = 2.0 ** fits.sum(1).double().view(-1, 1, 1)
-    return (w * one + 0.5).floor().float(), one.float().unsqueeze(1)
+    return (w * one + 0.5).floor().to(kind), one.unsqueeze(1).to(kind)
 
 
 def resized_crop(x: Tensor, a: Numbers) -> Tensor:
     """Two products with sparse matrices, kept dense: of all samples at once, whatever their windows.
 
-    Integer weights times levels stay below 2**24, so float32 products and sums are exact, in any order.
+    Products and sums of integers are exact, in any order, so they are those of the compiled kernel.
     """
     n, c, height, width = x.shape
     new = int(a.args[0, 4]), int(a.args[0, 5])
     windows = torch.from_numpy(a.args[:, :4]).to(x.device).view(n, 4, 1, 1)
     out = torch.empty(n, c, *new, dtype=torch.uint8, device=x.device)
     chunk = max(1, _CHUNK // max(height * new[0], width * new[1]))
-    for start in range(0, n, chunk):
-        top, left, tall, wide = windows[start : start + chunk].unbind(1)
-        weights, one = _triangle_weights(left, wide, width, new[1])
-        v = _levels(x[start : start + chunk].float() @ weights.mT.unsqueeze(1), one)
-        weights, one = _triangle_weights(top, tall, height, new[0])
-        out[start : start + chunk] = _levels(weights.unsqueeze(1) @ v, one).to(torch.uint8)
+    kind = exact(x.device, (a.args[:, 2:4] / new).max())
+    with torch.autocast(x.device.type, enabled=False):  # which would multiply in 16 bits
+        for start in range(0, n, chunk):
+            top, left, tall, wide = windows[start : start + chunk].unbind(1)
+            weights, one = _triangle_weights(left, wide, width, new[1], kind)
+            v = _levels(x[start : start + chunk].to(kind) @ weights.mT.unsqueeze(1), one)
+            weights, one = _triangle_weights(top, tall, height, new[0], kind)
+            out[start : start + chunk] = _levels(weights.unsqueeze(1) @ v, one).to(torch.uint8)
     return out
 
 
