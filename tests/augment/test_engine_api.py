@@ -178,6 +178,9 @@ def test_wrong_functional_parameters_are_named() -> None:
     refuse("value must be a level or one per channel", f.erase, X, 0, 0, 4, 4, value=300)
     refuse("executor must be", f.invert, X, executor="numba")
     refuse("unknown test-time augmentation", tta.views, X, "flips")
+    for kind in ("none", "flip", "shift"):
+        refuse("NumPy array or a torch tensor, not list", tta.views, X.tolist(), kind)
+        refuse(r"must be \[N, C, H, W\], not \[3, 16, 16\]", tta.views, X[0], kind)
 
 
 def test_integers_of_numpy_are_sizes() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from kitae.augment import functional as f
+from kitae.augment.checks import as_batch
 from kitae.errors import AugmentError
 
 Kind = Literal["none", "flip", "shift", "scale", "full"]
@@ -26,7 +27,7 @@ def views(images: Any, kind: Kind) -> Iterator[Any]:
     """
     if kind not in get_args(Kind):
         raise AugmentError(f"unknown test-time augmentation {kind!r}; valid: {', '.join(get_args(Kind))}")
-    return _views(images, kind)
+    return _views(as_batch(images, "nchw"), kind)
 
 
 def _views(images: Any, kind: Kind) -> Iterator[Any]:
