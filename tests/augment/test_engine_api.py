@@ -17,7 +17,7 @@ import torch
 from kitae.augment import cpu, tta
 from kitae.augment import functional as f
 from kitae.augment.engine import Augment
-from kitae.augment.ops import CustomOp, RandomCrop
+from kitae.augment.ops import CustomOp, RandomCrop, TransformOp
 from kitae.augment.spec import OPS, AugmentSpec, MixSpec, make_op
 from kitae.errors import AugmentError
 from kitae.native import jit
@@ -245,6 +245,12 @@ def test_an_op_of_ones_own(executor: str, place: int) -> None:
     assert not np.array_equal(out, Augment(others, seed=2, mean=0.0, std=1.0 / 255)(X, epoch=1, index=ROWS))
     assert any("Shift(most=5)" in line for line in aug.explain(epoch=1, index=0, size=(16, 16)))
     refuse("cannot be replayed", aug.replay, X, aug.plan(epoch=1, index=ROWS, size=(16, 16)))
+
+
+def test_an_op_of_ones_own_is_not_part_of_a_recipe() -> None:
+    for op in (Shift(most=5), TransformOp(transform=torch.neg)):
+        with pytest.raises(ValueError, match=r"op 2: .* is not an op of recipes; pass it to Augment"):
+            AugmentSpec(train=["invert", op])
 
 
 def test_an_op_that_returns_something_else_is_named() -> None:

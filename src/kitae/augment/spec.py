@@ -94,12 +94,14 @@ class AugmentSpec(Spec):
             raise ValueError(f"train is a list of ops, not {value!r}")
         out = []
         for at, entry in enumerate(value):
+            if isinstance(entry, Op):
+                if OPS.get(entry.name) is not type(entry):
+                    raise ValueError(f"op {at + 1}: {entry!r} is not an op of recipes; pass it to Augment")
+                entry = {entry.name: entry.model_dump(exclude_defaults=True)}
             try:
-                op = make_op(entry)
+                make_op(entry)
             except AugmentError as error:
                 raise ValueError(f"op {at + 1}: {error}") from None
-            if isinstance(entry, Op):
-                entry = {op.name: op.model_dump(exclude_defaults=True)}
             out.append({entry: {}} if isinstance(entry, str) else {k: dict(v or {}) for k, v in entry.items()})
         return tuple(out)
 
