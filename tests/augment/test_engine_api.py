@@ -47,6 +47,7 @@ def refuse(message: str, call, *args, **kwargs) -> None:
         ({"color_jitter": {"hue": 0.6}}, "hue must be"),
         ({"color_jitter": {"brightness": (1.2, 0.8)}}, "brightness must be"),
         ({"rotate": {"degrees": float("inf")}}, "rotate.degrees"),
+        ({"rotate": {"degrees": (5, -5)}}, "degrees must be a number or a rising pair, not"),
         ({"gaussian_blur": {"kernel_size": 4}}, "kernel_size must be odd"),
         ({"random_resized_crop": {"scale": (0.5, 0.2)}}, "scale must be a rising pair"),
         ({"auto_augment": {"policy": "mnist"}}, "auto_augment.policy"),
@@ -87,6 +88,7 @@ def test_wrong_images_are_named() -> None:
     refuse(r"one integer per sample, \[6\], not \[5\]", aug, X, epoch=0, index=ROWS[:5])
     refuse(r"one integer per sample, \[0\], not \[0, 3\]", aug, X[:0], epoch=0, index=np.zeros((0, 3), np.int64))
     refuse("index must be integer, not float64", aug, X, epoch=0, index=ROWS * 1.0)
+    refuse(r"index must be integer, not \[0, \[1, 2\]\]", aug, X, epoch=0, index=[0, [1, 2]])
     refuse(r"index must be in \[0, 9223372036854775808\)", aug, X, epoch=0, index=ROWS - 1)
     refuse("epoch must be in", aug, X, epoch=-1, index=ROWS)
     refuse("epoch must be in", aug, X, epoch=2**32, index=ROWS)
@@ -206,6 +208,7 @@ def test_what_collate_cannot_use_is_named() -> None:
     rows = [(image, 0.7, 0), (image, 1.6, 1)]
     refuse("labels must be integers, not torch", Augment([], mean=0.5, std=0.5).collate(), rows)
     refuse("integer targets need num_classes", Augment([], mix={}).collate(), [(image, 0, 0), (image, 1, 1)])
+    refuse(r"not \[3, 6, 8\] and \[3, 8, 8\]", Augment([]).collate(), [(image, 0, 0), (image[:, 2:], 1, 1)])
 
 
 def test_torch_in_torch_out() -> None:

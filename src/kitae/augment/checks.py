@@ -125,7 +125,10 @@ def as_keys(epoch: Any, index: Any, step: int | None, count: int | None = None) 
 
 def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
     """Integers in [0, limit) as int64."""
-    array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+    try:
+        array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise AugmentError(f"{name} must be integer, not {value!r}") from None
     if array.size == 0:  # an empty list is of floats
         return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":

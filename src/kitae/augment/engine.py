@@ -344,7 +344,11 @@ class Collate:
 
         if not samples or len(samples[0]) not in (2, 3):
             raise AugmentError("the data set must yield (image, label, index) or (image, index)")
-        images = torch.stack([torch.as_tensor(s[0]) for s in samples])
+        pictures = [torch.as_tensor(s[0]) for s in samples]
+        if len(shapes := {tuple(picture.shape) for picture in pictures}) > 1:
+            a, b, *_ = (list(shape) for shape in sorted(shapes))
+            raise AugmentError(f"the images of a batch must have one shape, not {a} and {b}: resize them first")
+        images = torch.stack(pictures)
         index = np.array([int(s[-1]) for s in samples], np.int64)
         if len(samples[0]) == 2:
             return self.augment(images, epoch=self.epoch, index=index)

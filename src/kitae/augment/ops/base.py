@@ -232,8 +232,9 @@ def check_range(value: Any, name: str, low: float, high: float = math.inf) -> No
     """Raise ValueError unless a number or a rising pair lies in [low, high]."""
     a, b = pair(value)[:2]
     if not low <= a <= b <= high:
-        bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"at least {low:g}"
-        raise ValueError(f"{name} must be a number or a rising pair {bounds}, not {value}")
+        least = f" at least {low:g}" if math.isfinite(low) else ""
+        bounds = f" in [{low:g}, {high:g}]" if math.isfinite(high) else least
+        raise ValueError(f"{name} must be a number or a rising pair{bounds}, not {value}")
 
 
 def within(low: float, high: float = math.inf, lowest: float | None = None) -> AfterValidator:
