@@ -28,9 +28,9 @@ class Augment:
             for images, labels, index in loader:           # uint8 [N, C, H, W], int64 [N], int64 [N]
                 images = aug(images, epoch=epoch, index=index)
 
-    The result for sample `index` in `epoch` depends only on (seed, epoch, index): not on its batch, its position in
-    the batch, threads, workers, processes or device. `index` is any number that identifies the sample, usually its row
-    in the data set; the global generators of torch, NumPy and Python are not used.
+    Mixing aside, the result for sample `index` in `epoch` depends only on (seed, epoch, index): not on its batch, its
+    position in the batch, threads, workers, processes or device. `index` is any number that identifies the sample,
+    usually its row in the data set; the global generators of torch, NumPy and Python are not used.
 
     As a DataLoader's `collate_fn`, where the data set yields (image uint8 [C, H, W], label, index):
 

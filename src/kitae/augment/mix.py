@@ -7,7 +7,7 @@ Kind, lambda and box are drawn once for a batch, keyed by (seed, epoch, step), o
 epoch, index): see `MixSpec.per`. Neither depends on how many processes share the batch.
 
 MixUp: Zhang et al., "mixup: Beyond empirical risk minimization" (2017). CutMix: Yun et al. (2019): sides
-floor(side * sqrt(1 - lambda)), centre uniform, clipped at the border; lambda becomes the share of pixels kept.
+2 floor(side * sqrt(1 - lambda) / 2), centre uniform, clipped at the border; lambda becomes the share of pixels kept.
 """
 
 from __future__ import annotations

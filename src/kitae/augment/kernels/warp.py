@@ -1,7 +1,7 @@
 """Affine and perspective.
 
-A warp finds, for a row of the result, where each pixel comes from (vectorised arithmetic), then fetches. Coordinates
-are float32, multiplied and added in the order written here, which the torch executor repeats.
+A warp finds, for some rows of the result, where each pixel comes from (vectorised arithmetic), then fetches.
+Coordinates are float32, multiplied and added in the order written here, which the torch executor repeats.
 """
 
 from __future__ import annotations

@@ -410,7 +410,7 @@ class Perspective(Op):
     def numbers(self, site: Site) -> list[float]:
         if site.height < 2 or site.width < 2:
             raise AugmentError(f"perspective: the image must be at least 2 x 2, not {site.height} x {site.width}")
-        # At distortion 1 all corners could meet in the middle; half a side less one pixel keeps a quadrangle.
+        # At distortion 1 all corners could meet in the middle; half a side less one pixel keeps them apart.
         reach_x = max(1, min(int(self.distortion_scale * (site.width // 2)) + 1, (site.width - 1) // 2))
         reach_y = max(1, min(int(self.distortion_scale * (site.height // 2)) + 1, (site.height - 1) // 2))
         return [*warp_numbers(PERSPECTIVE_NEAREST, self.interpolation, self.fill), self.p, reach_x, reach_y]
