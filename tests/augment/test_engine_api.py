@@ -154,7 +154,9 @@ def test_wrong_functional_parameters_are_named() -> None:
     refuse("the rectangle must lie inside", f.erase, X, 0, 10, 4, 7)
     refuse("fill must be", f.rotate, X, 10, fill=300)
     refuse("fill must be .*'red'", f.rotate, X, 10, fill="red")
-    refuse(r"key must be in \[0, 2\*\*64\)", f.gaussian_noise, X, 1.0, key=-1)
+    for key in (-1, np.array([-1]), 0.5, 2**64):
+        refuse(r"key must be whole, in \[0, 2\*\*64\)", f.gaussian_noise, X, 1.0, key=key)
+    f.gaussian_noise(X, 1.0, key=[2**64 - 1, 0, 1, 2, 3, 4])
     refuse(r"size must be whole and at least 1, not \(7.9, 3\)", f.resize, X, (7.9, 3))
     for size in (0, float("nan"), "12", (4, 4, 4), ()):
         refuse("size must be whole", f.resize, X, size)

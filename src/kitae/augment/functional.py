@@ -128,9 +128,12 @@ def _warp(interpolation: str, nearest: int) -> int:
 def _key(key: ArrayLike, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The two words of a 64-bit key, one or one per sample."""
     try:
+        given = np.asarray(key)
         words = np.broadcast_to(np.asarray(key, np.uint64), (count,))
+        if (words != given).any():  # a fraction, or a negative integer of NumPy
+            raise ValueError
     except (OverflowError, TypeError, ValueError):
-        raise AugmentError(f"key must be in [0, 2**64), one or one per sample, [{count}], not {key!r}") from None
+        raise AugmentError(f"key must be whole, in [0, 2**64), one or one per sample, [{count}], not {key!r}") from None
     return (words >> np.uint64(32)).astype(np.float64), (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
 
 
