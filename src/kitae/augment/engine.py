@@ -292,7 +292,7 @@ class Augment:
         Args:
             size, channels: of the image, height and width first; None takes those of the last batch, or 224 x 224 and 3
                 before there was one.
-            step: number of its batch, as in a call.
+            step: number of its batch, as in a call; if that was given none, the first index of the batch.
         """
         pipeline = self.pipeline(channels or self._seen[0], *(size or self._seen[1:]))
         keys = as_keys(epoch, np.array([index]), step)
