@@ -47,6 +47,17 @@ def test_a_factor_of_three_levels_has_degrees_of_freedom_wherever_its_analysis_h
     assert smallest_effect(made, seeds, 0.4) is not None
 
 
+def test_the_smallest_effect_of_a_level_among_several_is_found_as_often() -> None:
+    factors = {"limit": {"data.limit": [1, 2, 3, 4, 5, 6]}, "ema": {"train.ema": [None, 0.9]}}
+    made = expand(StudySpec.parse({"name": "s", "base": "b", "design": "factorial", "factors": factors}))
+    smallest = smallest_effect(made, 3, 0.4)
+    assert smallest is not None
+    rng = np.random.default_rng(30)
+    truth = {variant.name: smallest if variant.levels["limit"] == 5 else 0.0 for variant in made.variants}
+    found = sum(analyse(runs(made, truth, 0.4, rng), made, METRIC).effects[4].shown for _ in range(150))
+    assert 0.75 <= found / 150 <= 0.95
+
+
 def test_more_seeds_see_smaller_effects_and_the_needed_number_is_the_first_that_does() -> None:
     made = design("one_out", 5)
     needed = seeds_for(made, 0.5, 0.4)

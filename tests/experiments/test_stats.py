@@ -293,6 +293,37 @@ def test_where_one_variant_is_noisy_effects_are_covered_and_win_as_seldom_as_the
     assert false / 400 <= false_winners + 0.025
 
 
+def test_levels_that_scatter_more_than_the_rest_have_wider_intervals() -> None:
+    """Few images scatter more than many, and every effect of `data.limit` is a difference from the fewest."""
+    factors = {"limit": {"data.limit": [1, 2, 3, 4, 5, 6]}, "ema": {"train.ema": [None, 0.9]}}
+    made = expand(StudySpec.parse({"name": "s", "base": "x", "design": "factorial", "factors": factors}))
+    nothing = dict.fromkeys((v.name for v in made.variants), 0.0)
+    sds = {v.name: (1.0, 0.7, 0.5, 0.35, 0.25, 0.2)[v.levels["limit"]] for v in made.variants}
+    rng = np.random.default_rng(27)
+    covered = false = 0
+    for _ in range(200):
+        table = runs(made, nothing, 0.0, rng, seeds=(0, 1, 2, 3, 4))
+        table[METRIC] += table["variant"].map(sds) * rng.normal(0, 0.01, len(table))
+        effects = analyse(table, made, METRIC).effects
+        covered += sum(effect.low <= 0 <= effect.high for effect in effects[:5])
+        false += any(effect.shown for effect in effects)
+    # With the noise pooled over all levels 83 % were covered.
+    assert covered / 1000 >= 0.92
+    assert false / 200 <= 0.08
+
+
+def test_two_levels_have_the_pooled_noise_whoever_scatters() -> None:
+    made = design("factorial", 3)
+    table = runs(made, additive(made, [0.0] * 3), 0.1, np.random.default_rng(28))
+    wild = table["variant"] == made.variants[-1].name
+    table.loc[wild, METRIC] += np.array([-0.01, 0.0, 0.01])
+    analysis = analyse(table, made, METRIC)
+    pooled = analysis.noise.sd * math.sqrt(4 / len(table))
+    assert [effect.standard_error for effect in analysis.effects] == pytest.approx([pooled] * 6)
+    assert len({effect.df for effect in analysis.effects}) == 1
+    assert 2 <= analysis.effects[0].df < 4
+
+
 def test_a_noisy_reference_does_not_hide_behind_its_neighbours() -> None:
     made = design("compare", 5)
     rng = np.random.default_rng(24)

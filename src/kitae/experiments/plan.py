@@ -362,11 +362,11 @@ def error_factor(design: Design, seeds: int) -> tuple[float, float]:
     count = len(design.variants)
     df: float = (count - 1) * (seeds - 1)
     if design.regression:
+        most = max(len(levels) for levels in design.factors.values())  # the rarest level decides
         if seeds == 1:  # the noise is estimated from the misfit
             df = max(count - 1 - len(design.effects), 0)
-        elif count > 2:  # as `stats._even_degrees` gives for even noise: own variances vary by chance
-            df = max(df / (1 + 2 / (seeds - 1)), seeds - 1)
-        most = max(len(levels) for levels in design.factors.values())  # the rarest level decides
+        elif count > 2:  # as `stats._weighted_noise` gives for even noise: own variances vary by chance
+            df = max(min(df, 2 * count / most * (seeds - 1)) / (1 + 2 / (seeds - 1)), seeds - 1)
         return math.sqrt(2.0 * most / (count * seeds)), df
     others = count - 1
     if others > 1 and seeds > 1:  # as `stats._separate_reference` gives for even noise

@@ -11,8 +11,8 @@ all effects of the metric, so that a study of techniques without effect names a 
 Noise is not equally large in all variants: a reference without any technique often scatters more. So the reference,
 which is part of every difference from it, has its own noise, estimated separately (`_separate_reference`); each of the
 others is tested against the rest (`_scattering`); and in factorial and screening, where every run informs every effect,
-the degrees of freedom are reduced to what uneven noise leaves (`_even_degrees`). benchmarks/simulated_studies.py
-simulates how well that holds; docs/studies.md has the figures.
+an effect takes the noise of the variants that it weighs (`_weighted_noise`). benchmarks/simulated_studies.py simulates
+how well that holds; docs/studies.md has the figures.
 
 By default an interval covers the seeds: what would change with other initial weights and orders, on these test images.
 `image_variance` adds what would change with other test images.
@@ -134,12 +134,14 @@ class _Fit:
     """Least squares y = x @ coefficients, the shortest ones where lost runs leave some undetermined.
 
     Attributes:
+        weights: of the runs in the coefficients, which are weights @ y.
         covariance: of the coefficients, for noise of variance 1.
         determined: the projection onto what the runs determine; the identity if nothing is undetermined.
         left: residuals. noise: their mean square.
     """
 
     coefficients: NDArray[np.float64]
+    weights: NDArray[np.float64]
     covariance: NDArray[np.float64]
     determined: NDArray[np.float64]
     left: NDArray[np.float64]
@@ -147,12 +149,12 @@ class _Fit:
 
 
 def _least_squares(y: NDArray[np.float64], x: NDArray[np.float64]) -> _Fit:
-    inverse = np.linalg.pinv(x, rcond=1e-10)
+    inverse = np.asarray(np.linalg.pinv(x, rcond=1e-10), np.float64)
     coefficients = inverse @ y
     left = y - x @ coefficients
     df = len(y) - int(np.linalg.matrix_rank(x))
     noise = _Variance(float(left @ left) / df, df) if df > 0 else _UNKNOWN
-    return _Fit(coefficients, inverse @ inverse.T, inverse @ x, left, noise)
+    return _Fit(coefficients, inverse, inverse @ inverse.T, inverse @ x, left, noise)
 
 
 def _separate_reference(fit: _Blocks, reference: str) -> tuple[_Variance, _Variance] | None:
@@ -262,37 +264,49 @@ def _regression(fit: _Blocks, design: Design, name: str) -> tuple[list[Effect], 
     x = np.column_stack([np.ones(len(fit.y)), *columns, fit.block])
     solved = _least_squares(fit.y, x)
     residual = solved.noise
-    # Replicates tell noise from misfit; a single seed leaves only the misfit.
-    noise = _Variance(fit.noise.value, _even_degrees(fit)) if fit.noise.df else residual
     if np.linalg.matrix_rank(x) == x.shape[1]:
-        errors = np.sqrt(noise.value * np.diag(solved.covariance))
+        # Replicates tell noise from misfit; a single seed leaves only the misfit.
+        noises = [_weighted_noise(fit, row) if fit.noise.df else residual for row in solved.weights]
+        values = np.array([noise.value for noise in noises])
+        errors = np.sqrt(values * np.diag(solved.covariance))
         found = [
-            _with(raw, estimate=float(solved.coefficients[k]), standard_error=float(errors[k]), df=noise.df)
+            _with(raw, estimate=float(solved.coefficients[k]), standard_error=float(errors[k]), df=noises[k].df)
             for k, raw in enumerate(found, start=1)
         ]
     return found, residual
 
 
-def _even_degrees(fit: _Blocks) -> float:
-    """Degrees of freedom of the pooled noise when variants may scatter unevenly.
+def _weighted_noise(fit: _Blocks, weights: NDArray[np.float64]) -> _Variance:
+    """The noise of a main effect or an interaction when variants may scatter unevenly.
 
-    In a complete design every variant has the same weight in every main effect, so the pooled mean square estimates
-    the right variance whatever each variant's own is; only how well it does so depends on that. After Satterthwaite:
-    (S - 1) (sum of s^2)^2 / sum of s^4 over the variants' own variances, between S - 1 (one variant has all the noise)
-    and (V - 1)(S - 1).
+    Where all variants have the same weight in an effect, as in a complete design of two levels, the pooled mean square
+    estimates the right variance whatever each variant's own is; only how well it does so depends on that. An effect of
+    a level among several is a difference of the runs of two levels, so if those scatter more than the rest, it takes
+    their own variances. It never takes less than the pooled noise: variants may be close by chance. Degrees of freedom
+    after Satterthwaite: (S - 1) (sum of w s^2)^2 / sum of (w s^2)^2 over the variants' own variances and their weights,
+    between S - 1 (one variant has all the noise) and (V - 1)(S - 1).
+
+    Args:
+        weights: of the runs in the effect.
     """
     count = len(fit.names)
     mse, df = fit.noise
-    if count < 3:
-        return df
+    if count < 3 or mse <= 0:
+        return fit.noise
     least = len(fit.blocks) - 1
+    rows = [fit.variants == name for name in fit.names]
     squares = fit.solved.left**2
-    own = np.array([squares[fit.variants == v].sum() / max(1, int((fit.variants == v).sum()) - 1) for v in fit.names])
+    own = np.array([squares[row].sum() / max(1, int(row.sum()) - 1) for row in rows])
     # A residual holds (1 - 2 / V) of the variant's own noise and a V-th of all the noise.
-    own = np.maximum((own - mse / count) / (1 - 2 / count), 0.0)
-    if not own.any() or mse <= 0:
-        return df
-    return float(min(max(least * own.sum() ** 2 / (own**2).sum(), min(least, df)), df))
+    own = (own - mse / count) / (1 - 2 / count)
+    shares = np.array([(weights[row] ** 2).sum() for row in rows])
+    value = float(shares @ own / shares.sum())
+    if value <= mse * (1 + _ROUNDING):
+        value, shares = mse, np.ones(count)
+    parts = shares * np.maximum(own, 0.0)
+    if not parts.any():
+        return fit.noise
+    return _Variance(value, float(min(max(least * parts.sum() ** 2 / (parts**2).sum(), min(least, df)), df)))
 
 
 def welch(*parts: tuple[float, float]) -> float:
