@@ -211,6 +211,21 @@ def test_factorial_with_three_levels_compares_each_with_the_first() -> None:
     assert tuple(e.name for e in effects) == made.effects
 
 
+@pytest.mark.parametrize("seeds", [(0,), SEEDS])
+def test_a_level_that_never_finished_leaves_the_effects_without_it(seeds: tuple[int, ...]) -> None:
+    factors = {"lr": {"x.lr": [1, 2, 3]}, "ema": {"x.ema": [0, 1]}, "flip": {"x.flip": [0, 1]}}
+    made = expand(StudySpec.parse({"name": "s", "base": "x", "design": "factorial", "factors": factors}))
+    truth = {v.name: 1.0 * v.levels["lr"] + 0.5 * v.levels["ema"] + 0.3 * v.levels["flip"] for v in made.variants}
+    table = runs(made, truth, 1e-4, np.random.default_rng(29), seeds)
+    lost = table[~table["variant"].str.contains("lr=3")]
+    effects = analyse(lost, made, METRIC).effects
+    known = {e.name: round(e.estimate, 2) for e in effects if e.known}
+    # The main effects of ema and flip are averages over all levels of lr, also over the one that is unknown.
+    assert known == {"lr=2": 1.0, "lr=2 x ema": 0.0, "lr=2 x flip": 0.0, "ema x flip": 0.0}
+    assert all(e.low < e.estimate < e.high for e in effects if e.known)
+    assert not any(e.shown for e in effects if not e.known)
+
+
 def test_one_seed_gives_estimates_without_intervals_where_nothing_is_left_over() -> None:
     made = design("compare", 2)
     table = runs(made, {"v0": 0, "v1": 1.0, "v2": 0}, 0.2, np.random.default_rng(13), seeds=(0,))

@@ -37,6 +37,7 @@ from kitae.reporting.effects import CONFIDENCE, Analysis, Effect, Noise, metric
 
 UNEVEN = 0.05  # level of the test whether a variant scatters more than the others
 _ROUNDING = 1e-10  # of the largest value: anything smaller comes from arithmetic, not from runs
+_DETERMINED = 1e-8  # rounding of a projection onto what the runs determine
 
 
 def analyse(
@@ -114,7 +115,7 @@ class _Blocks:
         """Estimate, and its variance for noise of variance 1; NaN if no chain of shared seeds connects the two."""
         weights = np.zeros(len(self.names) + self.block.shape[1])
         weights[self.names.index(plus)], weights[self.names.index(minus)] = 1.0, -1.0
-        if np.abs(weights @ self.solved.determined - weights).max() > 1e-8:
+        if np.abs(weights @ self.solved.determined - weights).max() > _DETERMINED:
             return math.nan, math.nan
         return float(weights @ self.solved.coefficients), float(weights @ self.solved.covariance @ weights)
 
@@ -264,15 +265,13 @@ def _regression(fit: _Blocks, design: Design, name: str) -> tuple[list[Effect], 
     x = np.column_stack([np.ones(len(fit.y)), *columns, fit.block])
     solved = _least_squares(fit.y, x)
     residual = solved.noise
-    if np.linalg.matrix_rank(x) == x.shape[1]:
+    # Where runs were lost, as when a level diverges with every seed, the other effects may still be determined.
+    determined = np.abs(solved.determined - np.eye(x.shape[1])).max(axis=1) <= _DETERMINED
+    for k in np.flatnonzero(determined[1 : len(found) + 1]) + 1:
         # Replicates tell noise from misfit; a single seed leaves only the misfit.
-        noises = [_weighted_noise(fit, row) if fit.noise.df else residual for row in solved.weights]
-        values = np.array([noise.value for noise in noises])
-        errors = np.sqrt(values * np.diag(solved.covariance))
-        found = [
-            _with(raw, estimate=float(solved.coefficients[k]), standard_error=float(errors[k]), df=noises[k].df)
-            for k, raw in enumerate(found, start=1)
-        ]
+        noise = _weighted_noise(fit, solved.weights[k]) if fit.noise.df else residual
+        error = math.sqrt(noise.value * solved.covariance[k, k])
+        found[k - 1] = _with(found[k - 1], estimate=float(solved.coefficients[k]), standard_error=error, df=noise.df)
     return found, residual
 
 
