@@ -213,6 +213,20 @@ def test_a_search_that_found_luck_says_so(tmp_path: Path) -> None:
     assert result.preset.name in result.verdict
 
 
+def test_an_arm_that_is_a_preset_again_is_no_opponent_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = PRESETS["rand_augment"]  # the best with this seed
+
+    def again(trial: Any) -> dict[str, Any]:
+        point = suggest(trial)
+        return point if trial.number < len(PRESETS) else {**preset, "erasing": 0.004, "smoothing": 0.0001}
+
+    monkeypatch.setattr("kitae.experiments.search.suggest", again)
+    result = run(tmp_path / "s", "train.seed=3")
+    assert any(arm.recipe == result.preset.recipe for arm in result.arms if not arm.preset and arm.state == "complete")
+    assert (result.best.name, result.rematch) == ("rand_augment", None)
+    assert result.verdict.startswith("The search did not win: no searched setting was better than the preset")
+
+
 def test_the_opponent_is_the_best_preset_at_the_full_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SUBSET", "0.08")
     monkeypatch.setenv("FAKE_LATE", "yes")

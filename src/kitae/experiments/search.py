@@ -205,6 +205,8 @@ def search(
             which = "preset failed, so there is nothing to compare with" if whole else "arm failed"
             raise TrainingError(f"{folder}: every {which}; see the logs in {folder / 'arms'}")
         best, preset = (max(among, key=lambda arm: arm.standing) for among in (whole, presets))
+        if best.recipe.fingerprint == preset.recipe.fingerprint:  # a point that rounds to the preset, and came later
+            best = preset
         rematch, winner = None, preset
         verdict = (
             f"The search did not win: no searched setting was better than the preset {preset.name!r}. Use the preset."
