@@ -535,6 +535,13 @@ def test_settings_name_every_precision_and_commit_of_a_study(tmp_path: Path, mon
     assert (settings["machine"]["commit"], settings["precision"]) == (["aaa", "bbb"], "fp32 and bf16")
 
 
+def test_the_machine_is_that_of_the_first_run_that_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "none-seed0")
+    result = run(folder)
+    assert list(result.failed["variant"]) == ["none"]
+    assert result.settings["machine"] == {"processor": "fake"}
+
+
 def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)

@@ -339,7 +339,7 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
     precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # several if the study varies it
     commits = sorted({one["machine"]["commit"] for one in outcomes.values() if one["machine"].get("commit")})
-    ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
+    machines = [outcomes[job.fingerprint]["machine"] for job in plan.jobs if done(outcomes, job)]
     trained = {job.folder: outcomes[job.fingerprint] for job in plan.jobs if done(outcomes, job)}  # a training once
     numbers = [one["numbers"] for one in trained.values()]
     seconds = [each["training_seconds"] for each in numbers if "training_seconds" in each]
@@ -353,7 +353,7 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         "batch_size": recipe.train.batch_size,
         "precision": " and ".join(precisions),
         "threads": plan.run_threads[0] if len(plan.run_threads) == 1 else list(plan.run_threads),
-        "machine": {**(ordered[0]["machine"] if ordered else {}), **({"commit": commits} if len(commits) > 1 else {})},
+        "machine": {**(machines[0] if machines else {}), **({"commit": commits} if len(commits) > 1 else {})},
         "training_hours": sum(seconds) / 3600 if seconds else None,
     }
 
