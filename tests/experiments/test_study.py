@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -549,6 +550,19 @@ def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypat
     run(tmp_path / "local", spec, threads=1, executor=LocalProcesses(workers=2))
     assert (tmp_path / "died").exists()  # one worker was killed by a signal, and its run repeated
     assert files(tmp_path / "inline") == files(tmp_path / "local")
+
+
+def test_no_run_goes_on_after_an_error(folder: Path) -> None:
+    def full(line: str) -> None:
+        if line.startswith("[1/"):
+            raise OSError("no space left")
+
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="no space left") as caught:
+        run(folder, executor=LocalProcesses(1), report=full)
+    assert caught.traceback, "the frames of the study are kept, as in a notebook"
+    assert threading.active_count() == threads, "the queue has ended"
+    assert len(list(folder.glob("runs/*.log"))) <= 2
 
 
 def test_a_worker_that_keeps_dying_is_a_failed_run(folder: Path) -> None:

@@ -16,7 +16,7 @@ fingerprint, in `runs/` or in `runs.parquet`, so a published study, which has no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +200,13 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
 # ---- the runs -------------------------------------------------------------------------------------------------------
 
 
-def run_jobs(runs: Path, jobs: Iterable[Job], train: str, place: Executor) -> Iterator[tuple[Job, Outcome]]:
+def run_jobs(
+    runs: Path, jobs: Iterable[Job], train: str, place: Executor
+) -> Generator[tuple[Job, Outcome], None, None]:
     """Run jobs, and yield each with its outcome, which is kept in the folder `runs`.
 
-    A finished run stays finished: only a failure is replaced. Jobs of the same training share it.
+    A finished run stays finished: only a failure is replaced. Jobs of the same training share it. Closing the generator
+    stops the runs.
     """
     runs = runs.resolve()
     wanted = {job.fingerprint: job for job in jobs}

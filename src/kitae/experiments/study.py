@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -119,11 +120,12 @@ def study(
             train = train or (TRAIN if needs_test else TRAIN_WITHOUT_TEST)
             started = time.monotonic()
             ended = run_jobs(folder / "runs", todo, train, executor or LocalProcesses(workers))
-            for count, (job, outcome) in enumerate(ended, start=1):
-                outcomes[job.fingerprint] = outcome
-                left = (time.monotonic() - started) / count * (len(todo) - count)
-                say(f"[{count}/{len(todo)}] {job.variant}, seed {job.seed}: {_headline(asked.metric, outcome)}"
-                    + (f"; about {console.rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
+            with closing(ended):  # an error, such as a full disk, ends the runs before the folder is free again
+                for count, (job, outcome) in enumerate(ended, start=1):
+                    outcomes[job.fingerprint] = outcome
+                    left = (time.monotonic() - started) / count * (len(todo) - count)
+                    say(f"[{count}/{len(todo)}] {job.variant}, seed {job.seed}: {_headline(asked.metric, outcome)}"
+                        + (f"; about {console.rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
         result = StudyResult.of(folder, plan, outcomes, content.get("added") or ())
         result.write()
     if report is None and console.interactive():
