@@ -303,7 +303,7 @@ def test_where_one_variant_is_noisy_effects_are_covered_and_win_as_seldom_as_the
         covered += sum(effect.low <= 0 <= effect.high for effect in judged)
         total += len(judged)
         false += any(effect.shown for effect in effects)
-    # What 4,000 studies gave (benchmarks/results/simulated_studies.json), less what 400 may be off by chance.
+    # What 2,000 studies gave (benchmarks/results/simulated_studies.json), less what 400 may be off by chance.
     assert covered / total >= covers - 0.02
     assert false / 400 <= false_winners + 0.025
 
