@@ -145,6 +145,7 @@ OF_RECIPE = "design: one_out\n"
         (f"{OF_RECIPE}base: [1]\nfactors: recipe", r"mine\.yaml: base\.str: should be a valid string"),
         (f"{OF_RECIPE}factors: recipe", r"mine\.yaml: base: Field required"),
         (f"{OF_RECIPE}base: fashion-mini\nfactors: [{{mixing: {{a.b: [0, 1]}}}}]", "factors: a list has names"),
+        (f"{OF_RECIPE}base: fashion-mini\nfactors: [{{}}]", r"factors: a list has names .*, not \{\}"),
         (f"{OF_RECIPE}base: fashion-mini\nfactors: recipe\nset: {{1: 2}}", "unknown field '1'"),
     ],
 )

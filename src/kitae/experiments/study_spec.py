@@ -420,10 +420,10 @@ def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     given = content.get("set") or {}
     shared = {f: value for f, value in given.items() if not str(f).startswith("after.")}
     names = () if content["factors"] == "recipe" else content["factors"]
-    if wrong := next((name for name in names if not isinstance(name, str)), None):
+    if wrong := [name for name in names if not isinstance(name, str)]:
         raise RecipeError(
-            f"{where}: factors: a list has names of the recipe's techniques, not {wrong!r}; factors of your own are a "
-            "mapping, name: {field: [off, on]}"
+            f"{where}: factors: a list has names of the recipe's techniques, not {wrong[0]!r}; factors of your own are "
+            "a mapping, name: {field: [off, on]}"
         )
     recipe = recipe.override(*assignments(shared))
     factors = chosen(recipe, names, f"{where}: factors")
