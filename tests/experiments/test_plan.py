@@ -149,6 +149,7 @@ def test_screening_prints_its_aliases() -> None:
         ({"after": {"tests.experiments.fake_train:nothing": {}}}, ["fake_train:nothing"]),
         ({"after": {".x:f": {}}}, ["after..x:f", "cannot be imported"]),
         ({"after": {"math:pi": {}}}, ["after.math:pi", "is not a function, but float"]),
+        ({"after": {"builtins:max": {}}}, ["after.builtins:max", "does not tell its arguments"]),
         ({"after": {"prune": {"ration": 0.5}}}, ["after.prune", "'ration'", "ratio, epochs, kind, scope"]),
         ({"after": {"prune": {"ratio": 1.5}}}, ["after.prune.ratio", "less than 1", "1.5"]),
         ({"after": {"prune": {"ratio": "half"}}}, ["after.prune.ratio", "'half'"]),

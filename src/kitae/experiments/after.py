@@ -96,7 +96,12 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
         RecipeError: no such step or setting, or a value that does not fit.
     """
     called = step(name)
-    signature = inspect.signature(called)
+    try:
+        signature = inspect.signature(called)
+    except ValueError as error:
+        raise RecipeError(
+            f"after.{name}: is compiled and does not tell its arguments; call it in a function"
+        ) from error
     try:
         signature.bind(None, None, **settings)
     except TypeError as error:
