@@ -543,6 +543,13 @@ def test_the_machine_is_that_of_the_first_run_that_finished(folder: Path, monkey
     assert result.settings["machine"] == {"processor": "fake"}
 
 
+@pytest.mark.parametrize(("limit", "images"), [(None, 1000), (400, 400), (5000, 1000)])
+def test_settings_have_the_number_of_images_that_a_limit_leaves(folder: Path, limit: int | None, images: int) -> None:
+    spec = make(set={"data.limit": limit})
+    cut(folder, 0, spec)
+    assert StudyResult.open(folder).settings["images"] == images
+
+
 def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)

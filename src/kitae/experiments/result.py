@@ -346,7 +346,7 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     return {
         "base": recipe.name,
         "source": recipe.data.source,
-        "images": recipe.data.limit or plan.images,
+        "images": min(filter(None, (recipe.data.limit, plan.images)), default=None),
         "model": recipe.model.name,
         "width": recipe.model.width,
         "epochs": recipe.train.epochs,
