@@ -142,7 +142,9 @@ def search(
         out: the search folder; None is runs/search. If it holds the same search, that is resumed.
         arms: settings to try, the presets included.
         rematch_seeds: seeds of the rematch, FRESH_SEED and up without the recipe's own; two or more.
-        workers, threads, executor, report, train, measure: as in `study`.
+        workers: arms that are proposed and trained at a time, also with an `executor`: on a cluster, as many as it can
+            run, or most of it waits.
+        threads, executor, report, train, measure: as in `study`.
         seed: of the proposals.
         overwrite: replace the search in `out`, once the new one is measured.
         set: as in `study`.
