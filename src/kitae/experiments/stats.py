@@ -243,7 +243,8 @@ def _regression(fit: _Blocks, design: Design, name: str) -> tuple[list[Effect], 
     Also returns the fit's own residual variance.
 
     Levels are coded as centred indicators, so that a coefficient is the mean difference from the first level over an
-    even mixture of the other factors' levels, and a product's coefficient the difference of such differences.
+    even mixture of the other factors' levels, and a product's coefficient the difference of such differences (half of
+    it for two factors of two levels, as is usual there).
     """
     levels = {variant.name: variant.levels for variant in design.variants}
     coded: dict[str, list[NDArray[np.float64]]] = {}
