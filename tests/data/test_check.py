@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,6 +29,7 @@ from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide
 from kitae.errors import DataError
+from kitae.recipe import assignment
 from tests.images import encode, write_folder
 from tests.refusals import refused
 
@@ -154,6 +156,18 @@ def test_the_command_that_corrects_keeps_the_groups(make_folder: Callable[..., P
     for groups, options in ((None, ""), ("parent", " --set data.groups=parent")):
         report = check(DataSpec(source=f"folder:{root}", groups=groups))
         assert any(cure.startswith(f"kitae data fix folder:{root}{options} writes") for cure in report.cures)
+
+
+def test_the_command_that_corrects_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    """`--set` takes YAML: a pattern that begins with a bracket, or a column called 2024, needs quotes there."""
+    images = [*(encode(photo(i)) for i in range(7)), b"broken"]
+    columns = {"image": images, "2024": [0, 1] * 4, "path": list("aabbccdd")}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    for groups in (r"(\w)", r"[a-c]*(\w)", r"(\w)|: (.)"):
+        report = check(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}", label_column="2024", groups=groups))
+        command = next(cure for cure in report.cures if cure.startswith("kitae data fix")).partition(" writes")[0]
+        given = shlex.split(command)[4:]
+        assert dict(map(assignment, given[1::2])) == {"data.label_column": "2024", "data.groups": groups}
 
 
 def test_the_check_takes_turns_with_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -391,9 +392,14 @@ def _report(
         depth=depth,
         ignored=tuple(source.ignored()),
         fixable=source.fixed_as is not None,
-        options="".join(f" --set {shlex.quote(f'data.{name}={value}')}" for name, value in read.items()),
+        options="".join(f" --set {shlex.quote(f'data.{name}={_yaml(value)}')}" for name, value in read.items()),
     )
     return report, set(rows[codes == TRAIN].tolist())
+
+
+def _yaml(text: str) -> str:
+    """The text as a YAML value, quoted where it would be read as a number or a list: `--set` takes YAML."""
+    return str(yaml.safe_dump(text, width=1 << 30, allow_unicode=True)).removesuffix("...\n").strip()
 
 
 def _stacked(rows: Sequence[bytes], size: int) -> NDArray[np.uint8]:
