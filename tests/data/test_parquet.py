@@ -93,6 +93,10 @@ def test_splits_are_in_the_names_of_files_and_folders_or_in_a_column(tmp_path: P
     write(tmp_path / "set" / "train" / "0000.parquet", six())
     write(tmp_path / "set" / "test.parquet" / "part-0.parquet", six())  # a folder named like a file
     assert sorted(ParquetSource(tmp_path / "set").table.splits.tolist()) == [TRAIN] * 6 + [TEST] * 6
+    assert ParquetSource(tmp_path / "set").table.names[0] == "part-0.parquet:0"
+    write(tmp_path / "set" / "val" / "0000.parquet", six())
+    names = ParquetSource(tmp_path / "set").table.names
+    assert [names[0], names[6], names[17]] == ["part-0.parquet:0", "train/0000.parquet:0", "val/0000.parquet:5"]
     path = write(tmp_path / "mine" / "test.parquet", six())
     assert ParquetSource(path).table.splits.tolist() == [TRAIN] * 6, "one file is train whatever its name"
     # By its name it is a test split in the folder: they must not share a store.

@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,7 +163,8 @@ class ParquetSource(Source):
             yield from itertools.islice(self._images(path, [group]), 0, each * step, step)
 
     def load_table(self) -> Table:
-        files = [self._load_file(path) for path in self._files]
+        times = Counter(path.name for path in self._files)
+        files = [self._load_file(path, alone=times[path.name] == 1) for path in self._files]
         for kind in ("class_name", "group", KEY):
             lacking = [path for path, (columns, _) in zip(self._files, files, strict=True) if kind not in columns]
             if 0 < len(lacking) < len(files):
@@ -195,8 +197,8 @@ class ParquetSource(Source):
             raise DataError(f"data.groups: {self.rule!r} is not a column, and there is no column `path` to search")
         return by_paths([str(path or "") for path in columns["path"]], self.rule)
 
-    def _load_file(self, path: Path) -> tuple[dict[str, list[Any]], tuple[str, ...] | None]:
-        """Everything but the images, and the class names in the metadata."""
+    def _load_file(self, path: Path, alone: bool) -> tuple[dict[str, list[Any]], tuple[str, ...] | None]:
+        """Everything but the images, and the class names in the metadata. `alone`: no other file has its name."""
         with self._reading(path) as file:
             schema = file.schema_arrow
             image, fields = self._image_column(path, schema)
@@ -218,7 +220,8 @@ class ParquetSource(Source):
         if "class_name" in found:
             found["class_name"] = [str(name) for name in found["class_name"]]
         found.setdefault("path", [None] * table.num_rows)
-        names = [f"{path.name}:{row}" if name in (None, "") else str(name) for row, name in enumerate(found["path"])]
+        called = path.name if alone or self._root is None else path.relative_to(self._root).as_posix()
+        names = [f"{called}:{row}" if name in (None, "") else str(name) for row, name in enumerate(found["path"])]
         splits = self._splits(path, found.get("split"), table.num_rows)
         return {**found, "name": names, "split": splits}, _metadata_classes(schema, label)
 
