@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +221,18 @@ def test_a_group_is_in_one_fold() -> None:
     for label in range(3):
         shares = np.bincount(fold[labels == label], minlength=4)
         assert shares.min() > 0.4 * shares.max()
+
+
+def test_folds_of_many_classes_and_groups_take_little_memory() -> None:
+    """Equal images alone make a group of every image: a table of groups and classes would be 128 MB here."""
+    labels = np.arange(4000)
+    tracemalloc.start()
+    try:
+        fold = assign_folds(labels, labels, 2, 0, labels)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert np.bincount(fold).tolist() == [2000, 2000]
 
 
 def all_folds(data: Any, folds: int, **fields: Any) -> list[Splits]:

@@ -103,23 +103,25 @@ def assign_folds(
         by_class = order[np.argsort(labels[order], kind="stable")]
         fold[by_class] = np.arange(len(labels)) % folds  # dealt across classes, so that no fold gets all remainders
         return fold
-    names, member = np.unique(groups, return_inverse=True)
-    table = np.zeros((len(names), int(labels.max()) + 2))
-    np.add.at(table, (member, labels), 1)
-    table[:, -1] = table.sum(axis=1)  # the images of a fold count as a class does, or the rests would be in one fold
-    filled = np.zeros((folds, table.shape[1]))
-    share = table.sum(axis=0) / folds
+    names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    # Not a table of groups and classes: with one pair of equal images, nearly every image is a group of its own.
+    inside = np.split(labels[np.argsort(member, kind="stable")], np.cumsum(sizes)[:-1])
+    totals = np.bincount(labels)
+    # The images of a fold count as a class does, or the rests would be in one fold.
+    share = np.append(totals, len(labels)) / folds
+    filled = np.zeros((folds, len(share)))
     first = np.full(len(names), len(labels))
     np.minimum.at(first, member[order], np.arange(len(labels)))
     chosen = np.empty(len(names), dtype=np.int64)
     # The largest first, while every fold has room; equal ones in keyed order.
-    for group in np.lexsort((first, -table[:, -1])):
-        after = filled + table[group]
+    for group in np.lexsort((first, -sizes)):
+        counts = np.append(np.bincount(inside[group], minlength=len(totals)), sizes[group])
+        after = filled + counts
         cost = (((after - share) / np.maximum(share, 1)) ** 2).sum(axis=1) - (
             ((filled - share) / np.maximum(share, 1)) ** 2
         ).sum(axis=1)
         chosen[group] = int(cost.argmin())
-        filled[chosen[group]] += table[group]
+        filled[chosen[group]] += counts
     return chosen[member]
 
 
