@@ -307,13 +307,14 @@ def _resolve(job: Job, all_headers: bool = False) -> tuple[PreprocessRules, bool
 
     if size is None or channels is None or open_question:
         found: dict[tuple[int, int], str] = {}
-        grey, whole = True, False
+        grey, whole, longest = True, False, 0
         with contextlib.closing(each_image(source, lambda row, item: probe(item), job.threads)) as headers:
             for row, header in enumerate(headers):
                 if not isinstance(header, DataError):  # which decoding will report
                     found.setdefault(header[0], source.table.names[row])
                     grey, whole = grey and header[1], whole or large(header[0])
-                    tiny = not all_headers and max(map(max, found)) <= TINY
+                    longest = max(longest, *header[0])
+                    tiny = not all_headers and longest <= TINY
                 known = whole or tiny or not open_question
                 if len(found) > 1 if size is None else known and (channels or not grey):
                     break
