@@ -547,6 +547,7 @@ def test_rules_travel_as_a_mapping() -> None:
         ({"image_size": 32, "version": 2, "store_size": 64.0}, "store_size must be"),
         ({"image_size": 32, "version": 4}, "version 4 is unknown"),
         ({"image_size": 32, "version": 3, "crop_pct": 0}, "crop_pct must be above 0"),
+        ({"image_size": 32, "version": 3, "crop_pct": None}, "crop_pct must be above 0"),
         ({"image_size": 32, "version": 3, "crop_pct": 0.9, "resize": "pad"}, "crop_pct must be 1"),
         ({"image_size": 32, "version": 2, "depth": 9}, "depth must be 8, 10, 12 or 16"),
         ({"image_size": 32, "version": 1, "depth": 12}, "unknown preprocessing rule 'depth'"),

@@ -60,7 +60,8 @@ class PreprocessRules:
                 f"store_size must be an integer in [{min(self.size)} (of image_size), {_MAX_SIDE}], "
                 f"not {self.store_size!r}"
             )
-        if isinstance(self.crop_pct, bool) or not 0 < self.crop_pct <= 1:
+        number = isinstance(self.crop_pct, int | float) and not isinstance(self.crop_pct, bool)
+        if not number or not 0 < self.crop_pct <= 1:
             raise DataError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct!r}")
         if self.crop_pct < 1 and self.resize == "pad":
             raise DataError("crop_pct must be 1 with resize pad, which keeps the whole image")
