@@ -247,6 +247,8 @@ def test_permutations_differ_by_seed_epoch_and_slot_and_repeat() -> None:
     assert (base == keyed.permutation(0, 0, 100)).all()
     with pytest.raises(ValueError, match="negative"):
         keyed.permutation(0, 0, -1)
+    with pytest.raises(TypeError):
+        keyed.permutation(0, 0, 2.5)  # type: ignore[arg-type]
 
 
 def test_a_longer_permutation_keeps_the_order_of_a_shorter_one() -> None:

@@ -147,7 +147,7 @@ def permutation(seed: int, epoch: int, count: int, slot: int = SLOT_ORDER) -> ND
     Raises:
         TypeError, ValueError: an argument is not an integer, or out of its range (see `words`); `count` is negative.
     """
-    if count < 0:
+    if operator.index(count) < 0:
         raise ValueError(f"count must not be negative, not {count}")
     return shuffled(seed, epoch, np.arange(count, dtype=np.int64), slot)
 
