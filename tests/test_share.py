@@ -45,3 +45,30 @@ def test_the_first_place_that_fails_is_the_error_and_ends_the_work(threads: int)
     with pytest.raises(ValueError, match="5"):
         share(1000, work, threads)
     assert len(done) < 1000
+
+
+def test_a_place_that_was_taken_before_another_failed_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    class Places:
+        """Hands out place 0 after place 1 has failed, as to a thread that waited for its turn in between."""
+
+        left = iter(range(2))
+
+        def __iter__(self) -> Places:
+            return self
+
+        def __next__(self) -> int:
+            place = next(self.left)
+            if place == 0:
+                assert begun.wait(30)
+                time.sleep(0.1)
+            return place
+
+    def work(place: int) -> None:
+        begun.set()
+        raise ValueError(place)
+
+    monkeypatch.setattr("kitae.native.share.iter", lambda _: Places(), raising=False)
+    with pytest.raises(ValueError, match="0"):
+        share(2, work, 2)

@@ -19,9 +19,8 @@ def share(count: int, work: Callable[[int], None], threads: int | None = None) -
     failed: dict[int, BaseException] = {}
 
     def take() -> None:
-        for place in places:
-            if failed:
-                return
+        # A place that was taken is worked on, or an earlier one that fails would go unseen.
+        while not failed and (place := next(places, None)) is not None:
             try:
                 work(place)
             except BaseException as error:
