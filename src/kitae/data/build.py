@@ -51,8 +51,8 @@ class Job:
 
     Attributes:
         source: where the images are.
-        request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `crop_pct`, `on_corrupt`, and
-            `fixed` (`store_size` is that of the rules, with nothing left to determine).
+        request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `crop_pct`, `on_corrupt`,
+            `version` (of the rules), and `fixed` (`store_size` is that of the rules, with nothing left to determine).
         fingerprint: the source's at the time of the request; it is an error if files change during the build.
         final: the store's folder; nothing is there.
         progress: called with (images done, images in all).
@@ -241,7 +241,7 @@ class _Written:
 
 
 class _NotTinyError(Exception):
-    """A picture is larger than those that were seen before it."""
+    """A picture is not tiny although all read before it were, or the disk has no room for all at the network's size."""
 
 
 def _pass(job: Job, rules: PreprocessRules, folder: Path, tiny: bool = False) -> _Written:

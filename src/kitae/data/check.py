@@ -55,7 +55,7 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that show the same. `similarity` is 1 for equal pixels, else the cosine that `near` measures."""
+    """Images that look the same. `similarity` is 1 for equal pixels, else the cosine that `near` measures."""
 
     images: tuple[ImageRef, ...]
     similarity: float

@@ -107,7 +107,7 @@ def assign_folds(
     # Not a table of groups and classes: with one pair of equal images, nearly every image is a group of its own.
     inside = np.split(labels[np.argsort(member, kind="stable")], np.cumsum(sizes)[:-1])
     totals = np.bincount(labels)
-    # The images of a fold count as a class does, or the rests would be in one fold.
+    # The images of a fold count as a class does, or the remainders would all be in one fold.
     share = np.append(totals, len(labels)) / folds
     filled = np.zeros((folds, len(share)))
     first = np.full(len(names), len(labels))

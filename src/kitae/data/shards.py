@@ -268,7 +268,7 @@ def _may_be_deep(head: bytes) -> bool:
 
 
 def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> int | str:
-    """The label of a sample with an image. Raises DataError: either is missing, or the label is none."""
+    """The label of a sample with an image. Raises DataError: either is missing, or the label is not valid."""
     if "image" not in parts:
         raise DataError(f"{where}: has no image (.{', .'.join(sorted(IMAGES))})")
     kind = next((kind for kind in LABELS if kind in parts), None)

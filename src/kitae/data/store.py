@@ -1,7 +1,7 @@
 """The decoded store: every image decoded once and memory-mapped.
 
 A store is a folder in the cache, named by a hash of the source files (path, size, modification time) and of the
-settings (size, channels, resize, depth, store size, on_corrupt):
+settings (size, channels, resize, depth, store size, crop_pct, on_corrupt, version of the preprocessing rules):
 
     images.u8      uint8, all pixels
     labels.i64, splits.u8, keys.i64, groups.i64   one number per image (see `base.Table`)

@@ -25,7 +25,7 @@ PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 RUN = types.int64(types.int64, types.int64)
 # A window of decoded pixels, resized: see `crops.cut_window`
 WINDOW = types.int64(*[types.int64] * 10)
-# A part of a work, and taking one part after the other, see `native.threads`
+# A part of a job, and taking one part after the other, see `native.threads`
 PART = types.int64(*[types.int64] * 7)
 TAKE = types.int64(types.int64)
 

@@ -19,13 +19,13 @@ from kitae.native.jit import by_address, native, renew_lock
 from kitae.native.link import PART, TAKE, as_i64, call7, fetch_add
 from kitae.native.share import share
 
-# The context of a work in parts: int64. The first word counts the parts that were taken, in a cache line of its own.
+# The context of a job: int64. The first word counts the parts that were taken, in a cache line of its own.
 _KERNEL, _PARTS, _COUNT, _AREA, _AREA_BYTES, _WORDS = 8, 9, 10, 11, 12, 13
 _CONTEXT = _WORDS + 4
 _OPENMP = re.compile(r"lib(gomp|omp|iomp5)[-.]")
 
 _forked = multiprocessing.parent_process() is not None  # perhaps forked before this was imported
-_shared = threading.Lock()  # one work at a time has several threads
+_shared = threading.Lock()  # one job at a time has several threads
 
 
 def prepare(*kernels: Callable[..., Any]) -> None:
@@ -43,7 +43,7 @@ def share_parts(
     area: tuple[int, int],
     threads: int,
 ) -> None:
-    """A compiled kernel on all items of a work, in parts that PyTorch's own threads take one after the other.
+    """Run a compiled kernel on all items of a job, in parts that PyTorch's own threads take one after the other.
 
     After one of PyTorch's operations its threads wait without sleeping, and take the processor from any others.
 
@@ -52,7 +52,7 @@ def share_parts(
         count: number of items.
         parts: into which they are divided, whatever the number of threads.
         area: address of the first part's area, and bytes from one to the next.
-        threads: at most; 1 while another thread of Python shares a work.
+        threads: at most; 1 while another thread of Python shares a job.
     """
     context = np.zeros(_CONTEXT, np.int64)
     context[_KERNEL:] = native(kernel, PART).address, parts, count, *area, *words
