@@ -124,6 +124,18 @@ class _Impl(CompileResultCacheImpl):  # type: ignore[misc]
 class _Cache(FunctionCache):  # type: ignore[misc]
     _impl_class = _Impl
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a file cut short by a power failure: unpickling it raises almost anything
+            with contextlib.suppress(OSError):
+                self.flush()  # saving reads the index too
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):  # a full disk: the next process compiles again
+            super().save_overload(sig, data)
+
 
 class _Native(CFunc):
     _cache: Any
