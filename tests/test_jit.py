@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -42,3 +45,14 @@ def test_a_damaged_file_is_written_anew(ending: str, tmp_path: Path, compilation
 def test_a_full_disk_keeps_nothing(compilations: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(IndexDataCacheFile, "save", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     assert [compilations(), compilations()] == [1, 1]
+
+
+def test_two_processors_with_one_folder_share_no_file(tmp_path: Path) -> None:
+    code = "from kitae.native import jit, link, threads; jit.native(threads.take_parts, link.TAKE)"
+    found: list[set[str]] = []
+    for processor in ("generic", "x86-64-v2" if os.uname().machine == "x86_64" else "cortex-a72"):
+        folder = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, **folder}, check=True, capture_output=True)
+        found.append({path.name for path in tmp_path.iterdir()})
+    assert len(found[0]) == 2, "index and code"
+    assert len(found[1]) == 4

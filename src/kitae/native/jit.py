@@ -25,6 +25,7 @@ import numba
 import numpy as np
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.ccallback import CFunc
+from numba.core.registry import cpu_target
 from numba.extending import _Intrinsic
 
 from kitae import files
@@ -101,7 +102,8 @@ def cache_folder() -> Path | None:
 class _Locator(_CacheLocator):  # type: ignore[misc]
     def __init__(self, function: FunctionType, file: str) -> None:
         self._py_file = file
-        self._stamp = _fingerprint(function, set()).hex()
+        processor = repr(cpu_target.target_context.codegen().magic_tuple())  # and its features
+        self._stamp = hashlib.sha256(_fingerprint(function, set()) + processor.encode()).hexdigest()
 
     def get_cache_path(self) -> str:
         return str(cache_folder())
@@ -110,7 +112,9 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return self._stamp
 
     def get_disambiguator(self) -> str:
-        return f"kitae-{self._stamp[:16]}"  # versions share no file: numba writes index and code one after the other
+        # Versions and processors share no file: numba writes index and code one after the other, so a machine could
+        # find the code of another one that uses the same folder.
+        return f"kitae-{self._stamp[:16]}"
 
     @classmethod
     def from_function(cls, function: FunctionType, file: str) -> _Locator:
