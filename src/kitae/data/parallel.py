@@ -107,9 +107,20 @@ def _portions(images: Iterator[Item], most: int) -> Iterator[tuple[int, list[Ite
         yield start, items
 
 
-def memory_bytes() -> int:
-    """Memory that this process may use: of the machine, or of its control group where that is less."""
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process may use: of the machine, or of its control group or one around it where that is less."""
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
-    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit
-        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(OSError):  # no control groups here
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            # Version 2 has one tree, version 1 a tree for each controller.
+            limit = "memory.limit_in_bytes" if controllers else "memory.max"
+            top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+            group = top / path.lstrip("/")
+            for place in (group, *group.parents):
+                if place.is_relative_to(top):
+                    with contextlib.suppress(OSError, ValueError):  # outside this container, or without a limit
+                        found = min(found, int((place / limit).read_text()))
     return found
