@@ -277,6 +277,17 @@ def test_a_shard_is_indexed_once_until_it_changes(tmp_path: Path, cache: str, mo
     assert len(open_source(DataSpec(source=source, cache=cache))) == 35
 
 
+def test_a_disk_that_gives_less_than_it_is_asked_for_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.tar").write_bytes(bytes(range(200)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, 7), at))
+    cache = ShardCache(tmp_path, 0)
+    assert cache.read(str(tmp_path / "x.tar"), 10, 50) == bytes(range(10, 60))
+    refused(DataError, r"x\.tar: was changed or truncated", cache.read, str(tmp_path / "x.tar"), 190, 50)
+
+
 def test_a_shard_that_shrinks_under_a_store_is_named(tmp_path: Path, cache: str) -> None:
     source = shards(tmp_path, 2)
     store = opened(source, cache)

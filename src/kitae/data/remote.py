@@ -48,6 +48,9 @@ class ShardCache:
         try:
             held = self._opened(shard)
             data = os.pread(held.file.fileno(), size, offset)
+            # A network disk may give less than was asked for.
+            while len(data) < size and (more := os.pread(held.file.fileno(), size - len(data), offset + len(data))):
+                data += more
         except OSError as error:
             raise DataError(f"{shard}: cannot be read ({error.strerror}); was it moved?") from error
         if len(data) != size:
