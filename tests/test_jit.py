@@ -56,3 +56,14 @@ def test_two_processors_with_one_folder_share_no_file(tmp_path: Path) -> None:
         found.append({path.name for path in tmp_path.iterdir()})
     assert len(found[0]) == 2, "index and code"
     assert len(found[1]) == 4
+
+
+def test_a_user_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a container that runs under a number of its own."""
+    for name in ("HOME", "KITAE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
+    for place, found in ((tmp_path, tmp_path), (tmp_path / "file" / "inside", None)):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(place))
+        assert jit.cache_folder.__wrapped__() == found

@@ -90,8 +90,10 @@ def _helper(function: FunctionType) -> Any:
 @functools.cache
 def cache_folder() -> Path | None:
     """Where machine code is cached: NUMBA_CACHE_DIR or beside this file, else Kitae's cache; None if neither works."""
-    first = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).with_name("__pycache__"))
-    for place in (first, files.cache_folder() / "kernels"):
+    places = [Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).with_name("__pycache__"))]
+    with contextlib.suppress(RuntimeError):  # a user without a home folder
+        places.append(files.cache_folder() / "kernels")
+    for place in places:
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=place).close()
