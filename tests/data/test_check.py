@@ -158,6 +158,15 @@ def test_the_command_that_corrects_keeps_the_groups(make_folder: Callable[..., P
         assert any(cure.startswith(f"kitae data fix folder:{root}{options} writes") for cure in report.cures)
 
 
+def test_nothing_is_to_be_fixed_where_nothing_would_be_left(tmp_path: Path, distinct: list[bytes]) -> None:
+    """The same folder was copied twice, under two names: `kitae data fix` would refuse."""
+    report = report_of(tmp_path, [*distinct[:8], *distinct[:8]], [0] * 8 + [1] * 8)
+    assert len(report.excluded) == 16
+    assert report.cures == ["label conflicts: correct the labels; training would learn both"]
+    report = report_of(tmp_path, [*distinct[:8], *distinct[:7], distinct[8]], [0] * 8 + [1] * 8)
+    assert any("kitae data fix" in cure for cure in report.cures)
+
+
 def test_the_command_that_corrects_is_read_as_it_was_meant(tmp_path: Path) -> None:
     """`--set` takes YAML: a pattern that begins with a bracket, or a column called 2024, needs quotes there."""
     images = [*(encode(photo(i)) for i in range(7)), b"broken"]

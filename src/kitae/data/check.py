@@ -146,7 +146,8 @@ class CheckReport:
         without = f"the data without unreadable images, conflicts and copies ({len(self.excluded):,})"
         left = all(self.counts["train"].values())  # every class has training images without the unreadable ones
         skip = ", or leave them out with --set data.on_corrupt=skip" if left else ""
-        fixed = self.excluded and self.fixable and left
+        kept = self.images - sum(why != "unreadable" for why in self.excluded.values())
+        fixed = self.excluded and self.fixable and left and kept
         cures: list[tuple[object, str]] = [
             (self.unreadable, f"unreadable images: replace them{skip}"),
             (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
