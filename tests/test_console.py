@@ -135,6 +135,25 @@ def test_the_time_left_is_of_each_fold(capsys: pytest.CaptureFixture[str], monke
             assert line.endswith(f"  {console.duration(seconds * (300 - 100 * epoch - step))} left")
 
 
+def test_the_bar_of_a_terminal_starts_again_with_each_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    shown = Console(file=io.StringIO(), force_terminal=True, get_time=lambda: clock[0])
+    monkeypatch.setattr(console, "console", shown)
+    with console.TrainingView() as view:
+        assert view._bar is not None
+        for _fold in range(2):
+            begun = clock[0]
+            view.on_plan(2)
+            for step in range(1, 11):
+                clock[0] += 3
+                view.on_step(step > 5, (step - 1) % 5 + 1, 5, 1.0, 100.0, 0.0)
+                task = view._bar.tasks[0]
+                assert task.finished == (step == 10)
+                assert task.elapsed == clock[0] - begun
+                assert step < 2 or task.time_remaining == 3 * (10 - step)
+
+
 def test_progress_is_where_somebody_looks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     for looks in (False, True):

@@ -398,6 +398,8 @@ class TrainingView:
 
     def on_plan(self, epochs: int) -> None:
         self.epochs, self._first = epochs, None  # each fold of a cross-validation counts its epochs from 0
+        if self._bar and self._bar.tasks[0].finished:  # by the fold before; a bar that was full keeps its times
+            self._bar.reset(self._job)
 
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
