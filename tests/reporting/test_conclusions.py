@@ -392,6 +392,15 @@ def test_candidates_in_words(name: str, precision: str, ratio: float, told: str)
         assert page["warnings"][0].startswith(f"The {UNPRUNED[name]} is within the budget")
 
 
+@pytest.mark.parametrize(("layers", "words"), [(1, "first layer"), (2, "first 2 layers")])
+def test_layers_that_stay_float_are_told(layers: int, words: str) -> None:
+    whole = CompressionRecord.model_validate(measured_compression())
+    for ratio, label, told in ((0.0, "not pruned", "the unpruned INT8 file with the "), (0.5, "50 % pruned", "")):
+        row = Candidate(name="a", precision="int8-static", ratio=ratio, float_layers=layers)
+        assert whole.label(row) == f"{label}, INT8, {words} in float32"
+        assert whole.told(row) == (f"{told}{words} in float32" if told else whole.label(row))
+
+
 def compared(variants: dict[str, dict[str, Any]], reference: str = "") -> StudyRecord:
     """A study of these variants, of which `a` helps, `b` hurts, and `c` is not decided."""
     effects = (effect(2.0, name="a"), effect(-4.0, name="b"), effect(0.1, name="c", shown=False))

@@ -152,6 +152,11 @@ class CompressOptions(TypedDict, total=False):
     seed: int
 
 
+def first_in_float(layers: int) -> str:
+    """What stays float32 in an INT8 file: `first layer in float32`, `first 2 layers in float32`."""
+    return f"first {'layer' if layers == 1 else f'{layers} layers'} in float32"
+
+
 def winner_file(within_budget: bool) -> str:
     """The name of the model file in a compression folder: the winner's, or that which is closest to the budget."""
     return "model.onnx" if within_budget else "closest.onnx"

@@ -21,7 +21,7 @@ from kitae.compression import quantize
 from kitae.compression.calibrate import FEWEST_IMAGES, Ranges, calibrate
 from kitae.compression.counting import count
 from kitae.compression.graph import weighted_nodes
-from kitae.compression.spec import CompressSpec, Method
+from kitae.compression.spec import CompressSpec, Method, first_in_float
 from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.deployment.onnx import Card, serialize, to_onnx
@@ -317,7 +317,7 @@ class Bench:
         name = f"{network.name} {NAMES[precision]}"
         notes = {"prune": pruned, "ratio": network.ratio, "calibration": method or None}
         if float_layers:
-            name += f", first {plural(float_layers, 'layer')} float32"
+            name += f", {first_in_float(float_layers)}"
             notes["float_layers"] = float_layers
         target = "any" if precision == "none" else self.spec.target
         content = serialize(graph, replace(about, precision=NAMES[precision], target=target, notes=notes))

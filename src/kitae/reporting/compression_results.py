@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kitae.compression.spec import winner_file
-from kitae.console import plural
+from kitae.compression.spec import first_in_float, winner_file
 from kitae.errors import CompressionError
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
@@ -61,7 +60,7 @@ class Candidate(Record, extra="allow"):
     def number_format(self) -> str:
         """Its precision in words."""
         name = _PRECISIONS.get(self.precision, self.precision)
-        return f"{name}, first {plural(self.float_layers, 'layer')} float32" if self.float_layers else name
+        return f"{name}, {first_in_float(self.float_layers)}" if self.float_layers else name
 
     def label(self, original: str) -> str:
         """In words: `65 % pruned, INT8`, `not pruned, float32`. `original`: the name of the original's file."""
@@ -201,6 +200,7 @@ class CompressionRecord(Record, extra="allow"):
         label = self.label(row)
         for start, kind in (("not pruned, ", "unpruned"), ("original, ", "original")):
             if label == f"{start}{row.number_format}":
-                form = row.number_format
-                return f"the {kind} file, {form}" if " " in form else f"the {kind} {form} file"
+                form, _, part = row.number_format.partition(", ")
+                file = f"the {kind} file, {form}" if " " in form else f"the {kind} {form} file"
+                return f"{file} with the {part}" if part else file
         return label
