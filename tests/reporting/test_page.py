@@ -339,7 +339,8 @@ def test_filters_are_on_the_page(small: Callable[..., Path]) -> None:
     strongest = np.abs(weights[:64, :3][kept[:64, :3]]).max()
     assert cells[0, 1][1] == pytest.approx(1 / strongest, abs=0.05)
     large = np.ones((64, 3, 31, 31), np.float32)
-    for wrong in (data[:20], filters_picture(large, large > 0)):  # a damaged picture, and one too large for a page
+    short = data[:33] + (9).to_bytes(4, "big") + data[37:]  # its first chunk of pixels ends where no chunk begins
+    for wrong in (data[:20], short, filters_picture(large, large > 0)):  # damaged ones, and one too large for a page
         (folder / "figures" / "filters.png").write_bytes(wrong)
         assert "Filters of the first layer" not in page(folder)[0]
 

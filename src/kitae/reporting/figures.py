@@ -145,7 +145,7 @@ def filters_chart(picture: Path) -> svg.Chart | None:
     try:
         with Pillow.open(picture) as image:
             pixels = np.asarray(image.convert("RGB"))[_CELL // 2 :: _CELL, _CELL // 2 :: _CELL] / 255
-    except OSError:
+    except (OSError, SyntaxError, ValueError):  # the last two are Pillow's for chunks of a PNG
         return None
     if not pixels.size or pixels.shape[0] * pixels.shape[1] > _MOST_WEIGHTS:
         return None
