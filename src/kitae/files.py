@@ -138,9 +138,12 @@ def read_json_lines(path: Path, *, error: type[KitaeError] = KitaeError) -> list
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as problem:
+        values = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path}: is damaged (a line is not JSON)") from problem
+    if not all(isinstance(value, dict) for value in values):
+        raise error(f"{path}: is damaged (a line is not a JSON object)")
+    return values
 
 
 def plain(value: Any) -> Any:

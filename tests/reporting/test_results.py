@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kitae.errors import KitaeError
+from kitae.errors import KitaeError, TrainingError
 from kitae.files import plain
 from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.effects import Effect
@@ -84,6 +84,9 @@ def test_damaged_runs_are_named(make_run: Callable[..., Run]) -> None:
     refused(KitaeError, r"predictions\.parquet: is damaged; delete it", RunRecord.open, one)
     (other.path / "evaluation.json").write_text('{"test": {"accuracy": [1]}}')
     refused(KitaeError, r"evaluation\.json.*test\.accuracy", RunRecord.open, other)
+    for line, why in (("3", "a line is not a JSON object"), ("{", "a line is not JSON")):
+        other.metrics_file.write_text(f'{{"epoch": 1}}\n{line}\n')
+        refused(TrainingError, rf"metrics\.jsonl: is damaged \({why}\)", other.best_epoch)
 
 
 def test_every_published_result_is_valid() -> None:
