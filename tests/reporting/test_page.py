@@ -472,6 +472,10 @@ def test_study(study: Path) -> None:
     effects = json.loads((study / "effects.json").read_text())
     (study / "effects.json").write_text(json.dumps({**effects, "settings": {}}))
     assert "Training time" not in page(study)[1], "its runs recorded none"
+    effects["analyses"]["test.accuracy"] |= {"unit": "", "noise": {"reference_mean": 0.5123, "reference_sd": 0.0034}}
+    (study / "effects.json").write_text(json.dumps(effects))
+    assert "0.5123" in page(study)[1]
+    assert "± 0.0034 over seeds" in page(study)[1], "a loss scatters less than a hundredth"
     (study / "effects.json").unlink()
     assert "not finished" in page(study)[1]
 
