@@ -133,7 +133,7 @@ def response(record: StudyRecord) -> Chart | None:
 
 
 def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Chart:
-    """Every arm of a search by validation accuracy at the last rung that it reached, in the order of trying.
+    """Every arm of a search by its validation score at the last rung that it reached, in the order of trying.
 
     Args:
         arms: as search.json has them. An arm that was trained to the end is filled; presets are diamonds.
