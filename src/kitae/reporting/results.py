@@ -248,7 +248,8 @@ class Predicted:
         self.label = np.array([number[name] for name in table["label"].to_pylist()], np.int64)
         self.predicted = np.array([number[name] for name in table["predicted"].to_pylist()], np.int64)
         self.confidence = np.asarray(table["confidence"].to_numpy(), np.float64)
-        self.probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(self.names), -1)
+        values = table["probabilities"].combine_chunks().flatten()  # as numbers of Python: 4 times the bytes
+        self.probabilities = np.asarray(values, np.float64).reshape(len(self.names), len(classes))
         self.correct: NDArray[np.bool_] = self.label == self.predicted
 
     def mistakes(self, most: int | None = None) -> list[int]:
