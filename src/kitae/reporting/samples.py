@@ -234,10 +234,12 @@ class Samples:
         side = np.full(len(store), -1)
         for number, rows in enumerate((self.splits.train, self.splits.val, self.test)):
             side[rows] = number
+        shown = np.flatnonzero(side >= 0)
+        _, place, count = np.unique(store.twins[shown], return_inverse=True, return_counts=True)
         groups: dict[int, list[int]] = {}
-        for row in np.flatnonzero(side >= 0).tolist():
+        for row in shown[count[place] > 1].tolist():
             groups.setdefault(int(store.twins[row]), []).append(row)
-        alike = [rows for rows in groups.values() if len(rows) > 1]
+        alike = list(groups.values())
         conflicts = [rows for rows in alike if len({int(store.labels[row]) for row in rows}) > 1]
         examples = (conflicts or alike)[:_EXAMPLES]
         every = len(self.splits.train) + len(self.splits.val) + self.splits.test_count
