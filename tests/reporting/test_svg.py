@@ -148,6 +148,20 @@ def test_a_line_through_the_rows_is_broken_where_there_is_text(value: str, span:
     assert sum(float(end) - float(start) for _, start, _, end in lines) > 30
 
 
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("not pruned, INT8", ["not pruned, INT8"]),
+        ("not pruned, INT8, first layer in float32", ["not pruned,", "INT8, first layer in float32"]),
+        ("50 % pruned, trained from scratch, INT8", ["50 % pruned,", "trained from scratch, INT8"]),
+        ("a name of some words without a comma", ["a name", "of some words without a comma"]),
+        ("one-word-without-any-room-beside-its-value", ["one-word-without-any-room-beside-its-value"]),
+    ],
+)
+def test_a_label_without_room_is_broken_after_a_comma_if_it_has_one(label: str, lines: list[str]) -> None:
+    assert svg._beside(Row(label, "0.430 ms, 9.23×", lambda chart, scale, y: None)) == lines
+
+
 def test_arms_of_a_search() -> None:
     """Those that were trained to the end are filled, presets are diamonds, and what was never trained is left out."""
     arms = [

@@ -319,15 +319,18 @@ def interval_mark(
 def _beside(row: Row) -> list[str]:
     """A row's label as one or two lines; the last leaves room for a value.
 
-    The interval is never left out: if the label has no room beside it, the last line is empty.
+    It is broken after a comma if that fits. The interval is never left out: if the label has no room beside it, the
+    last line is empty.
     """
-    head: list[str] = []
-    rest, room = row.label.split(" "), _room(row)
-    if row.span and room < text_width(row.label) <= WIDTH - 20:
+    words, room, whole = row.label.split(" "), _room(row), text_width(row.label)
+    if whole <= room:
+        return [row.label]
+    if row.span and whole <= WIDTH - 20:
         return [row.label, ""]
-    while text_width(" ".join(rest)) > room and text_width(" ".join([*head, rest[0]])) <= WIDTH - 20 and len(rest) > 1:
-        head.append(rest.pop(0))
-    lines = [" ".join(head), " ".join(rest)] if head else [row.label]
+    breaks = [[" ".join(words[:k]), " ".join(words[k:])] for k in range(1, len(words))]
+    breaks = [lines for lines in breaks if text_width(lines[0]) <= WIDTH - 20] or [[row.label]]
+    fitting = [lines for lines in breaks if text_width(lines[-1]) <= room]
+    lines = next((lines for lines in fitting if lines[0].endswith(",")), (fitting or breaks[-1:])[0])
     return [*lines, ""] if row.span and text_width(lines[-1]) > room else lines
 
 
