@@ -42,7 +42,13 @@ class Origin:
         (None, False, "uv pip install 'kitae[train]'"),
         ({"url": "file:///my%20clone", "dir_info": {"editable": True}}, True, "pip install -e '/my clone[train]'"),
         ({"url": "file:///clone", "dir_info": {}}, True, "pip install '/clone[train]'"),
+        ({"url": "file:///a'b", "dir_info": {}}, True, """pip install '/a'"'"'b[train]'"""),
         ({"url": "https://x/k", "vcs_info": {"vcs": "git"}}, True, "pip install 'kitae[train] @ git+https://x/k'"),
+        (
+            {"url": "https://x/k", "vcs_info": {"vcs": "git", "requested_revision": "v2"}},
+            True,
+            "pip install 'kitae[train] @ git+https://x/k@v2'",
+        ),
         ({"url": "https://x/k.whl"}, True, "pip install 'kitae[train] @ https://x/k.whl'"),
     ],
 )

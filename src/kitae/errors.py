@@ -131,11 +131,12 @@ def lacking(module: str | None) -> MissingExtraError | None:
 def install(extra: str) -> str:
     """The command that installs one of Kitae's extras the way Kitae itself was installed.
 
-    From a folder or a wheel it names that (PEP 610). The program is the one that made the environment: uv or pipx for a
-    tool, else its pip, or uv where it has none.
+    From a folder, a wheel or a repository it names that (PEP 610). The program is the one that made the environment: uv
+    or pipx for a tool, else its pip, or uv where it has none.
     """
     import importlib.metadata
     import json
+    import shlex
     from urllib.parse import unquote, urlsplit
 
     program = _installer()
@@ -146,10 +147,13 @@ def install(extra: str) -> str:
         origin = {}
     url = str(origin.get("url", ""))
     if not url.startswith("file://"):
-        control = origin.get("vcs_info", {}).get("vcs")
-        source = f" @ {f'{control}+' if control else ''}{url}" if url else ""
+        control = origin.get("vcs_info", {})
+        if control:
+            revision = control.get("requested_revision")  # without it, the default branch would be installed
+            url = f"{control.get('vcs')}+{url}{f'@{revision}' if revision else ''}"
+        source = f" @ {url}" if url else ""
         return f"{program} 'kitae[{named}]{source}'"
-    folder = f"'{unquote(urlsplit(url).path)}[{named}]'"
+    folder = shlex.quote(f"{unquote(urlsplit(url).path)}[{named}]")
     if not origin.get("dir_info", {}).get("editable"):
         return f"{program} {folder}"
     return f"{program}-editable {folder}" if program.endswith("--with") else f"{program} -e {folder}"
