@@ -223,7 +223,9 @@ def test_the_probe_is_no_epoch_of_those_that_are_counted(make_run: Callable[...,
     assert_told(words, "3 of 9 epochs are done", "Epochs done3of 9 planned")
     assert charts(text)["Training curves"].startswith("3 epochs.")
     assert "3 of 9 epochs" in repr(unfinished)
-    assert "Best epoch3of 3" in page(finished)[1]
+    assert "Best epoch3of 3\n" in page(finished)[1]
+    finished.write_metrics([{**rows[0], "val_accuracy": 0.99}, *rows[1:]])
+    assert "Best epoch0of 3; 0 is the linear head" in page(finished)[1]
     unfinished.write_metrics(rows[:1])  # the page is written again
     text, words = page(unfinished)
     assert_told(words, "0 of 9 epochs are done", "on validation, by the linear head", "No epoch has ended")
