@@ -32,6 +32,12 @@ def test_figures_of_a_run(make_run: Callable[..., Run], tmp_path: Path) -> None:
     assert "curves" in repr(plot)
 
 
+def test_a_figure_of_many_classes_stays_small(make_run: Callable[..., Run]) -> None:
+    width, height = make_run(classes=tuple(map(str, range(400)))).plot.confusion().get_size_inches()
+    assert width == 40
+    assert height < 45
+
+
 def test_what_is_missing_is_named(make_run: Callable[..., Run]) -> None:
     with pytest.raises(KitaeError, match="no epoch"):
         make_run("new", rows=0, done=False).plot.curves()

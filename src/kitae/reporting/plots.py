@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kitae.run import Run
 
 
+_WIDEST = 40.0  # inches: 144 MB of pixels; 1,000 classes at 0.13 inches each would have 1.6 GB
+
+
 class Plots:
     """Figures of a run; each is a matplotlib Figure that a notebook shows, and that `figure.savefig` writes.
 
@@ -59,7 +62,8 @@ class Plots:
         if chart is None:
             raise KitaeError(f"{self._run.path}: evaluation.json has no confusion matrix")
         note = "Share of each true class (%), and images: right in blue, wrong in orange"
-        return figure_of(chart, found.where, note, width=max(WIDTH, 0.13 * len(found.measured.classes) + 2))
+        width = min(max(WIDTH, 0.13 * len(found.measured.classes) + 2), _WIDEST)
+        return figure_of(chart, found.where, note, width=width)
 
     def calibration(self) -> Figure:
         """Accuracy on test against the confidence of the predictions, before and after the temperature.
