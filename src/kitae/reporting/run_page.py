@@ -119,7 +119,10 @@ def _unfinished(record: RunRecord) -> str:
 
 
 def _weak(split: Split) -> str:
-    """The weakest class and what it is confused with, if it is significantly weaker than the whole."""
+    """The weakest of the classes that are significantly weaker than the whole, and what it is confused with.
+
+    A class of few images may have a lower recall by chance.
+    """
     known = {name: row for name, row in split.per_class.items() if row.accuracy is not None and row.accuracy_interval}
     if not known or split.accuracy is None:
         return ""
@@ -127,11 +130,18 @@ def _weak(split: Split) -> str:
     always = known[largest].count / max(sum(row.count for row in known.values()), 1)
     if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
         return f"That is not significantly better than always predicting {largest} ({share(always)})."
-    name, row = min(known.items(), key=lambda item: item[1].accuracy or 0.0)
-    if row.accuracy_interval is None or row.accuracy_interval[1] >= split.accuracy:
+    whole = split.accuracy
+    weak = [name for name, row in known.items() if row.accuracy_interval and row.accuracy_interval[1] < whole]
+    if not weak:
         return "No class is significantly weaker than the others."
+
+    def recall(name: str) -> float:
+        return known[name].accuracy or 0.0
+
+    name = min(weak, key=recall)
     taken = next((pair for pair in split.confused() if pair.true == name), None)
-    text = f"{name} is the weakest class: recall {share(row.accuracy, 0)}"
+    least = recall(name) == min(map(recall, known))
+    text = f"{name} is {'the weakest class' if least else 'weaker than the others'}: recall {share(recall(name), 0)}"
     if taken is not None:
         text += f", {100 * taken.share:.0f} of 100 predicted as {taken.predicted}"
     return f"{text}."
