@@ -556,6 +556,14 @@ def test_compression(small: Callable[..., Path]) -> None:
     }  # fmt: skip
 
 
+def test_a_front_is_of_what_could_be_chosen(tmp_path: Path) -> None:
+    _, words = page(compressed(tmp_path / "a"))
+    assert_told(words, "No other file is both smaller", "Front: no other is at once")
+    *rows, last = measured_compression()["candidates"]
+    _, words = page(compressed(tmp_path / "b", candidates=[*rows, {**last, "control": True}]))
+    assert_told(words, "Controls aside, no other file is both smaller", "Front: controls aside, no other is at once")
+
+
 def test_every_point_of_a_small_front_has_a_label_or_a_number(tmp_path: Path) -> None:
     measured = measured_compression()
     few = [measured["baseline"], measured["winner"], measured["candidates"][2]]
