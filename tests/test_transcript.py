@@ -122,7 +122,7 @@ def test_the_readme_in_an_empty_environment(tmp_path: Path) -> None:
     told = run(command(own, "kitae train"))
     page = work / told.split("page: ")[1].splitlines()[0]
     text = html.unescape(re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8")))
-    assert re.search(r"\d+\.\d % on test \(\d+\.\d to \d+\.\d\)", text)
+    assert re.search(r"\d+\.\d\s% on test \(\d+\.\d to \d+\.\d\)", text)
     run(command(own, "kitae predict runs/photos "))
     assert (work / "predictions.csv").read_text().startswith("image,class,cardboard,")
     told = run(command(own, "kitae compress"), codes=(0, 2))
