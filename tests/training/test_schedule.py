@@ -41,6 +41,9 @@ def test_one_cycle_rises_to_its_peak_and_falls() -> None:
     values = rates(name="one_cycle", peak_at=0.25)
     assert values[:50] == pytest.approx([(step + 1) / 51 for step in range(50)])
     assert values[50:] == pytest.approx([(200 - step) / 151 for step in range(50, 200)])
+    higher = rates(name="one_cycle", peak_at=0.25, final=0.2)
+    assert higher[:50] == values[:50]
+    assert higher[50:] == pytest.approx([0.2 + 0.8 * value for value in values[50:]])
 
 
 def test_step_multiplies_by_gamma_at_each_milestone() -> None:
