@@ -81,6 +81,13 @@ def test_the_strength_is_the_one_that_predicts_best() -> None:
     assert fitted(separable, labels).strength < head.strength
 
 
+def test_the_search_leaves_the_end_of_the_strengths_that_it_starts_at() -> None:
+    features, labels = clouds(spread=3.0)
+    head = fitted(features, labels, strengths=(0.1, 1e-3, 1e-6))  # it starts at the last of fewer than six
+    assert head.strength == 0.1
+    assert set(head.losses) == {0.1, 1e-3, 1e-6}
+
+
 def test_the_same_images_give_the_same_head_whatever_the_other_seeds() -> None:
     features, labels = clouds()
     first = fitted(features, labels)

@@ -120,7 +120,7 @@ def _cross_validated(problem: _Problem, strengths: Sequence[float], fold: NDArra
             if value >= best:
                 break
             best = value
-        if place - step != first:  # it went down this way, so the other way is up
+        if best < losses[strengths[first]]:  # it went down this way, so the other way is up
             break
     return losses
 
