@@ -67,3 +67,18 @@ def test_a_loaded_stem_is_not_whitened_again(tmp_path: Path) -> None:
     model = Setup.without_run(recipe).initial_model(world)
     assert torch.equal(model.stem.weight, trained.stem.weight)
     assert torch.equal(model.stem.bias, trained.stem.bias)
+
+
+@pytest.mark.parametrize("frozen", [{"freeze": "statistics"}, {"freeze_first": 1}])
+def test_what_is_fixed_stays_fixed_beside_frozen_layers(tmp_path: Path, frozen: dict[str, object]) -> None:
+    def make(**options: object) -> torch.nn.Module:
+        spec = ModelSpec.model_validate({"name": "airbench", "width": 8, **options})
+        return build(spec, classes=10, channels=3, image_size=32)
+
+    fresh = make()
+    save_file({name: tensor.contiguous() for name, tensor in fresh.state_dict().items()}, tmp_path / "w.safetensors")
+    fixed = {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
+    assert {"stem.weight", "blocks.2.5.weight"} <= fixed  # a BatchNorm's scale is fixed too
+    model = make(pretrained=str(tmp_path / "w.safetensors"), **frozen)
+    assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if name in fixed)
+    assert model.classifier.weight.requires_grad

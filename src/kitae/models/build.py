@@ -275,7 +275,7 @@ def _freeze(model: nn.Module, spec: ModelSpec) -> None:
     else:
         return
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
+        parameter.requires_grad_(parameter.requires_grad and name in trained)  # some nets fix parameters themselves
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
         """As `nn.Module.train`, but the frozen modules stay in eval mode."""
