@@ -280,6 +280,8 @@ def test_stochastic_depth_of_libraries() -> None:
         ({"name": "resnet8", "pretrained": "weights.pth"}, r"reads no pickle"),
         ({"name": "resnet8", "pretrained": "nowhere.safetensors"}, r"there is no file nowhere\.safetensors"),
         ({"name": "torchvision:inception_v3"}, r"does not run on 32x32"),
+        ({"name": "timm:gcvit_xxtiny", "image_size": 16}, r"timm:gcvit_xxtiny cannot be built for 16 x 16"),
+        ({"name": "timm:efficientvit_m0", "image_size": 8}, r"timm:efficientvit_m0 does not run on 8x8"),
         ({"name": "resnet8", "classes": 1}, "at least 2 classes"),
         ({"name": "resnet8", "channels": 2}, "at least 2 classes, 1 or 3 channels"),
         ({"name": "resnet8", "image_size": 2}, "at least 2 classes, 1 or 3 channels and 4 pixels"),

@@ -12,7 +12,7 @@ from kitae.errors import MissingExtraError, RecipeError, did_you_mean, one_line,
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
 from kitae.models.stages import StageFeatures
-from kitae.models.structure import classifier_names, dropouts_beside
+from kitae.models.structure import REFUSALS, classifier_names, dropouts_beside
 from kitae.models.weights import Weights
 from kitae.preprocess import Size, sides
 
@@ -116,7 +116,7 @@ def _made(spec: ModelSpec, image_size: Size, make: Callable[[], nn.Module]) -> n
         if spec.stochastic_depth > 0:
             raise RecipeError(f"model.stochastic_depth: {spec.name} does not support it; set it to 0") from error
         raise
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except REFUSALS as error:
         height, width = sides(image_size)
         raise RecipeError(
             f"model.name: {spec.name} cannot be built for {height} x {width} pixels: {one_line(error)}"

@@ -42,8 +42,9 @@ def probed(model: nn.Module, shape: tuple[int, int, int]) -> Any:
         return model(image)
 
 
-REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError)
-"""What networks raise for images of a size that they cannot take; timm's patch embeddings assert."""
+REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, ZeroDivisionError)
+"""What networks raise for images of a size that they cannot take, as they are built or run. timm's patch embeddings
+assert, and some of its attention divides by the number of windows."""
 
 
 def takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
