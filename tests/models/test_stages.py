@@ -17,6 +17,8 @@ from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.models.stages import StageFeatures
 from kitae.models.structure import layer_groups, linear_classifier
+from kitae.training.optim import parameter_groups
+from kitae.training.spec import OptimizerSpec
 
 
 def make(name: str = "timm:test_resnet", classes: int = 4, seed: int = 0, **options: Any) -> nn.Module:
@@ -54,6 +56,21 @@ def test_layer_groups_are_those_of_the_plain_net() -> None:
     plain, wide = layer_groups(make()), layer_groups(make(features="stages"))
     assert [[f"net.{name}" for name in group] for group in plain[:-1]] == wide[:-1]
     assert wide[-1] == ["classifier.weight", "classifier.bias"]
+
+
+def test_weight_decay_leaves_out_what_the_net_names() -> None:
+    def undecayed(model: nn.Module) -> set[str]:
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = parameter_groups(model, OptimizerSpec(name="adamw"))
+        return {names[id(one)] for group in groups if not group["weight_decay"] for one in group["params"]}
+
+    with torch.device("meta"):
+        plain = timm.create_model("efficientvit_m0", img_size=64, num_classes=0)
+    wide = StageFeatures(plain, "timm:efficientvit_m0", 4)
+    own = {f"net.{name}" for name in undecayed(plain)}
+    assert any(name.endswith("attention_biases") for name in own)  # matrices of which only the net knows
+    assert undecayed(wide) == own | {"classifier.bias"}
+    assert StageFeatures(timm.create_model("test_resnet", num_classes=0), "", 4).no_weight_decay() == set()
 
 
 @pytest.mark.parametrize("classes", [4, 7])

@@ -54,6 +54,11 @@ class StageFeatures(nn.Module):
         """The classifier, under the name that timm's nets have for it."""
         return self.classifier
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay: those that the net lists itself. The method is named as timm's."""
+        named = getattr(self.net, "no_weight_decay", None)
+        return {f"net.{name}" for name in named()} if named is not None else set()
+
     def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights under this module's names: those of the plain net without its classifier, or this module's own."""
         if any(key.startswith("net.") for key in tensors):
