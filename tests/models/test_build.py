@@ -17,6 +17,7 @@ from torch import nn
 from kitae.errors import RecipeError
 from kitae.models.build import MODELS, build, build_seeded, normalization, supports
 from kitae.models.layers import DropoutLinear
+from kitae.models.libraries import build_timm
 from kitae.models.spec import ModelSpec
 from kitae.models.structure import classifier_names, count_macs, count_parameters, layer_groups
 from kitae.preprocess import PreprocessRules, Size
@@ -210,6 +211,15 @@ def test_a_librarys_own_dropout_is_what_the_recipe_says() -> None:
 
     assert rates() == [0.0]  # torchvision's own default is 0.2
     assert rates(dropout=0.3) == [0.3]
+
+
+@pytest.mark.parametrize("name", ["samvit_base_patch16_224", "levit_128s"])
+def test_a_head_s_own_dropout_is_taken_before_those_beside_it(name: str) -> None:
+    with torch.device("meta"):
+        spec = ModelSpec(name=f"timm:{name}", dropout=0.3)
+        model = build_timm(name, spec, None, classes=3, channels=3, image_size=224)
+    on = {key for key, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0}
+    assert on == {f"{head}.drop" for head in classifier_names(model)}  # samvit has another one after its positions
 
 
 def test_no_dropout_of_a_library_stays_on_where_the_recipe_has_none() -> None:

@@ -140,7 +140,8 @@ def _set_dropout(model: nn.Module, spec: ModelSpec) -> None:
             module.p = 0.0
     for name in classifier_names(model):
         layer = model.get_submodule(name)
-        existing = [module for _, module in dropouts_beside(model, name)]
+        existing = [module for module in layer.modules() if isinstance(module, nn.Dropout)]  # of a head in one module
+        existing = existing or [module for _, module in dropouts_beside(model, name)]
         if existing:
             existing[-1].p = spec.dropout
         elif spec.dropout > 0:
