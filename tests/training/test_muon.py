@@ -69,6 +69,15 @@ def test_biases_can_have_a_rate_of_their_own(name: str) -> None:
         assert rates[id(parameter)] == pytest.approx(3.2 if key.endswith("bias") else 0.1), key
 
 
+def test_biases_of_attention_have_that_rate_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 2))
+    optimizer = build_optimizer(model, OptimizerSpec(lr=0.2, bias_lr=6.4))
+    scales = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    found = {key: scales[id(parameter)] for key, parameter in model.named_parameters()}
+    assert found.pop("1.in_proj_bias") == pytest.approx(32)
+    assert found == {key: pytest.approx(32 if key.endswith(".bias") else 1) for key in found}
+
+
 def test_sgd_groups_move_as_torch_moves_them() -> None:
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())

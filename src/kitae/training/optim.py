@@ -51,7 +51,8 @@ def parameter_groups(
         if parameter.requires_grad:
             scale = 1.0 if spec.layer_decay is None else spec.layer_decay ** depth.get(name, 0)
             decayed = parameter.ndim > 1 and name not in named and name.rpartition(".")[2] not in _UNDECAYED
-            if spec.bias_lr is not None and name.rpartition(".")[2] == "bias":
+            # Attention has biases of other names (in_proj_bias, q_bias); tables of relative positions are no biases.
+            if spec.bias_lr is not None and parameter.ndim == 1 and name.endswith("bias"):
                 scale *= spec.bias_lr / spec.lr
             elif name not in hidden:
                 scale *= other
