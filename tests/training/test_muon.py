@@ -8,7 +8,8 @@ from torch import nn
 
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
-from kitae.training.muon import Muon, orthogonal
+from kitae.training import precision
+from kitae.training.muon import Muon, orthogonal, product_dtype
 from kitae.training.optim import build_optimizer, set_learning_rate
 from kitae.training.spec import OptimizerSpec
 
@@ -76,6 +77,16 @@ def test_biases_of_attention_have_that_rate_too() -> None:
     found = {key: scales[id(parameter)] for key, parameter in model.named_parameters()}
     assert found.pop("1.in_proj_bias") == pytest.approx(32)
     assert found == {key: pytest.approx(32 if key.endswith(".bias") else 1) for key in found}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_products_are_in_bfloat16_where_the_device_multiplies_it(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(precision, "native_bf16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))  # a T4, which only emulates it
+    assert product_dtype(torch.device(device)) == torch.float32
+    monkeypatch.setattr(precision, "native_bf16", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert product_dtype(torch.device(device)) == torch.bfloat16
 
 
 def test_sgd_groups_move_as_torch_moves_them() -> None:

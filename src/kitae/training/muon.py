@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kitae.training.precision import native_bf16
+from kitae.training.precision import choose
 
 # Coefficients of the quintic iteration, chosen for speed at zero: singular values end between about 0.7 and 1.2, which
 # serves as well as 1 (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024).
@@ -35,6 +35,11 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return found
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """What Muon computes products in: bfloat16 if the device multiplies it natively, else float32."""
+    return torch.bfloat16 if choose(device) == "bf16" else torch.float32
+
+
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for groups with `orthogonal`, SGD with Nesterov momentum for the others.
 
@@ -51,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         norm: keep each matrix of an orthogonal group at the norm m ** 0.5. Only for weights followed by a
             normalisation, so that their scale does not matter.
 
-    Products are computed in bfloat16 if the device multiplies it natively, else in float32.
+    Products are computed in `product_dtype` of the device.
     """
 
     def __init__(
@@ -59,7 +64,7 @@ class Muon(torch.optim.Optimizer):
         norm: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": False})
-        self._norm, self._native = norm, native_bf16()
+        self._norm, self._dtype = norm, product_dtype(self.param_groups[0]["params"][0].device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -98,8 +103,7 @@ class Muon(torch.optim.Optimizer):
         if decay:
             torch._foreach_mul_(parameters, 1 - rate * decay)
         for parameter, update in zip(parameters, updates, strict=True):
-            dtype = torch.bfloat16 if parameter.is_cuda or self._native else torch.float32
-            matrix = orthogonal(update.flatten(1), dtype)
+            matrix = orthogonal(update.flatten(1), self._dtype)
             rows, columns = matrix.shape
             if self._norm:
                 parameter.mul_(rows**0.5 / parameter.norm().clamp(min=1e-12))
