@@ -117,6 +117,18 @@ def test_a_timing_is_of_the_full_size() -> None:
     step_times(net, spec, *BATCH, WORLD, precisions=("fp32",), steps=1)
 
 
+def test_a_network_is_compiled_once_before_the_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+
+    def fake(forward: Any) -> Any:
+        compiled.append(forward)
+        return lambda images: forward(images)
+
+    monkeypatch.setattr(torch, "compile", fake)
+    step_times(toy_net(), TrainSpec(batch_size=8, compile=True), *BATCH, WORLD, precisions=("fp32",), steps=3)
+    assert [type(forward) for forward in compiled] == [nn.Sequential]
+
+
 def test_without_a_finite_loss_there_is_nothing_to_time() -> None:
     images, targets = BATCH
     with pytest.raises(TrainingError, match="no precision gives a finite loss on the first batch"):

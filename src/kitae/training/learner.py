@@ -84,7 +84,7 @@ class Learner:
         self.asynchronous = world.device.type == "cuda" and skips and precision != "fp16"
         self._weight = None if class_weights is None else torch.from_numpy(class_weights).to(world.device)
         self._teacher, self._after_step = teacher, after_step
-        self._forward: Callable[[Tensor], Tensor] = model
+        self._forward: Callable[[Tensor], Tensor] = model  # also with DDP and torch.compile around it
         self._parallel: nn.parallel.DistributedDataParallel | None = None
 
     def __enter__(self) -> Learner:
@@ -94,11 +94,12 @@ class Learner:
         self._hooks = [] if fast else float_depthwise(self.model, self.precision, device)
         self._gradients = DepthwiseGradients() if fast and depthwise_layers(self.model) else contextlib.nullcontext()
         self._unsync = distributed.sync_batchnorm(self.model, self.world) if self.spec.sync_bn else None
-        if self.world.size > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self._forward = self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
-        if self.spec.compile:
-            self._forward = torch.compile(self._forward)
+        if self._forward is self.model:  # else it was entered before, and would compile its compiled network again
+            if self.world.size > 1:
+                ids = [device.index] if device.type == "cuda" else None
+                self._forward = self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+            if self.spec.compile:
+                self._forward = torch.compile(self._forward)
         self._buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         if self._buffers:  # copies that share one flat tensor
             self._flat_before = torch.cat([buffer.flatten() for buffer in self._buffers])
