@@ -167,3 +167,19 @@ def test_a_device_that_decides_skips_what_the_host_would(name: str, bad: tuple[i
             assert torch.equal(tensor, ahead.optimizer.state[other][key]), key
     for key, tensor in waits.average.model.state_dict().items():
         torch.testing.assert_close(tensor, ahead.average.model.state_dict()[key], msg=key)
+
+
+def test_a_first_step_that_overflows_in_fp16_leaves_no_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused SGD creates its momentum empty, and does not write to it in a step that it skips."""
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda like, **options: empty(like, **options).fill_(torch.nan))
+    spec, model = TrainSpec(batch_size=6), nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    before = model[1].weight.detach().clone()
+    with Learner(model, spec, epoch_shape(6, spec), WORLD, "fp16") as learner:
+        scale = learner.scaler.get_scale()
+        learner.step(torch.full((6, 3, 2, 2), 1e4), HARD, Progress())
+        assert learner.scaler.get_scale() == scale / 2, "it overflowed"
+        assert torch.equal(model[1].weight, before)
+        learner.step(torch.full((6, 3, 2, 2), 1e-2), HARD, Progress())
+    assert not torch.equal(model[1].weight, before)
+    assert model[1].weight.isfinite().all()

@@ -104,7 +104,7 @@ class Learner:
         if self._buffers:  # copies that share one flat tensor
             self._flat_before = torch.cat([buffer.flatten() for buffer in self._buffers])
             self._buffers_before = _cut(self._flat_before, self._buffers)
-        if self.asynchronous:
+        if self.asynchronous or self.precision == "fp16":  # whose scaler leaves the skipping to a fused optimizer
             fill_momentum(self.optimizer)
         self._generators = [torch.default_generator]
         if device.type == "cuda":
