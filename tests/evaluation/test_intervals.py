@@ -168,3 +168,28 @@ def test_paired_difference_covers_the_truth() -> None:
             _, (low, high) = intervals.paired_difference(*case)
             hits += low <= cells[1] - cells[2] <= high
         assert hits / 600 >= 0.93
+
+
+def test_balanced_difference_by_hand() -> None:
+    """In a class of 10 images two are lost, in one of 6 one is gained."""
+    parts = predictions(8, 0, 2, 0), predictions(3, 1, 0, 2)
+    labels = np.repeat([0, 1], [10, 6])
+    before, after = (np.concatenate([abs(label - part[side]) for label, part in enumerate(parts)]) for side in (0, 1))
+    difference, (low, high) = intervals.balanced_difference(before, after, labels)
+    assert difference == pytest.approx((-2 / 10 + 1 / 6) / 2)
+    variances = [((0.5 + 2.5) / 12 - (2 / 12) ** 2) / 12, ((1.5 + 0.5) / 8 - (1 / 8) ** 2) / 8]
+    assert high - difference == pytest.approx(1.959964 * sum(variances) ** 0.5 / 2)
+    assert difference - low == pytest.approx(high - difference)
+
+
+def test_balanced_difference_covers_the_truth() -> None:
+    generator = np.random.default_rng(2)
+    cells = [0.88, 0.03, 0.02, 0.07], [0.6, 0.05, 0.2, 0.15]
+    truth = (0.01 - 0.15) / 2
+    labels, hits = np.repeat([0, 1], [400, 60]), 0
+    for _ in range(1000):
+        parts = [predictions(*generator.multinomial(count, of)) for count, of in zip((400, 60), cells, strict=True)]
+        before, after = (np.concatenate([abs(k - part[side]) for k, part in enumerate(parts)]) for side in (0, 1))
+        _, (low, high) = intervals.balanced_difference(before, after, labels)
+        hits += low <= truth <= high
+    assert 0.93 <= hits / 1000 <= 0.98
