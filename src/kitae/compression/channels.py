@@ -91,7 +91,7 @@ def remove_channels(
             loss if it were zero, to first order, averaged over the coupled layers, and its square over batches
             (Molchanov et al. 2019); `random` is the control.
         scope: `layer` removes the ratio from every layer; `global` ranks all channels together. Either leaves each
-            layer at least a tenth.
+            layer at least a tenth, before `round_to`.
         skip: layers that keep all their outputs, and with them those coupled to them.
         required: layers that must be able to lose channels: those whose ratio was given by name.
         batches: *training* images, for `taylor`, and to compare with the masked original (on noise without).
