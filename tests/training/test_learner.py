@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
+from kitae.errors import TrainingError
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import Progress
 from kitae.training.learner import Learner
 from kitae.training.precision import Precision, autocast
 from kitae.training.spec import TrainSpec
+from tests.refusals import refused
 from tests.training.toy_world import WORLD, toy_net
 
 HARD = nn.functional.one_hot(torch.tensor([0, 1, 2, 3, 0, 1]), 4).float()
@@ -183,3 +188,22 @@ def test_a_first_step_that_overflows_in_fp16_leaves_no_momentum(monkeypatch: pyt
         learner.step(torch.full((6, 3, 2, 2), 1e-2), HARD, Progress())
     assert not torch.equal(model[1].weight, before)
     assert model[1].weight.isfinite().all()
+
+
+def test_a_compilation_that_fails_names_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other errors of a compiled network are its own."""
+    spec, errors = TrainSpec(batch_size=6, compile=True), [TorchDynamoException("No working\nC++ compiler found")]
+
+    def failing(forward: object) -> Callable[[torch.Tensor], torch.Tensor]:
+        def compiled(images: torch.Tensor) -> torch.Tensor:
+            raise errors[-1]
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", failing)
+    with Learner(nn.Linear(12, 4), spec, epoch_shape(6, spec), WORLD, "fp32") as learner:
+        step = partial(learner.step, torch.zeros(6, 3, 2, 2), HARD, Progress())
+        refused(TrainingError, r"train\.compile: .*\(No working C\+\+ compiler found\); set it to false", step)
+        errors.append(RuntimeError("shapes cannot be multiplied"))
+        with pytest.raises(RuntimeError, match="multiplied"):
+            step()

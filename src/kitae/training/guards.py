@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kitae.errors import TrainingError
+from kitae.errors import TrainingError, one_line
 from kitae.training.distributed import lost_process
 from kitae.training.spec import TrainSpec
 
@@ -72,6 +72,19 @@ def _memory_named(where: Callable[[], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(f"out of memory at {where()}") from error
+
+
+@contextlib.contextmanager
+def compilation_named() -> Iterator[None]:
+    """Turn a failure of torch.compile, such as a missing C++ compiler, into a one-line error that names the field."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # which torch.compile has loaded
+
+        if not isinstance(error, TorchDynamoException) or is_out_of_memory(error):
+            raise
+        raise TrainingError(f"train.compile: torch.compile failed ({one_line(error)}); set it to false") from error
 
 
 def _kept(checkpoint: Path | None) -> str:

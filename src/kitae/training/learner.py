@@ -18,6 +18,7 @@ from kitae.training.batches import EpochShape
 from kitae.training.checkpoint import Progress
 from kitae.training.depthwise import DepthwiseGradients, depthwise_layers
 from kitae.training.distributed import World
+from kitae.training.guards import compilation_named
 from kitae.training.losses import distillation_loss, target_accuracy
 from kitae.training.muon import Muon
 from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
@@ -138,7 +139,8 @@ class Learner:
         for generator in self._generators:
             generator.manual_seed(seed)
         # Processes exchange gradients once per update, at its last batch.
-        with contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync():
+        exchange = contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync()
+        with exchange, compilation_named() if self.spec.compile else contextlib.nullcontext():
             with autocast(self.precision, self.world.device), self._gradients:
                 logits = self._forward(images)
                 loss = self._loss(images, logits, targets)
