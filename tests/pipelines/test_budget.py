@@ -655,6 +655,16 @@ def test_the_stem_of_a_control_is_made_of_the_training_images(
         assert torch.equal(first, -second)  # each direction and its negative, not random filters that never learn
 
 
+def test_a_net_without_widths_has_a_resnet9_as_its_small_net(
+    find: Finder, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitae.pipelines.networks._WIDTHS", (4,))
+    networks = find.networks()
+    networks.run = copy.copy(finished)
+    networks.run.recipe = finished.recipe.override("model={name: timm:tf_efficientnet_lite0, features: stages}")
+    assert list(networks.small()) == ["resnet9 of width 4"]
+
+
 @pytest.mark.parametrize("round_to", [1, 6])
 def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: Run, round_to: int) -> None:
     steps, once = find.pruned(0.1, 0.2, 0.3, 0.5, 0.6, round_to=round_to), find.pruned(0.6, round_to=round_to)

@@ -177,7 +177,8 @@ class Networks:
         """Untrained networks, the narrowest first: of the run's family if it supports widths, else ResNet-9s."""
         given = self.run.recipe.model
         family = given.name if supports(given.name, width=_WIDTHS[0]) else "resnet9"
-        specs = [given.model_copy(update={"name": family, "width": width, "stem": "auto"}) for width in _WIDTHS]
+        plain = given.model_copy(update={"name": family, "stem": "auto", "features": "last"})
+        specs = [plain.model_copy(update={"width": width}) for width in _WIDTHS]
         return {
             f"{family} of width {spec.width}": self.setup.whitened(self._fresh(spec), spec).eval() for spec in specs
         }
