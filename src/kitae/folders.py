@@ -108,17 +108,17 @@ class Owned:
                 old.rename(folder / old.name)
             aside.rmdir()
 
-    def undo(self, folder: Path, parents: Iterable[Path]) -> None:
+    def undo(self, folder: Path, made: Iterable[Path]) -> None:
         """Undo a start: remove what is ours and bring back what was set aside.
 
         Args:
-            parents: folders that were made for it, the innermost first; they are removed with it if they are empty.
+            made: folders that the start made, the innermost first; they are removed if they are empty.
         """
         self.remove(folder)
         (folder / LOCK).unlink(missing_ok=True)
         self.bring_back(folder)
         with suppress(OSError):
-            for empty in (folder, *parents):
+            for empty in made:
                 empty.rmdir()
 
     def discard_aside(self, folder: Path) -> None:

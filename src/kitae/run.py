@@ -80,7 +80,7 @@ class Run:
         self.asked_length = path / "asked_length.json"
         self._lock = ExitStack()
         self._new = False
-        self._parents: list[Path] = []  # folders that are made with the run's
+        self._made: list[Path] = []  # the folder and those above it that did not exist
 
     def __repr__(self) -> str:
         return views.run_line(self)
@@ -138,7 +138,7 @@ class Run:
         run = cls(Path(path), recipe)
         # Before the lock too, which would be left in a folder that is not ours.
         cls.check_free(run.path, resume=resume, overwrite=overwrite)
-        run._parents = [folder for folder in run.path.absolute().parents if not folder.exists()]
+        run._made = [f for f in (run.path.absolute(), *run.path.absolute().parents) if not f.exists()]
         with ExitStack() as stack:
             stack.enter_context(RUN_FOLDER.locked(run.path))
             run._begin(resume=resume, overwrite=overwrite)
@@ -166,7 +166,7 @@ class Run:
         kept = (self.features, self.checkpoint, self.best, self.metrics_file)
         learnt = any(path.exists() for path in kept) or any(self.fold(1).parent.glob("*/*"))
         if (self._new and not learnt) or (diverged and RUN_FOLDER.has_aside(self.path)):
-            RUN_FOLDER.undo(self.path, self._parents)
+            RUN_FOLDER.undo(self.path, self._made)
 
     @property
     def resume_command(self) -> str:

@@ -470,6 +470,15 @@ def test_a_run_is_locked_until_it_is_closed(tmp_path: Path) -> None:
     assert (tmp_path / "nohup.out").exists()
 
 
+def test_a_run_that_learnt_nothing_removes_the_folders_that_it_made(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "mine", tmp_path / "new" / "run"):
+        run = Run.create(folder, Recipe())
+        run.close()
+        run.discard_failed(diverged=False)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "mine"]
+
+
 def begun(folder: Path, field: str, **options: bool) -> Recipe:
     """The recipe of a run that begins in a folder, and is closed at once."""
     run = Run.create(folder, Recipe().override(field), **options)
