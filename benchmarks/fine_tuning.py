@@ -3,7 +3,8 @@
     python benchmarks/fine_tuning.py --sets textile trashnet photos-mini --variants short=warmup:0.1 long=warmup:0.4
     python benchmarks/fine_tuning.py --sets textile:560 --variants few=images:150      few images, judged by the others
     python benchmarks/fine_tuning.py --sets trashnet --steps 0 --variants even=tail:10 loss=tail:10,data.balance:loss
-    python benchmarks/fine_tuning.py --sets photos-mini:60 --size 64 --steps 8 --seeds 0               does it run?
+    python benchmarks/fine_tuning.py --sets photos-mini:60 --size 64 --steps 8 --seeds 0 --out runs/tiny.json
+                                                                                                       does it run?
 
 A variant is NAME=FIELD:VALUE,FIELD:VALUE. A field is one of a recipe, or `warmup` (share of the training), `scale` (the
 least area of a crop), `images` (about so many are trained with; the rest of train joins validation) or `tail` (the

@@ -1,23 +1,26 @@
 """The table behind `precision: auto`: a training step of several networks in fp32 and bf16, interleaved.
 
     python benchmarks/precision.py            # some minutes; nothing else should run
-    python benchmarks/precision.py --steps 6 resnet9-w32-32
+    python benchmarks/precision.py --steps 6 resnet9-w32-32     # into runs/benchmarks, as only some rows are measured
 
 Each row is what `kitae bench precision` prints of a recipe, and `behind`: the time of the precision that the rule takes
-over the fastest one's. The rule is good where `behind` is at most 1.05 in every row.
+over the fastest one's. The rule is good where `behind` is at most 1.05 in every row. Other rows that
+are in --out already are kept, if they had as many steps on such a machine.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, hardware, save
+from common import RESULTS, SCRATCH, hardware, load, save
 
 from kitae.pipelines.bench import bench_precision
 from kitae.recipe import Recipe
 
+STEPS = 15
 # Name -> model, width, image size, batch size.
 NETWORKS: dict[str, tuple[str, int | None, int, int]] = {
     "simple_cnn-32": ("simple_cnn", None, 32, 128),
@@ -49,18 +52,29 @@ def row(name: str, steps: int) -> dict[str, Any]:
     return {"model": model, "width": width, "image_size": size, **bench_precision(recipe, steps=steps)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(NETWORKS), help="rows to measure; all by default")
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
-    given = parser.parse_args()
-    rows = {}
-    for name in given.names:
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the rows of two results may stand in one table."""
+    keys = ("processor", "cores")
+    return one["steps"] == other["steps"] and all(one["machine"][key] == other["machine"][key] for key in keys)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; all by default")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=None, help="results, JSON")
+    given = parser.parse_args(arguments)
+    if unknown := [name for name in given.names if name not in NETWORKS]:
+        parser.error(f"unknown network {unknown[0]!r}; there are {', '.join(NETWORKS)}")
+    out = given.out or (SCRATCH if given.names or given.steps != STEPS else RESULTS) / "precision.json"
+    machine, before = hardware(), load(out) if out.is_file() else None
+    rows = before["rows"] if before and _alike(before, {"machine": machine, "steps": given.steps}) else {}
+    for name in given.names or NETWORKS:
         rows[name] = found = row(name, given.steps)
         taken = ", ".join(f"{key} {1000 * value['seconds']:.1f} ms" for key, value in found["precisions"].items())
         print(f"{name:24} {taken}; auto takes {found['chosen']}, {found['behind']:.2f} of the fastest", flush=True)
-    save(given.out, {"machine": hardware(), "steps": given.steps, "rows": rows})
+        save(out, {"machine": machine, "steps": given.steps, "rows": rows})
+    print(f"results: {out}")
 
 
 if __name__ == "__main__":

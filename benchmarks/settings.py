@@ -2,7 +2,7 @@
 
     python benchmarks/settings.py --sets textile trashnet photos-mini imagenette-small:1600 --sizes 224 288 320
     python benchmarks/settings.py --sets textile trashnet --rates 0.001 0.0005 --minutes 5
-    python benchmarks/settings.py --sets photos-mini:60 --sizes 64 --seeds 0                         does it run?
+    python benchmarks/settings.py --sets photos-mini:60 --sizes 64 --seeds 0 --out runs/tiny.json    does it run?
 
 Sets, splits and lists are those of `quality.py`. `--sizes` trains nothing but the head of a frozen network, on the
 features that a plan's probe has. `--rates` are learning rates at a batch of 32, in the plan of so

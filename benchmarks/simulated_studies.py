@@ -1,9 +1,9 @@
 """Do the studies' statistics keep what they promise? Simulated studies whose effects are known, also with uneven noise.
 
-    python benchmarks/simulated_studies.py                        # some ten minutes on one core
-    python benchmarks/simulated_studies.py --quick --out FOLDER   # a handful of studies: does it run
+    python benchmarks/simulated_studies.py             # some ten minutes on one core
+    python benchmarks/simulated_studies.py --quick     # a handful of studies: does it run?
 
-It writes results/simulated_studies.json.
+It writes benchmarks/results/simulated_studies.json, and with --quick runs/benchmarks/simulated_studies.json.
 
 Each row is a design, a number of seeds, and whose runs scatter how many times as much as the others'. It says how often
 the 95 % interval of an effect of zero covers zero (of the noisy variant, or of all effects where the reference or a run
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,14 @@ def simulate(made: Design, seeds: int, who: str | None, times: float, studies: i
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate every case and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a handful of studies")
     parser.add_argument("--studies", type=int, default=4000, help="simulated studies a case")
-    parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder for simulated_studies.json")
-    given = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=None, help="folder for simulated_studies.json")
+    given = parser.parse_args(arguments)
+    folder = given.out or (common.SCRATCH if given.quick else common.RESULTS)
     studies = 5 if given.quick else given.studies
     rows = []
     for kind, effects, seeds in (("compare", 5, 3), ("compare", 5, 5), ("compare", 11, 3), ("screening", 7, 3)):
@@ -110,7 +112,7 @@ def main() -> None:
             if "planned_effect" in row:
                 line += f"; {row['planned_effect']:.2f} sd are shown in {100 * row['planned_effect_shown']:.0f} %"
             print(line, flush=True)
-    common.save(given.out / "simulated_studies.json", {"hardware": common.hardware(), "noise": NOISE, "rows": rows})
+    common.save(folder / "simulated_studies.json", {"hardware": common.hardware(), "noise": NOISE, "rows": rows})
 
 
 if __name__ == "__main__":

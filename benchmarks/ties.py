@@ -67,11 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=2400, help="to train and validate with")
     parser.add_argument("--validation", type=int, default=24, help="of them")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=common.RESULTS / "ties.json")
+    parser.add_argument("--out", type=Path, default=None, help="results, JSON")
     parser.add_argument("--quick", action="store_true", help="one short training; the numbers mean nothing")
     options = parser.parse_args(arguments)
     if options.quick:
         options.seeds, options.images, options.epochs = [0], 240, 2
+    out = options.out or (common.SCRATCH if options.quick else common.RESULTS) / "ties.json"
     rows = []
     for seed in options.seeds:
         recipe = Recipe.load("fashion-mini").override(
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print({name: value for name, value in rows[-1].items() if name != "epochs"}, flush=True)
     means = {name: statistics.fmean(row[name] for row in rows) for name in ("first", "last", "rule", "best_possible")}
     print("means", {name: round(value, 4) for name, value in means.items()})
-    common.save(options.out, {
+    common.save(out, {
         "what": "test accuracy of the epoch that is kept, where several have the best validation accuracy",
         "machine": common.hardware(common.available_cores()), "images": options.images,
         "validation_images": options.validation, "quick": options.quick, "means": means, "rows": rows,

@@ -246,6 +246,34 @@ def test_augmentation_is_compared_and_who_is_not_there_is_named(tmp_path: Path) 
     assert (tmp_path / "again" / "augment.md").read_text() == page
 
 
+def test_what_is_quick_or_partial_does_not_replace_the_committed_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ties, simulated = module(monkeypatch, "ties"), module(monkeypatch, "simulated_studies")
+    precision = module(monkeypatch, "precision")
+    epoch = {"val_accuracy": 0.5, "val_loss": 1.0, "test_accuracy": 0.5}
+    monkeypatch.setattr(ties, "epochs", lambda *_: [epoch])
+    monkeypatch.setattr(simulated, "simulate", lambda *_: {"covered": 1.0, "false_winners": 0.0, "half_width": 1.0})
+    timed = {"precisions": {}, "chosen": "fp32", "behind": 1.0}
+    monkeypatch.setattr(precision, "row", lambda name, steps: {**timed, "model": name})
+    committed, scratch = tmp_path / "committed", tmp_path / "scratch"
+    for place, folder in (("RESULTS", committed), ("SCRATCH", scratch)):
+        monkeypatch.setattr(ties.common, place, folder)
+        monkeypatch.setattr(precision, place, folder)
+    ties.main(["--quick"])
+    simulated.main(["--quick"])
+    precision.main(["resnet9-w32-32"])
+    assert not committed.exists()
+    assert len(list(scratch.iterdir())) == 3
+    precision.main(["resnet18-32"])  # beside the row that is there
+    file = scratch / "precision.json"
+    assert list(json.loads(file.read_text())["rows"]) == ["resnet9-w32-32", "resnet18-32"]
+    precision.main(["--steps", "6", "resnet18-32"])
+    assert list(json.loads(file.read_text())["rows"]) == ["resnet18-32"]
+    precision.main([])
+    assert json.loads((committed / "precision.json").read_text())["rows"].keys() == precision.NETWORKS.keys()
+
+
 def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch of 4 ms alone: 0.5 in Python, 0.1 to wake, 2.5 in kernels, 0.9 for the last one."""
     profile, docs = module(monkeypatch, "thread_profile"), module(monkeypatch, "augment_docs")
