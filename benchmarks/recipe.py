@@ -1,7 +1,8 @@
 """What a trained run cost and reached, as JSON: python benchmarks/recipe.py RUN [--note TEXT]
 
 FLOPs count a multiply-add as two operations, and forward, gradient of inputs and gradient of weights as three passes:
-6 x MACs x images seen, each at the size that the network saw (`train.progressive`).
+6 x MACs x images seen, each at the size that the network saw (`train.progressive`). Seconds and memory are with those
+of a probe, which is before the first epoch; epochs, images, speed and FLOPs without.
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ def macs_seen(run: Run, updates: int) -> float:
 
 
 def facts(run: Run, note: str) -> dict[str, object]:
-    rows, model, evaluation = run.metrics(), run.facts(), run.evaluation()
-    recipe = run.recipe
-    images = recipe.train.batch_size * sum(row["step"] for row in rows[:1]) * len(rows) * recipe.train.accumulate
+    model, evaluation, recipe = run.facts(), run.evaluation(), run.recipe
+    every = run.metrics()
+    rows = [row for row in every if row["epoch"]]
+    if not rows:
+        raise SystemExit(f"{run.path}: only a probe was fitted, so there is no training to count")
+    images = recipe.train.batch_size * rows[-1]["step"] * recipe.train.accumulate
     speeds = [row["images_per_second"] for row in rows]
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -45,13 +49,13 @@ def facts(run: Run, note: str) -> dict[str, object]:
         "macs_an_image": model["macs"],
         "images_seen": images,
         "training_flops": round(6 * macs_seen(run, rows[-1]["step"]) * images),
-        "training_seconds": sum(row["seconds"] for row in rows),
-        "validation_seconds": sum(row.get("validation_seconds", 0.0) for row in rows),
+        "training_seconds": sum(row["seconds"] for row in every),
+        "validation_seconds": sum(row.get("validation_seconds", 0.0) for row in every),
         "images_per_second": {
             "n": len(speeds), "median": statistics.median(speeds), "min": min(speeds), "max": max(speeds),
         },
         "data_share": {"median": statistics.median(row["data_share"] for row in rows)},
-        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in every),
         "machine": run.environment(),
         "note": note,
     }  # fmt: skip

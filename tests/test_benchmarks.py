@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import kitae as kt
 from tests.images import assert_alike
 from tests.images import picture as pixels
 
@@ -272,6 +273,24 @@ def test_what_is_quick_or_partial_does_not_replace_the_committed_results(
     assert list(json.loads(file.read_text())["rows"]) == ["resnet18-32"]
     precision.main([])
     assert json.loads((committed / "precision.json").read_text())["rows"].keys() == precision.NETWORKS.keys()
+
+
+def test_a_probe_before_the_first_epoch_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = module(monkeypatch, "recipe")
+    whole = {"count": 8, "accuracy": 0.5, "accuracy_interval": [0.2, 0.8], "loss": 1.0, "ece": 0.1}
+    measured = {"seconds": 2.0, "images_per_second": 100.0, "data_share": 0.1, "peak_memory_bytes": 10}
+    rows = [{"epoch": epoch, "step": step, **measured} for epoch, step in ((0, 0), (1, 5), (2, 8))]
+    run = SimpleNamespace(
+        path=Path("run"), recipe=kt.Recipe.load("fashion-mini").override("train.batch_size=4", "train.accumulate=2"),
+        metrics=lambda: rows, facts=lambda: {"parameters": 1, "macs": 3}, environment=dict,
+        evaluation=lambda: {"test": whole, "val": whole, "test_openings": 1},
+    )  # fmt: skip
+    found = recipe.facts(run, "")
+    assert (found["epochs"], found["images_seen"], found["training_flops"]) == (2, 8 * 4 * 2, 6 * 3 * 64)
+    assert (found["training_seconds"], found["images_per_second"]["n"]) == (6.0, 2)
+    del rows[1:]
+    with pytest.raises(SystemExit, match="run: only a probe was fitted"):
+        recipe.facts(run, "")
 
 
 def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
