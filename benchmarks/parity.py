@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,16 @@ def recipe(source: str, limit: int | None, epochs: int, seed: int) -> Recipe:
     })  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("--limit", type=int, default=10000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "parity.json")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    if given.seeds < 2:
+        parser.error("--seeds: at least 2, or there is no interval")
     trained: list[tuple[int, str, Any, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(given.seeds):

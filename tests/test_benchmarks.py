@@ -293,6 +293,14 @@ def test_a_probe_before_the_first_epoch_is_no_training(monkeypatch: pytest.Monke
         recipe.facts(run, "")
 
 
+def test_parity_asks_for_enough_seeds_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        module(monkeypatch, "parity").main(["fashion-mini", "--seeds", "1", "--limit", "60"])
+    assert "--seeds: at least 2" in capsys.readouterr().err
+
+
 def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch of 4 ms alone: 0.5 in Python, 0.1 to wake, 2.5 in kernels, 0.9 for the last one."""
     profile, docs = module(monkeypatch, "thread_profile"), module(monkeypatch, "augment_docs")
