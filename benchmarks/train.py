@@ -653,6 +653,9 @@ def in_turns(
                 running.append(Contestant(contestant, name, warmup, device))
             except RuntimeError as error:
                 left_out[contestant] = str(error)
+        if not running:
+            told = "; ".join(f"{one}: {why}" for one, why in left_out.items())
+            raise SystemExit(f"{name}: no contestant runs here ({told})")
         turns: dict[str, list[dict[str, Any]]] = {one.name: [] for one in running}
         for number in range(rounds):
             for one in running[number % len(running) :] + running[: number % len(running)]:
@@ -746,6 +749,8 @@ def main(arguments: list[str] | None = None) -> int:
     results["machine"] = common.hardware(common.available_cores())
     absent = {one for one in options.contestants if importlib.util.find_spec(NEEDS.get(one, "torch")) is None}
     wanted = [one for one in options.contestants if one not in absent]
+    if not wanted:
+        parser.error(f"--contestants: not installed: {', '.join(sorted(absent))} (pip install)")
     for name in options.rows:
         row = measure(name, wanted, options.rounds, options.warmup)
         row["left_out"] |= dict.fromkeys(sorted(absent), "not installed")

@@ -301,6 +301,21 @@ def test_parity_asks_for_enough_seeds_before_it_trains(
     assert "--seeds: at least 2" in capsys.readouterr().err
 
 
+def test_why_no_loop_trains_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    train = module(monkeypatch, "train")
+
+    def no_start(*_: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(train, "Contestant", no_start)
+    with pytest.raises(SystemExit, match=r"resnet9: no contestant runs here \(bare: no memory; kept: no memory\)"):
+        train.in_turns("resnet9", ["bare", "kept"], 1, 1)
+    monkeypatch.setitem(train.NEEDS, "lightning", "no_such_library")
+    with pytest.raises(SystemExit):
+        train.main(["--tiny", "--contestants", "lightning"])
+    assert "--contestants: not installed: lightning" in capsys.readouterr().err
+
+
 def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch of 4 ms alone: 0.5 in Python, 0.1 to wake, 2.5 in kernels, 0.9 for the last one."""
     profile, docs = module(monkeypatch, "thread_profile"), module(monkeypatch, "augment_docs")
