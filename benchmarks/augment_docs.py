@@ -149,13 +149,13 @@ def _headline(results: dict[str, Any], size: int) -> str:
         rows = []
         ours = work["modes"][last].get("kitae")
         for name in sorted(names, key=rate, reverse=True):
-            entry = work["modes"][last].get(name) or work["modes"][modes[0]][name]
+            there = work["modes"][last].get(name)
             row = [results["contestants"][name]["label"]]
             for m in modes:
                 e = work["modes"][m].get(name)
                 row.append(_rate(e) if e else "")
-            times = _times(ratio(ours, entry)) if ours and name != "kitae" else ""
-            row += [times, entry.get("note", "")]
+            times = _times(ratio(ours, there)) if ours and there and name != "kitae" else ""
+            row += [times, (there or work["modes"][modes[0]][name]).get("note", "")]
             rows.append(row)
         titles = {"one": "images/s, one core", "all": f"images/s, {results['settings']['cores']} cores"}
         head = ["", *(titles[m] for m in modes), "Kitae is faster by", "note"]

@@ -427,6 +427,23 @@ def test_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None
     assert augment.goals([slow], 2)[0]["misses"] == {"hue": 0.9}
 
 
+def test_rates_of_different_modes_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that failed on all cores has its rate on one, and is not said to be slower than ours on all."""
+    docs, common = module(monkeypatch, "augment_docs"), module(monkeypatch, "common")
+
+    def entry(rate: float) -> dict[str, Any]:
+        return {**common.spread([rate, rate]), "same_job": True, "note": "a note"}
+
+    modes = {"one": {"kitae": entry(100), "timm": entry(50)}, "all": {"kitae": entry(200)}}
+    work = {"work": "standard", "kind": "headline", "size": 32, "text": "standard", "modes": modes, "summary": {}}
+    contestants = {name: {"label": name} for name in ("kitae", "timm")}
+    text = docs._headline({"works": [work], "contestants": contestants, "settings": {"cores": 2}}, 32)
+    assert "| timm | 50 (50 to 50) |  |  | a note |" in text
+    modes["all"]["timm"] = entry(80)
+    text = docs._headline({"works": [work], "contestants": contestants, "settings": {"cores": 2}}, 32)
+    assert "| timm | 50 (50 to 50) | 80 (80 to 80) | 2.5 x | a note |" in text
+
+
 @pytest.mark.parametrize(
     ("out", "targets", "problem"),
     [
