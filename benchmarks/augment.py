@@ -456,7 +456,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, default=None, help="cores for everyone (all that there are)")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=None, help="of a round")
-    parser.add_argument("--modes", default=None, help="one, all or one,all: for single ops too")
+    parser.add_argument(
+        "--modes", choices=["one", "all", "one,all"], default=None, metavar="MODES", help="of single ops (all)"
+    )
     parser.add_argument("--contestants", default=None, help="names, with commas between: " + ", ".join(CONTESTANTS))
     parser.add_argument("--peers", type=Path, default=common.ROOT / ".venv-peers", help="folder of their environments")
     parser.add_argument(
@@ -466,9 +468,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=None, help="folder for the page and its charts")
     parser.add_argument("--docs-only", action="store_true", help="no measuring: the page from the results in --out")
     options = parser.parse_args(arguments)
-    full = not (options.quick or options.only or options.kind or options.size or options.contestants or options.modes)
+    chosen = ("quick", "only", "kind", "size", "contestants", "modes", "rounds", "seconds")
+    full = not any(getattr(options, name) for name in chosen)
     out = options.out or (common.RESULTS if full or options.docs_only else common.SCRATCH) / "augment.json"
     docs = options.docs or (common.ROOT / "docs" / "benchmarks" if (full and options.out is None) else None)
+    if options.docs_only and not out.is_file():
+        parser.error(f"{out}: no such file; run this without --docs-only first")
     if options.docs_only:
         print(augment_docs.write(common.load(out), options.docs or common.ROOT / "docs" / "benchmarks", profile(out)))
         return 0

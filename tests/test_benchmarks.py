@@ -427,6 +427,29 @@ def test_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None
     assert augment.goals([slow], 2)[0]["misses"] == {"hue": 0.9}
 
 
+def test_a_run_with_fewer_rounds_is_not_a_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only a full run replaces the committed results and their page."""
+    augment = module(monkeypatch, "augment")
+    monkeypatch.setattr(augment, "Benchmark", lambda *_: SimpleNamespace(
+        absent=dict.fromkeys(augment.CONTESTANTS, "not here"), start=lambda: None, close=lambda: None,
+        measure=lambda work, size: {"work": work.name, "size": size, "kind": "op", "summary": {}},
+    ))  # fmt: skip
+    monkeypatch.setattr(augment, "line", lambda found: "")
+    monkeypatch.setattr(augment.common, "keep_to", lambda cores: None)
+    monkeypatch.setattr(augment.augment_docs, "write", lambda *_: pytest.fail("wrote the page"))
+    monkeypatch.setattr(augment.common, "RESULTS", tmp_path / "committed")
+    monkeypatch.setattr(augment.common, "SCRATCH", tmp_path / "scratch")
+    augment.main(["--rounds", "1"])
+    assert not (tmp_path / "committed").exists()
+    assert not json.loads((tmp_path / "scratch" / "augment.json").read_text())["complete"]
+    for words, told in ((["--modes", "both"], "'both'"), (["--docs-only"], "without --docs-only first")):
+        with pytest.raises(SystemExit):
+            augment.main(words)
+        assert told in capsys.readouterr().err
+
+
 def test_rates_of_different_modes_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that failed on all cores has its rate on one, and is not said to be slower than ours on all."""
     docs, common = module(monkeypatch, "augment_docs"), module(monkeypatch, "common")
