@@ -23,7 +23,7 @@ import importlib.metadata
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -209,7 +209,7 @@ def agreement(found: dict[str, Contestant], pictures: np.ndarray) -> dict[str, d
     return report
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny network, few rounds: does it run?")
     parser.add_argument("--model", default=None, help="a name of kitae's models (resnet18), timm: or torchvision:")
@@ -221,20 +221,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=common.available_cores(), help="for everyone")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="results, JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.model = options.model or ("resnet8" if options.quick else "resnet18")
     rounds = options.rounds or (6 if options.quick else 60)
-    standard = not options.quick and options.model == "resnet18" and options.size == 32 and options.run is None
+    chosen = any((options.quick, options.run, options.compressed, options.batch, options.rounds))
+    standard = not chosen and options.model == "resnet18" and options.size == 32
     out = options.out or (common.RESULTS if standard else common.SCRATCH) / "infer.json"
     torch.set_num_threads(options.threads)
 
     model, about, what = network(options)
     pictures, calibration, source = samples(about, options.run)
+    sizes = options.batch or [1, 32]
+    if not 1 <= min(sizes) <= max(sizes) <= len(pictures):
+        parser.error(f"--batch: from 1 to {len(pictures)}, the number of images")
     with tempfile.TemporaryDirectory(prefix="kitae.") as folder:
         found, absent = contestants(model, about, pictures, calibration, options, Path(folder))
         answers = agreement(found, pictures)
         batches = {}
-        for size in options.batch or [1, 32]:
+        for size in sizes:
             batch = np.ascontiguousarray(pictures[:size])
             calls = {name: partial(contestant.call, batch) for name, contestant in found.items()}
             timed = measure(calls, reference=REFERENCE, repeats=rounds)

@@ -316,6 +316,20 @@ def test_why_no_loop_trains_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "--contestants: not installed: lightning" in capsys.readouterr().err
 
 
+def test_a_batch_of_more_images_than_there_are_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its time would be that of a smaller batch."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # which the benchmark sets, and this test takes back
+    infer = module(monkeypatch, "infer")
+    monkeypatch.setattr(infer.common, "DATA", tmp_path)
+    threads = ["--threads", str(torch.get_num_threads())]
+    for size in ("257", "0"):
+        with pytest.raises(SystemExit):
+            infer.main(["--quick", "--batch", size, *threads])
+        assert "--batch: from 1 to 256" in capsys.readouterr().err
+
+
 def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch of 4 ms alone: 0.5 in Python, 0.1 to wake, 2.5 in kernels, 0.9 for the last one."""
     profile, docs = module(monkeypatch, "thread_profile"), module(monkeypatch, "augment_docs")
