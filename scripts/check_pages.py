@@ -5,8 +5,9 @@
 
 Each page is opened at 390 and 1280 pixels, light and dark, with its details folded and then unfolded. Checked are
 axe-core's rules (WCAG 2.1 A and AA and its best practices; `unsure` has the serious ones that it cannot decide),
-whether the page is wider than the window, its bytes, and that it asks for nothing from elsewhere. Needs Chromium
-(Debian's package `chromium`, or --browser) and axe-core (`npm pack axe-core`, MPL 2.0; not a part of Kitae).
+whether the page is wider than the window, its bytes, and that it asks for nothing from elsewhere; it exits with 1 where
+one of these fails. Needs Chromium (Debian's package `chromium`, or --browser) and axe-core (`npm pack axe-core`, MPL
+2.0; not a part of Kitae).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kitae.files import read_json, write_json
-from screenshots import FLAGS, SCHEMES, WIDTHS, narrow, pages
+from screenshots import FLAGS, SCHEMES, WIDTHS, narrow, pages, require
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "pages.json"
@@ -92,12 +93,16 @@ def main() -> int:
     if not given.axe.is_file():
         raise SystemExit(f"{given.axe}: no such file; npm pack axe-core, and give --axe package/axe.min.js")
     axe = given.axe.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    require(given.browser)
     version = subprocess.run([given.browser, "--version"], check=True, capture_output=True, text=True).stdout.strip()
     results = read_json(OUT) if OUT.is_file() else {"pages": {}}
-    worst = 0
+    failed = False
     with tempfile.TemporaryDirectory() as scratch:
         for name, page in pages(given.pages, Path(scratch)):
             elsewhere = requests_of(page.read_text(encoding="utf-8"))
+            if elsewhere:
+                failed = True
+                print(f"{name}: asks for {', '.join(elsewhere)}")
             views = {}
             for width, height in WIDTHS.items():
                 for scheme in SCHEMES:
@@ -105,15 +110,17 @@ def main() -> int:
                     results["axe"] = found.pop("version")
                     for details, seen in found.items():
                         views[f"{width} {scheme} {details}"] = seen
-                        worst += len(seen["violations"])
+                        failed |= bool(seen["violations"]) or seen["overflow"] > 0
                         for kind in ("violations", "unsure"):
                             print(f"{name}, {width} px, {scheme}, {details}: {len(seen[kind])} {kind}", seen[kind])
+                        if seen["overflow"] > 0:
+                            print(f"{name}, {width} px, {scheme}, {details}: {seen['overflow']} px too wide")
             size = page.stat().st_size
             results["pages"][name] = {"bytes": size, "from_elsewhere": elsewhere, "views": views}
     results["browser"] = version
     write_json(OUT, results)
     print(OUT)
-    return 1 if worst else 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Needs Chromium (Debian's package `chromium`, or --browser).
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,12 @@ FLAGS = (
 )  # fmt: skip
 WIDTHS = {1280: 1600, 390: 1400}  # and how much of the page is shown
 SCHEMES = {"light": 1, "dark": 0}
+
+
+def require(browser: str) -> None:
+    """Raises SystemExit where there is no such program."""
+    if shutil.which(browser) is None:
+        raise SystemExit(f"{browser}: no such program; install Debian's package chromium, or give --browser")
 
 
 def shoot(browser: str, page: Path, out: Path, width: int, height: int, scheme: str) -> None:
@@ -52,15 +59,18 @@ def pages(pairs: Sequence[str], scratch: Path) -> Iterator[tuple[str, Path]]:
     """The name and the newly written page of each NAME=FOLDER[,FOLDER...]; several folders are compared."""
     for pair in pairs:
         name, _, folders = pair.partition("=")
+        if not folders:
+            raise SystemExit(f"{pair}: write NAME=FOLDER, or NAME=FOLDER,FOLDER")
         paths = [Path(folder) for folder in folders.split(",")]
         yield name, report(paths[0]) if len(paths) == 1 else compare(paths, scratch / "comparison.html")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="+", metavar="NAME=FOLDER[,FOLDER...]")
     parser.add_argument("--browser", default="chromium")
     given = parser.parse_args()
+    require(given.browser)
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for name, page in pages(given.pages, Path(scratch)):

@@ -50,17 +50,25 @@ def test_the_result_is_read_from_the_page_that_the_browser_prints(tmp_path: Path
         assert checked(str(browser(tmp_path, said)), page, "let axe", width, 800, "dark") == result
 
 
-@pytest.mark.parametrize("violations", [[], [{"rule": "image-alt", "impact": "critical", "places": 1}]])
+@pytest.mark.parametrize(
+    ("violations", "overflow", "loads", "status"),
+    [
+        ([], 0, "", 0),
+        ([{"rule": "image-alt", "impact": "critical", "places": 1}], 0, "", 1),
+        ([], 12, "", 1),
+        ([], 0, '<img src="https://example.org/x.png">', 1),
+    ],
+)
 def test_details_are_folded_and_unfolded_and_what_axe_cannot_decide_is_kept(
-    violations: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    violations: list[dict[str, object]], overflow: int, loads: str, status: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     page, axe, out = tmp_path / "page.html", tmp_path / "axe.min.js", tmp_path / "pages.json"
-    page.write_text("<html><body><details><p>folded</p></details></body></html>")
+    page.write_text(f"<html><body><details><p>folded</p></details>{loads}</body></html>")
     axe.write_text("let axe")
     unsure = [{"rule": "color-contrast", "impact": "serious", "places": 2, "first": "<p>"}]
     folded = {"violations": [], "unsure": [], "overflow": 0, "rules": 40}
-    unfolded = {**folded, "unsure": unsure, "violations": violations}
+    unfolded = {**folded, "unsure": unsure, "violations": violations, "overflow": overflow}
     result = {"version": "4", "folded": folded, "unfolded": unfolded}
     said = f'<body><pre id="axe-result">{escape(json.dumps(result))}</pre></body>'
     program = browser(tmp_path, said)
@@ -68,7 +76,7 @@ def test_details_are_folded_and_unfolded_and_what_axe_cannot_decide_is_kept(
     monkeypatch.setattr(check_pages, "OUT", out)
     monkeypatch.setattr(check_pages, "pages", lambda *_: [("run", page)])
     monkeypatch.setattr(sys, "argv", ["check_pages.py", "run=r", "--axe", str(axe), "--browser", str(program)])
-    assert main() == (1 if violations else 0)
+    assert main() == status
     views = json.loads(out.read_text())["pages"]["run"]["views"]
     assert len(views) == 8
     assert all(view == (unfolded if name.endswith(" unfolded") else folded) for name, view in views.items())
@@ -89,4 +97,17 @@ def test_a_page_without_a_result_is_no_page_without_violations(tmp_path: Path) -
 def test_a_missing_file_of_axe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["check_pages.py", "run=nowhere", "--axe", str(tmp_path / "axe.min.js")])
     with pytest.raises(SystemExit, match=r"axe\.min\.js: no such file; npm pack axe-core"):
+        main()
+
+
+def test_a_missing_browser_and_a_word_without_a_folder_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "axe.min.js").write_text("let axe")
+    words = ["run", "--axe", str(tmp_path / "axe.min.js")]
+    monkeypatch.setattr(sys, "argv", ["check_pages.py", *words, "--browser", "no-such-browser"])
+    with pytest.raises(SystemExit, match="no-such-browser: no such program"):
+        main()
+    monkeypatch.setattr(sys, "argv", ["check_pages.py", *words, "--browser", str(browser(tmp_path, ""))])
+    with pytest.raises(SystemExit, match="run: write NAME=FOLDER"):
         main()
