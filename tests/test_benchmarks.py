@@ -660,6 +660,37 @@ def test_processes_are_started_as_the_number_of_gpus_allows(monkeypatch: pytest.
     assert started("cuda", 2) == started("cuda", 8) == [(1, "nccl"), (2, None)]
 
 
+def test_a_gpu_and_a_peer_that_are_not_there_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu, page = module(monkeypatch, "gpu"), importlib.import_module("gpu_page")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "parity"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "--device: PyTorch finds no GPU here; --device cpu --tiny" in capsys.readouterr().err
+    ours = "kitae, compiled executor, then copied"
+    monkeypatch.setattr(gpu, "contestants", lambda *_: {ours: lambda: torch.zeros(1)})
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    *_, found = gpu.augment(torch.device("cpu"), True)
+    text = page.augmentation({**found, "machine": {"cores": 2}})
+    assert text.endswith("Left out: Kornia on the GPU (not installed).\n")
+
+
+def test_a_bare_step_that_fails_does_not_end_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = module(monkeypatch, "gpu")
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "_bare", fails)
+    monkeypatch.setattr(gpu, "_ours", lambda *_: lambda x, y: None)
+    (found,) = gpu.steps(torch.device("cpu"), True)
+    (row,) = found["networks"].values()
+    assert [name for name in row["left_out"] if name.startswith("bare")]
+    assert "of_the_bare_step" not in row
+
+
 @pytest.mark.parametrize("kind", ["torchvision", "fastai", "timm"])
 def test_the_schedules_of_quality_are_not_cut(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps take four times as long as planned: fewer are made, and the rate still falls to its end."""
