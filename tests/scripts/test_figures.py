@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # Pages without a word by hand.
 PAGES = (
     "ledger.md", "recipe.md", "rivals.md", "benchmarks/augment.md", "benchmarks/compression.md",
-    "benchmarks/photographs.md", "benchmarks/training.md",
+    "benchmarks/gpu.md", "benchmarks/photographs.md", "benchmarks/training.md",
 )  # fmt: skip
 # Parts of the other pages.
 PARTS = (
