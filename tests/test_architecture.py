@@ -52,12 +52,16 @@ def part_of(module: str) -> str:
 
 @cache
 def named(text: str) -> list[tuple[str, str]]:
-    """(module, name or nothing) of each import of Kitae in a file's text, inside functions and for types too."""
+    """(module, name or nothing) of each import of Kitae in a file's text, inside functions and for types too.
+
+    A relative import fails: the checks below would not see where it leads.
+    """
     found: list[tuple[str, str]] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found += [(alias.name, "") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"a relative import: {ast.unparse(node)}"
             found += [(node.module, alias.name) for alias in node.names]
     return [(module, name) for module, name in found if module.split(".")[0] == "kitae"]
 
@@ -112,6 +116,12 @@ def test_no_import_cycles() -> None:
 
 def test_a_public_name_counts_as_an_import_of_its_module() -> None:
     assert "kitae.reporting.plots" in imports(SOURCE / "run.py")  # it says `from kitae import Plots`
+
+
+def test_a_relative_import_does_not_pass_unseen() -> None:
+    for text in ("from . import run", "from ..pipelines import train", "def f():\n    from .console import note"):
+        with pytest.raises(AssertionError, match="a relative import: from"):
+            named(text)
 
 
 def test_no_module_is_longer_than_500_lines() -> None:
