@@ -129,6 +129,16 @@ def test_no_module_is_longer_than_500_lines() -> None:
     assert not {name: length for name, length in lengths.items() if length > 500}, "split by responsibility"
 
 
+HELP = """
+import contextlib, io
+from kitae.cli import main
+sys.argv = ["kitae", "--help"]
+with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+    main()
+assert "compress" in said.getvalue()
+"""
+
+
 def _loaded_after(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -140,6 +150,7 @@ def _loaded_after(statement: str) -> set[str]:
     [
         "import kitae",
         "import kitae.cli",
+        HELP,
         "from kitae.recipe import Recipe, shipped; [Recipe.load(name) for name in shipped()]",
         "import kitae.preprocess",
         "import kitae.runtime",
