@@ -12,7 +12,8 @@ classes, in a drawn order, have from all of their training images down to one in
 `natural`, an accuracy, while `balanced` is the mean over the classes). The number of steps is fixed, so the scores do
 not depend on the machine's speed, and a slow or busy machine can run this; with `--steps 0` the probe alone is
 compared. Sets, splits and lists are those of `quality.py`. Each row has the score of the probe, which a training keeps
-where fine-tuning is no better, and that of every epoch. Rows that are in --out already are not run again.
+where fine-tuning is no better, and that of every epoch. Rows that are in --out already are not run again; other fields
+need another name.
 """
 
 from __future__ import annotations
@@ -154,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", default=["photos-mini"], help="names or folders, each with :COUNT or not")
     parser.add_argument("--variants", nargs="+", default=["planned="], metavar="NAME=FIELD:VALUE,...")
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=300, help="0 fits the probe alone")
+    parser.add_argument(
+        "--steps", type=int, default=300, help=f"down to a multiple of {VALIDATIONS}; 0: the probe alone"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--out", type=Path, default=None, help="results, JSON; default benchmarks/results/fine_tuning.json"
@@ -165,11 +168,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "what": "validation accuracy of a plan's fine-tuning with other fields, in the same number of steps",
         "machine": common.hardware(common.available_cores()),
     }
-    size, steps = options.size, options.steps
+    size, steps, variants = options.size, options.steps, dict(map(parse, options.variants))
     settings = {
         (size, steps, name): functools.partial(score, size=size, steps=steps, fields=fields)
-        for name, fields in map(parse, options.variants)
+        for name, fields in variants.items()
     }
+    for row in common.load(out)["rows"] if out.is_file() else ():
+        same = (row["size"], row["steps"]) == (size, steps) and row["set"] in options.sets
+        fields = variants.get(row["variant"], row["fields"])
+        if same and row["seed"] in options.seeds and fields != row["fields"]:
+            parser.error(f"--variants {row['variant']}: {out} has it with {row['fields']}; give it another name")
     rows = quality.add_rows(out, head, KEYS, options.sets, options.seeds, settings)
     show(rows)
     print(f"results: {out}")

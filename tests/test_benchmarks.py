@@ -204,6 +204,21 @@ def test_what_was_measured_is_not_measured_again(
     assert benchmark.main(arguments[0]) == 0
 
 
+def test_a_variant_does_not_take_the_rows_of_another_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine_tuning, out = module(monkeypatch, "fine_tuning"), tmp_path / "out.json"
+    row = {"set": "photos-mini", "seed": 0, "size": 64, "steps": 8, "variant": "short", "fields": {"warmup": "0.1"}}
+    out.write_text(json.dumps({"rows": [row]}))
+    monkeypatch.setattr(fine_tuning.quality, "add_rows", lambda *_: [])
+    words = ["--size", "64", "--steps", "8", "--seeds", "0", "--out", str(out), "--variants"]
+    assert fine_tuning.main([*words, "short=warmup:0.1", "long=warmup:0.4"]) == 0
+    with pytest.raises(SystemExit):
+        fine_tuning.main([*words, "short=warmup:0.2"])
+    assert "--variants short: " in capsys.readouterr().err
+    assert fine_tuning.main(["--steps", "9", *words[:2], *words[4:], "short=warmup:0.2"]) == 0  # other rows
+
+
 @pytest.mark.slow
 def test_augmentation_is_compared_and_who_is_not_there_is_named(tmp_path: Path) -> None:
     """A tiny run with a peer that is not installed and one whose Python does not start."""
