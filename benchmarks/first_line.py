@@ -75,9 +75,11 @@ def watch(command: Sequence[str], marks: Mapping[str, re.Pattern[bytes]], *, ter
     if not marks:
         found["end"] = time.perf_counter() - began
     os.close(ours)
-    if missing := sorted(marks.keys() - found.keys()) or (process.returncode if not marks else 0):
+    missing = sorted(marks.keys() - found.keys())
+    if missing or (process.returncode and not marks):
         last = output.decode(errors="replace").strip().splitlines()[-1:]
-        raise SystemExit(f"first_line.py: {' '.join(command)[:200]} ended without {missing}: {''.join(last)}")
+        how = f"ended without {missing}" if missing else f"ended with status {process.returncode}"
+        raise SystemExit(f"first_line.py: {' '.join(command)[:200]} {how}: {''.join(last)}")
     return found
 
 

@@ -45,7 +45,7 @@ def test_the_help_is_timed_to_its_end() -> None:
     found = first_line.watch([sys.executable, "-c", "print('usage')"], {}, terminal=False)
     assert list(found) == ["first byte", "end"]
     assert found["first byte"] <= found["end"]
-    with pytest.raises(SystemExit, match="ended without"):
+    with pytest.raises(SystemExit, match="ended with status 1: no luck"):
         first_line.watch([sys.executable, "-c", "raise SystemExit('no luck')"], {}, terminal=False)
 
 
