@@ -54,6 +54,10 @@ def png(pixels: np.ndarray) -> bytes:
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "/usr/share/datasets/fashion-mnist")
     out = Path(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_OUT
+    if not (folder / "train-images-idx3-ubyte.gz").is_file():
+        raise SystemExit(
+            f"{folder}: no train-images-idx3-ubyte.gz; apt install dataset-fashion-mnist, or give a FOLDER"
+        )
     digest = hashlib.sha256()
     columns: dict[str, list] = {"image": [], "label": [], "class_name": [], "split": [], "path": []}
     for epoch, (split, per_class) in enumerate(PER_CLASS.items()):

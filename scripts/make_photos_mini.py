@@ -42,6 +42,10 @@ def smaller(encoded: bytes) -> bytes:
 def main() -> None:
     source = Path(sys.argv[1] if len(sys.argv) > 1 else "trashnet.parquet")
     out = Path(sys.argv[2]) if len(sys.argv) > 2 else ASSETS / "photos-mini.parquet"
+    if not source.is_file():
+        raise SystemExit(
+            f"{source}: no such file; give TrashNet as one, with the columns image, label, class_name, path"
+        )
     table = pq.read_table(source)
     names, labels = table["path"].to_pylist(), np.asarray(table["label"].to_pylist())
     report = check(DataSpec(source=f"parquet:{source}"))

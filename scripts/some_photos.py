@@ -23,4 +23,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python scripts/some_photos.py FOLDER")
     main(Path(sys.argv[1]))
