@@ -447,6 +447,12 @@ MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
 }
 
 
+def chosen(results: Sequence[StudyResult], names: Sequence[str]) -> list[StudyResult]:
+    """The results with these names. Raises KeyError where there is none: its table would be empty."""
+    found = {result.spec.name: result for result in results}
+    return [found[name] for name in names]
+
+
 def pages() -> dict[Path, str]:
     """Each page that shows measurements, and its text."""
     results = load(STUDIES)
@@ -457,7 +463,7 @@ def pages() -> dict[Path, str]:
         def block(match: re.Match[str], page: Path = page) -> str:
             name = match["name"]
             what, _, studies = name.partition(" in ")
-            some = [result for result in results if not studies or result.spec.name in studies.split(" and ")]
+            some = chosen(results, studies.split(" and ")) if studies else results
             made = MADE[name](page) if name in MADE else effects(EFFECTS[what], some)
             return f"<!-- measured: {name} -->\n\n{made}\n\n<!-- measured: end -->"
 
