@@ -167,15 +167,17 @@ def _sums(work: dict[str, Any]) -> str:
     """The line below a table: shares of the limit, scaling, control."""
     said = []
     for mode, text in (("one", "one core"), ("all", "all cores")):
-        found = work["summary"].get(mode, {})
+        found, parts = work["summary"].get(mode, {}), []
         if "torchvision" in found:
-            said.append(f"{text}: {_times(found['torchvision'], True)} the faster torchvision")
+            parts.append(f"{_times(found['torchvision'], True)} the faster torchvision")
         if "peer" in found:
-            said.append(f"{_times(found['peer'], True)} the fastest peer ({found['peer']['name']})")
+            parts.append(f"{_times(found['peer'], True)} the fastest peer ({found['peer']['name']})")
         if "copy" in found:
-            said.append(f"{100 * found['copy']['median']:.0f} % of the copy's rate")
+            parts.append(f"{100 * found['copy']['median']:.0f} % of the copy's rate")
         if "control" in found:
-            said.append(f"against itself {_times(found['control'], True)}")
+            parts.append(f"against itself {_times(found['control'], True)}")
+        if parts:
+            said.append(f"{text}: {'; '.join(parts)}")
     scaling = work["summary"].get("all_over_one", {})
     if "kitae" in scaling:
         copy = f" (the copy: {_times(scaling['copy'])})" if "copy" in scaling else ""

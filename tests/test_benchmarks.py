@@ -494,6 +494,8 @@ def test_rates_of_different_modes_are_not_compared(monkeypatch: pytest.MonkeyPat
     modes["all"]["timm"] = entry(80)
     text = docs._headline({"works": [work], "contestants": contestants, "settings": {"cores": 2}}, 32)
     assert "| timm | 50 (50 to 50) | 80 (80 to 80) | 2.5 x | a note |" in text
+    peer = {"peer": {"name": "timm", "median": 2.0, "min": 2.0, "max": 2.0}}  # where torchvision has no such work
+    assert "\nall cores: 2 x (2 to 2) the fastest peer (timm).\n" in docs._sums({"summary": {"all": peer}})
 
 
 @pytest.mark.parametrize(
