@@ -83,6 +83,8 @@ def turns(about: str | None, name: str, rounds: int, seconds: float) -> argparse
     parser.add_argument("--tiny", action="store_true", help="small settings: does it run?")
     parser.add_argument("--out", type=Path, default=None, help=f"default benchmarks/results/{name}.json")
     given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error("--rounds: at least 1")
     if given.tiny:
         given.rounds, given.seconds = 2, 0.01
     given.out = given.out or (SCRATCH if given.tiny else RESULTS) / f"{name}.json"

@@ -10,6 +10,13 @@
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
+for peer in "$@"; do
+    case $peer in
+        all | kornia | albumentations | albumentationsx | openvino) ;;
+        *) echo "$peer: no such peer; there are kornia, albumentations, albumentationsx, openvino" >&2; exit 2 ;;
+    esac
+done
+command -v "$PYTHON" > /dev/null || { echo "$PYTHON: no such program; run make setup, or set PYTHON" >&2; exit 2; }
 packages=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 make_peer() {

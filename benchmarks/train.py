@@ -741,6 +741,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.child is not None:
         child(options.child, ROWS[options.rows[0]], options.warmup, options.device)
         return 0
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
     if options.tiny:
         options.rows, options.rounds, options.warmup = ["tiny", "tiny-strong"], 2, 1
     out = options.out or (common.SCRATCH if options.tiny else common.RESULTS) / "train.json"

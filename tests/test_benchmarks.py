@@ -345,6 +345,29 @@ def test_a_batch_of_more_images_than_there_are_is_refused(
         assert "--batch: from 1 to 256" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "python", "told"),
+    [
+        (["korni"], sys.executable, "korni: no such peer; there are kornia, "),
+        (["kornia"], "no-such-python", "no-such-python: no such program; run make setup"),
+    ],
+)
+def test_a_peer_that_cannot_be_installed_is_named(words: list[str], python: str, told: str) -> None:
+    command = ["sh", str(BENCHMARKS / "peers.sh"), *words]
+    done = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_no_rounds_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    common, train = module(monkeypatch, "common"), module(monkeypatch, "train")
+    monkeypatch.setattr(sys, "argv", ["threads.py", "--rounds", "0"])
+    for call in (lambda: common.turns(None, "threads", 9, 0.1), lambda: train.main(["--rounds", "0"])):
+        with pytest.raises(SystemExit):
+            call()
+        assert "--rounds: at least 1" in capsys.readouterr().err
+
+
 def test_what_two_threads_lose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch of 4 ms alone: 0.5 in Python, 0.1 to wake, 2.5 in kernels, 0.9 for the last one."""
     profile, docs = module(monkeypatch, "thread_profile"), module(monkeypatch, "augment_docs")
