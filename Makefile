@@ -57,6 +57,7 @@ figures: setup
 	$(BIN)/python scripts/rivals.py
 	$(BIN)/python scripts/ledger.py studies/results --out docs/ledger.md
 
+# Replaces the committed results of these benchmarks; `make figures` then makes their pages again.
 bench: setup
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/memory.py
