@@ -23,7 +23,7 @@ make_peer() {
     name=$1
     shift
     home=.venv-peers/$name
-    test -x "$home/bin/python" || "$PYTHON" -m venv "$home"
+    test -x "$home/bin/pip" || "$PYTHON" -m venv "$home"
     "$home/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
     own=$("$home/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     printf '%s\n' "$packages" "$PWD/src" > "$own/zz-shared.pth"
