@@ -123,7 +123,7 @@ def killed(folder: Path, rounds: int, fields: Sequence[str] = (), ways: Mapping[
 
     Returns:
         For each way `seconds` until all have ended, and `message`, what a process that was left says; with nccl it may
-        be PyTorch that ends the process and says why.
+        be PyTorch that ends the process and says why. The last line of all where none is known to be that.
     """
     found: dict[str, Any] = {}
     for name, way in ways.items():
@@ -136,7 +136,8 @@ def killed(folder: Path, rounds: int, fields: Sequence[str] = (), ways: Mapping[
             seconds.append(time.time() - float((out / "ended").read_text()))
             lines = done.stderr.splitlines()
             signs = ("lost another process", "Watchdog caught", "NCCL", "exitcode")  # the last is torchrun's
-            said = next(line for sign in signs for line in lines if sign in line).partition(" of binary: ")[0]
+            signed = (line for sign in signs for line in lines if sign in line)
+            said = next(signed, "".join(lines[-1:])).partition(" of binary: ")[0]
         found[name] = {
             "seconds": common.spread(seconds),
             "message": re.sub(r"\[[\d.]+\](:\d+)?", "[ADDRESS]", said.replace(str(out), "OUT")),

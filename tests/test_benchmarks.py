@@ -731,6 +731,21 @@ def test_a_bare_step_that_fails_does_not_end_the_steps(monkeypatch: pytest.Monke
     assert "of_the_bare_step" not in row
 
 
+def test_the_last_line_is_kept_where_no_known_one_ends_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = module(monkeypatch, "processes")
+
+    def crew(out: Path, *_: Any, **__: Any) -> SimpleNamespace:
+        out.mkdir(parents=True)
+        (out / "ended").write_text("0.0")
+        return SimpleNamespace(stderr="a warning\nan error of another version\n")
+
+    monkeypatch.setattr(processes, "crew", crew)
+    found = processes.killed(tmp_path, 1, [], {"2": processes.Way(2)})
+    assert found["2"]["message"] == "an error of another version"
+
+
 @pytest.mark.parametrize("kind", ["torchvision", "fastai", "timm"])
 def test_the_schedules_of_quality_are_not_cut(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps take four times as long as planned: fewer are made, and the rate still falls to its end."""
