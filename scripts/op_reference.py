@@ -69,9 +69,12 @@ def _value(default: object) -> str:
 
 
 def rewrite(text: str, content: str) -> str:
-    """A page with what is between its marks brought up to date."""
-    head, _, rest = text.partition(BEGIN)
-    return head + BEGIN + content + END + rest.partition(END)[2]
+    """A page with what is between its marks brought up to date. Raises ValueError where a mark is missing."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"a page needs {BEGIN.strip()} and, below it, {END.strip()}")
+    return head + begin + content + end + tail
 
 
 if __name__ == "__main__":
