@@ -44,6 +44,7 @@ from kitae.training.spec import ProbeSpec
 from tests.data.shard_files import pack, samples
 from tests.images import encode, picture
 from tests.refusals import refused
+from tests.watchers import DiesHereError, KillAt
 
 
 @pytest.fixture(autouse=True)
@@ -605,6 +606,22 @@ def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
         train(str(tmp_path / "d"), tmp_path / "other", epoch_count=1)
     with pytest.raises(RecipeError, match="unknown field"):
         planned(f"folder:{tmp_path / 'd'}", set=("train.epoks=1",))
+
+
+@pytest.mark.parametrize("out", [None, "elsewhere"])
+def test_data_are_resumed_with_the_plan_that_the_run_began_with(
+    tmp_path: Path, world: dict[str, Any], out: str | None
+) -> None:
+    source, world["weights"] = photos(tmp_path / "d", [8, 8]), None
+    fields = (*FIELDS, "train.epochs=2", "train.epoch_steps=2")
+    with pytest.raises(DiesHereError):
+        train(source, out, model="resnet8", set=fields, resume=True, watcher=KillAt(3))
+    begun = Run.open(out or "runs/d").recipe
+    world["pace"] = Pace(128 * 128, 10.0, 10.0, 10.0)
+    assert planned(source, model="resnet8", set=fields).recipe.data.image_size != begun.data.image_size
+    run = train(source, out, model="resnet8", set=fields, resume=True)
+    assert run.recipe == begun
+    assert len(run.metrics()) == 2
 
 
 def test_a_recipe_for_data_from_python(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def plan(
     if not isinstance(minutes, Clock):
         minutes = Clock.of(DEFAULT_MINUTES if minutes is None else minutes, time.monotonic())
     choices = by_option(choices or Choices())
-    bare = Recipe(name=_name(source), data=DataSpec(source=source))
+    bare = Recipe(name=name_of(source), data=DataSpec(source=source))
     # Fails on a wrong choice before reading the data.
     asked = apply(bare.model_copy(update={"model": ModelSpec(pretrained=True)}), choices)
     if isinstance(asked.model.pretrained, str) and not (dry and not user_path(asked.model.pretrained).exists()):
@@ -139,7 +139,8 @@ def plan(
     return Plan(recipe, tuple(lines), replace(minutes, most=most))
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
+    """The name of the recipe that is planned for a data.source."""
     kind, _, path = source.partition(":")
     whole = user_path(path).resolve()
     name = (whole.name if whole.is_dir() else whole.stem) if path else kind

@@ -30,11 +30,11 @@ from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.folders import default_folder, kind_of
 from kitae.models.structure import count_parameters
 from kitae.modes import threads_restored
-from kitae.pipelines.choices import Choices, apply, set_fields, understand, unknown_option
+from kitae.pipelines.choices import Choices, apply, set_fields, to_resume, understand, unknown_option
 from kitae.pipelines.folds import keep_logits, out_of_fold, tunes
 from kitae.pipelines.notes import machine_notes, notes_of
 from kitae.pipelines.pace import Clock, Recutter, as_long_as, fitted, remember_length
-from kitae.pipelines.plan import plan
+from kitae.pipelines.plan import name_of, plan
 from kitae.pipelines.probe import Features, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe, assignments
@@ -75,7 +75,8 @@ def train(
             up to `pipelines.plan.DEFAULT_MINUTES`.
         out: the run folder; None is runs/NAME, with a number added if that exists, unless `resume` or `overwrite` is
             given.
-        resume: resume the unfinished run in `out`; a finished one is returned as it is.
+        resume: resume the unfinished run in `out`; a finished one is returned as it is. For data, no new recipe is
+            planned then: the run keeps the one that it began with.
         overwrite: replace the run in `out`; it comes back if the new one cannot start, or diverges.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         show: print progress where no `watcher` is given, and write the run's page at the end; None does so on a
@@ -106,6 +107,8 @@ def train(
         Run.check_free(out, resume=resume, overwrite=overwrite)
     if minutes is not None and not isinstance(minutes, Clock):
         minutes = Clock.of(minutes, time.monotonic())
+    if resume and recipe is None and isinstance(data, str | Path):
+        data = _begun(str(data), out)
     wanted, minutes, lines = asked(data, minutes, choices, recipe)
     world = begin(wanted.train)
     if watcher is None or not world.is_main:
@@ -286,6 +289,16 @@ def asked(
         timed = minutes is not None or planned.clock.most is not None
         return planned.recipe, planned.clock if timed else None, planned.lines
     return apply(_loaded(data if isinstance(data, Recipe) else what), choices), minutes, ()
+
+
+def _begun(data: str, out: str | Path | None) -> str:
+    """What to resume with: see `to_resume`. A new plan depends on the machine's speed now, so it may be another one."""
+    if out is None:
+        kind, what = understand(data)
+        if kind == "recipe":
+            return data
+        out = default_folder(name_of(what), new=False)
+    return to_resume(data, Path(out))
 
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:
