@@ -401,6 +401,13 @@ def test_data_prepare_and_check(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (home / f"{photos.name}-fixed.csv").is_file()
 
 
+def test_the_fixed_copy_of_an_embedded_data_set_is_not_named_as_a_source(home: Path) -> None:
+    *_, fixed, following = kitae(home, "data", "fix", "fashion-mini:").stdout.splitlines()
+    assert fixed == "fashion-mini-fixed.parquet: 6,998 images, 2 left out"
+    assert following == "next: kitae train fashion-mini-fixed.parquet"
+    (home / "fashion-mini-fixed.parquet").unlink()
+
+
 def test_an_unknown_command_is_answered_with_the_commands_in_the_order_of_use(home: Path) -> None:
     assert refused(home, "serve") == (
         "there is no command 'serve'; the commands are train, predict, evaluate, report, compress, export, data, "

@@ -68,8 +68,9 @@ def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: b
 
     spec = data_spec(source, set_)
     opened = open_source(spec.model_copy(update={"on_corrupt": "skip"}))  # it leaves out what is missing
+    kind, _, path = spec.source.partition(":")  # an embedded data set has no path
     if out is None:
-        root = with_name(user_path(spec.source.partition(":")[2] or spec.source))
+        root = with_name(user_path(path or kind))
         out = root.parent / f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}"
     check_out(opened, out, overwrite=overwrite)
     with console.counting("reading images") as progress:
@@ -87,8 +88,7 @@ def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: b
     if written.classes > 1:
         console.say(f"next: kitae train {shlex.quote(str(written.path))}")
     else:
-        root = spec.source.partition(":")[2] or spec.source
-        console.say(f"next: correct the labels in {root}; training needs two classes")
+        console.say(f"next: correct the labels in {path or kind}; training needs two classes")
 
 
 @data_app.command
