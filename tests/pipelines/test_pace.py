@@ -53,6 +53,14 @@ def test_the_main_process_decides_whether_all_measure_again(monkeypatch: pytest.
     assert made == [1]
 
 
+def test_folds_that_have_no_time_left_are_measured_once() -> None:
+    made: list[int] = []
+    clock = Clock(60, time.monotonic() - 90, 5.0).share(3)
+    assert clock.seconds == 0
+    pace.replan(lambda: made.append(1), lambda _: 0.0, clock, World(0, 1, torch.device("cpu")))
+    assert made == [1]
+
+
 def test_two_processes_make_twice_the_steps_in_the_same_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 

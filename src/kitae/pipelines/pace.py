@@ -96,9 +96,9 @@ class Clock:
         return replace(self, begun=self.begun - taken)
 
     def share(self, runs: int) -> Clock:
-        """The clock of a fold that is one of `runs` runs, with an equal share of the time left."""
+        """The clock of a fold that is one of `runs` runs, with an equal share of the time left, if there is any."""
         now = time.monotonic()
-        seconds = (self.begun + self.seconds - now) / runs
+        seconds = max(0.0, self.begun + self.seconds - now) / runs
         return replace(self, seconds=seconds, begun=now, starting=_PAGES * self.starting)
 
 
