@@ -267,6 +267,19 @@ def test_the_probes_augmented_view_is_in_the_plans_time(
     assert steps(made[1]) - steps(made[0]) == pytest.approx(view / step, rel=0.4)
 
 
+def test_features_take_the_time_of_the_images_that_the_probe_is_fitted_on(
+    tmp_path: Path, world: dict[str, Any]
+) -> None:
+    source = photos(tmp_path / "d", [300, 300])
+    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 10, 1 / 60)
+    made = [
+        plan(source, minutes=8, choices=Choices(image_size=128, set=f"train.probe.limit={limit}"))
+        for limit in (100, 20_000)
+    ]
+    views, step = 2 * 300 / 10, 32 / 60  # seconds; about 400 of the images are trained on
+    assert steps(made[0]) - steps(made[1]) == pytest.approx(views / step, rel=0.4)
+
+
 def test_a_slow_measurement_is_repeated_where_it_would_leave_most_of_the_minutes(
     tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

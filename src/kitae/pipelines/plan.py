@@ -128,7 +128,11 @@ def plan(
     facts, data = look(base.data, fraction=assigns(given, "data.val_fraction"), whole=runs > 1)
     base = base.model_copy(update={"data": data})
     share = minutes if runs == 1 else minutes.share(runs)
-    planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient, asked.model.pretrained)
+    probe = asked.train.probe if isinstance(asked.train.probe, ProbeSpec) else ProbeSpec()
+    planner = _Planner(
+        facts, base, choices, share, begin(base.train), runs, patient, asked.model.pretrained,
+        min(facts.train, probe.limit),
+    )  # fmt: skip
     weights, why_not = planner.weights()
     if distributed.any_true(weights is None, planner.world) and weights:
         weights, why_not = None, "another process has no pretrained weights"
@@ -181,6 +185,7 @@ class _Planner:
     runs: int
     patient: bool  # whether minutes were given
     pretrained: bool | str  # as in model.pretrained; True unless the user says otherwise
+    probed: int  # images that a probe is fitted on
 
     def weights(self) -> tuple[str | None, str]:
         """The source of the pretrained weights, or why there are none."""
@@ -239,12 +244,12 @@ class _Planner:
         return pace_of(net, train, self.world, (channels, size, size), classes, images, before)
 
     def fit(
-        self, size: int, measured: Pace, batch: int, most: int, *, probed: int = 0, least: Length = NO_STEPS
+        self, size: int, measured: Pace, batch: int, most: int, *, views: int = 0, least: Length = NO_STEPS
     ) -> _Fit:
         """The epochs and steps that fit at a size; `least` where none do.
 
         Args:
-            probed: views of each image that the probe is fitted on before training; 0 means no probe.
+            views: of each image that the probe is fitted on before training, itself among them; 0 means no probe.
         """
         facts, pace, processes = self.facts, measured.at(size * size), self.world.size
         judging = (facts.val + max(50, facts.val // 2)) * pace.judge / processes  # of a validation
@@ -252,8 +257,8 @@ class _Planner:
         # Start and decoding; then the test and the pages: the last validation takes no time, since the best epoch's
         # results are reused.
         overhead = facts.images * facts.seconds / processors() + facts.test * pace.judge + self.clock.after
-        if probed:
-            seen = probed * facts.train
+        if views:
+            seen = views * self.probed
             overhead += seen * pace.feature + head_seconds(seen, len(facts.counts)) + judging
         room = max(0.0, self.clock.left - overhead)
         per_pass = max(1, facts.train // batch)
@@ -355,11 +360,9 @@ class _Planner:
             evaluate={"batch_size": _JUDGED_AT_ONCE},
             why=f"weights: {weights}",
         )  # fmt: skip
-        probe = ProbeSpec() if recipe.train.probe == "auto" else recipe.train.probe
-        if probe is None:
+        if recipe.train.probe is None:
             return recipe, lines
-        images = min(self.facts.train, probe.limit)
-        head = f"a linear head on the frozen network's features first (epoch 0, on {images:,} images)"
+        head = f"a linear head on the frozen network's features first (epoch 0, on {self.probed:,} images)"
         none = "without fine-tuning"
         if self.choices.get("epochs") is None:
             none = "no time for fine-tuning"
@@ -412,10 +415,10 @@ class _Planner:
         per_pass = max(1, self.facts.train // batch)
         most = most_steps(self.facts.train, batch, patient=self.patient, pretrained=True)
         wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
-        probes = [self.fit(size, measured, batch, 0, probed=1) for size in sizes]
+        probes = [self.fit(size, measured, batch, 0, views=1) for size in sizes]
         probe = next((fit for fit in probes if fit.overhead < self.clock.left), probes[-1])
         smallest = max(_SMALLEST_TUNED, _TUNED_SIDE * probe.size) if len(sizes) > 1 else 0
-        fits = (self.fit(size, measured, batch, most, probed=1 + _VIEWS) for size in sizes)
+        fits = (self.fit(size, measured, batch, most, views=1 + _VIEWS) for size in sizes)
         enough = (fit for fit in fits if fit.trained >= wanted and fit.size >= smallest)
         return next(enough, probe)
 
