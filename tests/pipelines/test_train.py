@@ -25,7 +25,14 @@ from torch import nn
 from kitae import console
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits, TestClosedError
-from kitae.errors import DataError, KitaeError, RecipeError, TrainingDivergedError, TrainingError
+from kitae.errors import (
+    DataError,
+    KitaeError,
+    RecipeError,
+    TrainingDivergedError,
+    TrainingError,
+    TrainingInterruptedError,
+)
 from kitae.pipelines import bench
 from kitae.pipelines.bench import estimate
 from kitae.pipelines.notes import machine_notes, notes_of
@@ -645,6 +652,17 @@ def test_a_process_that_is_killed_while_it_overwrites_leaves_one_run_or_the_othe
     assert old.evaluation() == run.evaluation()
     assert old.best.read_bytes() == run.best.read_bytes()
     assert {file.name for file in old.path.iterdir()} <= {file.name for file in run.path.iterdir()}
+
+
+def test_a_run_that_is_stopped_outside_the_loop_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = importlib.import_module("kitae.pipelines.train")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_tested", Mock(side_effect=KeyboardInterrupt))
+        error = refused(TrainingInterruptedError, "SIGINT", train, tiny("train.epochs=1"), tmp_path / "run")
+    assert str(error).endswith(f"resume with: kitae train --resume {tmp_path / 'run'}")
+    assert train(tiny("train.epochs=1"), tmp_path / "run", resume=True).finished
 
 
 def test_openings_of_test_by_several_processes_are_all_counted(copied: Run, run: Run) -> None:

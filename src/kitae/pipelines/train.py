@@ -246,8 +246,9 @@ def _train(
         if world.is_main:
             run.discard_failed(diverged=isinstance(error, TrainingDivergedError))
         kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
-        if isinstance(error, TrainingInterruptedError) and kept:
-            raise TrainingInterruptedError(error.where, f"resume with: {run.resume_command}") from error
+        if isinstance(error, TrainingInterruptedError | KeyboardInterrupt) and kept:
+            where = error.where if isinstance(error, TrainingInterruptedError) else "stopped by SIGINT"
+            raise TrainingInterruptedError(where, f"resume with: {run.resume_command}") from error
         cause = error.__cause__  # of a fold's error, which names the fold's folder
         lost = distributed.lost_process(error) or (cause is not None and distributed.lost_process(cause))
         if world.size > 1 and lost:
