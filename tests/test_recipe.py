@@ -32,6 +32,12 @@ def test_shipped_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path
         recipe.train.epochs = 3  # type: ignore[misc]
 
 
+def test_a_recipe_is_found_in_the_users_folder_as_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Recipe(name="mine").save(tmp_path / "mine.yaml")
+    assert Recipe.load("~/mine.yaml").name == "mine"
+
+
 def test_override_is_typed_and_leaves_the_original_alone() -> None:
     recipe = Recipe.load("fashion-mini")
     changed = recipe.override(

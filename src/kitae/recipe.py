@@ -23,7 +23,7 @@ from kitae.console import plural
 from kitae.data.spec import DataSpec
 from kitae.errors import AugmentError, RecipeError, did_you_mean
 from kitae.evaluation.spec import EvaluateSpec
-from kitae.files import plain, write_atomically
+from kitae.files import plain, user_path, write_atomically
 from kitae.models.spec import ModelSpec
 from kitae.spec import Spec
 from kitae.training.spec import TrainSpec
@@ -169,7 +169,7 @@ def shipped() -> dict[str, str]:
 
 def read_text(path_or_name: str | Path) -> tuple[str, str]:
     """The text of a YAML file or a shipped recipe, and its name for messages."""
-    path = Path(path_or_name)
+    path = user_path(path_or_name)
     # `Path.is_file` raises an error where a name is too long.
     if path.suffix not in {".yaml", ".yml"} and not os.path.isfile(path):
         recipes = shipped()
