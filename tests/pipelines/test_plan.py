@@ -494,6 +494,22 @@ def test_a_batch_larger_than_the_data_has_the_rate_of_what_is_trained(tmp_path: 
     assert not any("100000" in line for line in huge.lines)
 
 
+@pytest.mark.parametrize("weights", ["weights-of-test", None])
+def test_a_step_of_several_batches_is_planned_as_one_of_a_large_batch(
+    pets: str, world: dict[str, Any], weights: str | None
+) -> None:
+    world["weights"] = weights
+    large, several = (
+        planned(pets, batch_size=batch, image_size=64, set=f"train.accumulate={count}").recipe.train
+        for batch, count in ((8, 1), (4, 2))
+    )
+    assert several.batch_size == 4
+    for field in ("optimizer.lr", "epochs", "epoch_steps"):
+        assert attrgetter(field)(several) == attrgetter(field)(large)
+    alone = planned(pets, image_size=64, set="train.accumulate=2").recipe.train
+    assert alone.batch_size * 2 == planned(pets, image_size=64).recipe.train.batch_size
+
+
 @pytest.mark.parametrize("each", [7, 55, 100, 215])
 def test_a_plan_has_no_batch_that_the_run_finds_too_large(each: int, tmp_path: Path) -> None:
     """Also where eight updates an epoch would be a power of two."""

@@ -131,7 +131,7 @@ def plan(
     probe = asked.train.probe if isinstance(asked.train.probe, ProbeSpec) else ProbeSpec()
     planner = _Planner(
         facts, base, choices, share, begin(base.train), runs, patient, asked.model.pretrained,
-        min(facts.train, probe.limit),
+        min(facts.train, probe.limit), asked.train.accumulate,
     )  # fmt: skip
     weights, why_not = planner.weights()
     if distributed.any_true(weights is None, planner.world) and weights:
@@ -139,7 +139,8 @@ def plan(
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = None  # of a length that was chosen
     if choices.get("epochs") is None and not assigns(given, "train.epochs") and not assigns(given, "train.epoch_steps"):
-        most = most_steps(facts.train, recipe.train.batch_size, patient=patient, pretrained=bool(weights))
+        each = recipe.train.batch_size * recipe.train.accumulate
+        most = most_steps(facts.train, each, patient=patient, pretrained=bool(weights))
     return Plan(recipe, tuple(lines), replace(minutes, most=most))
 
 
@@ -186,6 +187,7 @@ class _Planner:
     patient: bool  # whether minutes were given
     pretrained: bool | str  # as in model.pretrained; True unless the user says otherwise
     probed: int  # images that a probe is fitted on
+    accumulate: int  # as in train.accumulate
 
     def weights(self) -> tuple[str | None, str]:
         """The source of the pretrained weights, or why there are none."""
@@ -213,13 +215,21 @@ class _Planner:
 
     # ---- what both have ------------------------------------------------------------------------------------------
 
-    def batch_size(self, usual: int) -> int:
-        """Smaller for few images, so that a pass has several steps; each process gets an equal, even part of it."""
-        part = 2 * self.world.size
+    def batch_size(self, usual: int) -> tuple[int, int]:
+        """Images of a batch, and of a step, which is several batches with `train.accumulate`.
+
+        Smaller for few images, so that a pass has several steps; each process gets an equal, even part of a batch.
+
+        Args:
+            usual: images of a step.
+        """
+        part, images = 2 * self.world.size, self.facts.train
         if (given := self.choices.get("batch_size")) is not None:  # training takes no more than there are images
-            return min(given, max(part, self.facts.train - self.facts.train % part))
-        fitting = min(1 << int(math.log2(max(2, self.facts.train / 8))), self.facts.train // FEW_UPDATES)
-        return max(part, min(usual, fitting) // part * part)
+            batch = min(given, max(part, images - images % part))
+        else:
+            fitting = min(1 << int(math.log2(max(2, images / 8))), images // FEW_UPDATES)
+            batch = max(part, min(usual, fitting) // (part * self.accumulate) * part)
+        return batch, batch * min(self.accumulate, max(1, images // batch))
 
     def sizes(self, usual: Sequence[int]) -> Sequence[int]:
         """Sides to choose from, the largest first: the user's, or those that do not just enlarge the pictures.
@@ -243,12 +253,11 @@ class _Planner:
         net = placed(build(plain, classes=classes, channels=channels, image_size=size), train, self.world)
         return pace_of(net, train, self.world, (channels, size, size), classes, images, before)
 
-    def fit(
-        self, size: int, measured: Pace, batch: int, most: int, *, views: int = 0, least: Length = NO_STEPS
-    ) -> _Fit:
+    def fit(self, size: int, measured: Pace, each: int, most: int, *, views: int = 0, least: Length = NO_STEPS) -> _Fit:
         """The epochs and steps that fit at a size; `least` where none do.
 
         Args:
+            each: images of a step.
             views: of each image that the probe is fitted on before training, itself among them; 0 means no probe.
         """
         facts, pace, processes = self.facts, measured.at(size * size), self.world.size
@@ -261,12 +270,12 @@ class _Planner:
             seen = views * self.probed
             overhead += seen * pace.feature + head_seconds(seen, len(facts.counts)) + judging
         room = max(0.0, self.clock.left - overhead)
-        per_pass = max(1, facts.train // batch)
-        length = fill(room, batch, per_pass, judging, step, most)
-        return _Fit(size, length if length.epochs else least, overhead, judging, batch * step, per_pass)
+        per_pass = max(1, facts.train // each)
+        length = fill(room, each, per_pass, judging, step, most)
+        return _Fit(size, length if length.epochs else least, overhead, judging, each * step, per_pass)
 
     def made(
-        self, net: str, fit: _Fit, batch: int, model: ModelSpec, *, data: Mapping[str, Any],
+        self, net: str, fit: _Fit, each: int, model: ModelSpec, *, data: Mapping[str, Any],
         augment: Mapping[str, Any], train: Mapping[str, Any], evaluate: Mapping[str, Any], why: str,
     ) -> tuple[Recipe, list[str]]:  # fmt: skip
         """The recipe, in which the user's choices override the plan's, and the lines that describe it."""
@@ -274,7 +283,6 @@ class _Planner:
         own = {
             "epochs": fit.length.epochs,
             "epoch_steps": fit.length.steps if fit.length.steps not in (0, fit.per_pass) else None,
-            "batch_size": batch,
             "label_smoothing": 0.1,
         }
         recipe = Recipe.model_validate(
@@ -303,7 +311,7 @@ class _Planner:
         ]
         epochs = console.plural(recipe.train.epochs, "epoch")
         steps = console.plural(recipe.train.epoch_steps or fit.per_pass, "step")
-        work = f"{epochs} of {steps}, {console.plural(batch, 'image')} each"
+        work = f"{epochs} of {steps}, {console.plural(each, 'image')} each"
         return recipe, [*lines, *self.remarks(recipe), why, work]
 
     def judged_evenly(self, recipe: Recipe) -> bool:
@@ -339,18 +347,19 @@ class _Planner:
         if measured:  # on three sets of photographs (LOG.md, 2026-11-25 to 29)
             model = model.model_copy(update={"freeze_first": 6, "features": "stages"})
         model = self.own(model)
-        batch = self.batch_size(32)
-        fit = self.chosen(self.tuned(model, batch))
+        batch, each = self.batch_size(32)
+        fit = self.chosen(self.tuned(model, each))
         recipe, lines = self.made(
-            f"{net.removeprefix('tf_')} pretrained", fit, batch, model,
+            f"{net.removeprefix('tf_')} pretrained", fit, each, model,
             data={
                 "image_size": fit.size, "normalize": "pretrained" if normalization(model) else "train",
                 **framing(self.facts, self.base.data, pretrained=True),
             },
             augment={"train": _PHOTO_OPS},
             train={
+                "batch_size": batch,
                 "optimizer": {
-                    "name": "adamw", "lr": _TUNING_RATE * math.sqrt(batch / 32),
+                    "name": "adamw", "lr": _TUNING_RATE * math.sqrt(each / 32),
                     "weight_decay": 0.02, "layer_decay": 0.9,
                 },
                 "schedule": {"name": "cosine", "warmup_epochs": round(_WARMUP * fit.length.epochs, 2)},
@@ -376,7 +385,7 @@ class _Planner:
         epochs = self.choices.get("epochs")
         return fit if epochs is None else fit._replace(length=Length(epochs, 0))
 
-    def tuned(self, model: ModelSpec, batch: int) -> _Fit:
+    def tuned(self, model: ModelSpec, each: int) -> _Fit:
         """The fine-tuning that fits at the pace of this machine."""
         sizes = self.sizes(_SIZES)
         at = min(sizes, key=lambda size: abs(size - 128))
@@ -385,40 +394,40 @@ class _Planner:
         def plan() -> _Fit:
             nonlocal at
             pace = self.pace(model, at)
-            found: _Fit = agreed(self.fitting(sizes, pace, batch))
+            found: _Fit = agreed(self.fitting(sizes, pace, each))
             if found.size > at:  # larger pictures do not fit into the cache, so their time per pixel is higher
                 pace = self.pace(model, found.size, pace)
-                found = agreed(self.fitting([size for size in sizes if size <= found.size], pace, batch))
+                found = agreed(self.fitting([size for size in sizes if size <= found.size], pace, each))
             at = found.size
-            return found if found.length.epochs else found._replace(needed=self.needed(sizes, pace, batch))
+            return found if found.length.epochs else found._replace(needed=self.needed(sizes, pace, each))
 
         def unused(made: _Fit) -> float:
             return 0 if made.length.epochs else self.clock.left - made.seconds
 
         return replan(plan, unused, self.clock, self.world)
 
-    def needed(self, sizes: Sequence[int], measured: Pace, batch: int) -> float | None:
+    def needed(self, sizes: Sequence[int], measured: Pace, each: int) -> float | None:
         """Seconds of the whole command with which a fine-tuning would fit; None for more than an hour."""
         for minutes in range(1, 61):
             seconds = 60 * minutes / self.runs
             if seconds > self.clock.seconds:
                 longer = replace(self, clock=replace(self.clock, seconds=seconds))
-                if longer.fitting(sizes, measured, batch).length.epochs:
+                if longer.fitting(sizes, measured, each).length.epochs:
                     return 60 * minutes
         return None
 
-    def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> _Fit:
+    def fitting(self, sizes: Sequence[int], measured: Pace, each: int) -> _Fit:
         """The largest size that leaves enough steps to fine-tune.
 
         If there is none, or it is much smaller than the probe alone allows, the largest size at which the probe fits.
         """
-        per_pass = max(1, self.facts.train // batch)
-        most = most_steps(self.facts.train, batch, patient=self.patient, pretrained=True)
+        per_pass = max(1, self.facts.train // each)
+        most = most_steps(self.facts.train, each, patient=self.patient, pretrained=True)
         wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
-        probes = [self.fit(size, measured, batch, 0, views=1) for size in sizes]
+        probes = [self.fit(size, measured, each, 0, views=1) for size in sizes]
         probe = next((fit for fit in probes if fit.overhead < self.clock.left), probes[-1])
         smallest = max(_SMALLEST_TUNED, _TUNED_SIDE * probe.size) if len(sizes) > 1 else 0
-        fits = (self.fit(size, measured, batch, most, views=1 + _VIEWS) for size in sizes)
+        fits = (self.fit(size, measured, each, most, views=1 + _VIEWS) for size in sizes)
         enough = (fit for fit in fits if fit.trained >= wanted and fit.size >= smallest)
         return next(enough, probe)
 
@@ -426,7 +435,7 @@ class _Planner:
 
     def scratch(self, why: str) -> tuple[Recipe, list[str]]:
         facts = self.facts
-        batch = self.batch_size(128)
+        batch, each = self.batch_size(128)
         own_size = self.base.data.image_size
         sizes = (facts.square,) if facts.tiny and own_size is None else self.sizes(_SCRATCH_SIZES)
         name = self.choices.get("model") or "resnet9"
@@ -435,15 +444,15 @@ class _Planner:
             # In equal time the medium stem is better than the large one with more steps (LOG.md, 2026-11-27).
             model = ModelSpec(name=name, width=16, stem="auto" if facts.tiny else "medium")
         model = self.own(model)
-        per_pass = max(1, facts.train // batch)
-        most = most_steps(facts.train, batch, patient=self.patient, pretrained=False)
+        per_pass = max(1, facts.train // each)
+        most = most_steps(facts.train, each, patient=self.patient, pretrained=False)
         # A larger size must leave this many steps. With the same time, 128 px and more steps at 96 px were equally good
         # (LOG.md, 2026-11-27).
         enough = min(most, max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass))
         for size in sizes:
             # The pace is measured at each size, because small images may use a different stem.
             pace = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER))
-            fit = self.fit(size, pace, batch, most, least=Length(1, FEWEST_STEPS))
+            fit = self.fit(size, pace, each, most, least=Length(1, FEWEST_STEPS))
             fit = distributed.from_main(fit, self.world)  # otherwise some processes would measure a further size
             if fit.trained >= enough:
                 break
@@ -454,11 +463,12 @@ class _Planner:
         if not facts.tiny and fit.trained >= max(1000, _MIXED_FROM * per_pass):
             augment["mix"] = {"mixup_alpha": 0.0, "cutmix_alpha": 1.0, "prob": 0.5}
         recipe, lines = self.made(
-            f"{name} from scratch", fit, batch, model,
+            f"{name} from scratch", fit, each, model,
             data={"image_size": image_size, **framing(facts, self.base.data, pretrained=False)},
             augment=augment,
             train={
-                "optimizer": {"name": "sgd", "lr": 0.4 * batch / 128, "momentum": 0.9, "weight_decay": 5e-4},
+                "batch_size": batch,
+                "optimizer": {"name": "sgd", "lr": 0.4 * each / 128, "momentum": 0.9, "weight_decay": 5e-4},
                 "schedule": {"name": "one_cycle"},
             },
             evaluate={},
