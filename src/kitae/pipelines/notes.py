@@ -40,11 +40,13 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
         )
     notes += _data_notes(setup) + _group_notes(setup) + _duplicate_notes(setup)
     updates, images = epoch_shape(len(setup.images), recipe.train, 1).updates, len(setup.images)
-    fewer = max(2, images // FEW_UPDATES // 2 * 2)  # pairs are mixed
+    several = recipe.train.accumulate
+    fewer = max(2, images // (FEW_UPDATES * several) // 2 * 2)  # pairs are mixed
     if updates < FEW_UPDATES and fewer < recipe.train.batch_size:
+        each, or_ = (f" (train.accumulate: {several})", "lower train.accumulate, or ") if several > 1 else ("", "")
         notes.append(
-            f"train.batch_size: {recipe.train.batch_size} with {images} images gives "
-            f"{console.plural(updates, 'update')} per epoch, too few to learn much; set it to {fewer} or less"
+            f"train.batch_size: {recipe.train.batch_size}{each} with {images} images gives "
+            f"{console.plural(updates, 'update')} per epoch, too few to learn much; {or_}set it to {fewer} or less"
         )
     return notes + _size_notes(setup, model)
 
