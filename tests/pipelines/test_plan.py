@@ -212,14 +212,16 @@ def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: di
     (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
     assert "[weights]'" in line
     assert steps(made) >= 300, "a few hundred steps, however few images there are"
-    assert not any("steps are few" in line for line in made.lines)
+    assert not any(line.startswith("only") for line in made.lines)
     patient = plan(pets, minutes=10)  # given minutes make it longer
     assert steps(patient) > 2 * steps(made)
     assert patient.clock.most == 3000
     world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 2.0)
     made = plan(pets, minutes=2)
-    (line,) = [line for line in made.lines if "steps are few" in line]
-    assert line.startswith(f"{steps(made)} ")
+    (line,) = [line for line in made.lines if line.startswith("only")]
+    assert line.startswith(f"only {steps(made)} steps of training from scratch: ")
+    one = planned(pets, epochs=1, set="train.epoch_steps=1")
+    assert "only 1 step of training" in one.lines[-1]
 
 
 def test_a_check_splits_as_the_plan_does(tiny: str) -> None:

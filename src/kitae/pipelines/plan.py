@@ -476,7 +476,8 @@ class _Planner:
         )  # fmt: skip
         steps = recipe.train.epochs * (recipe.train.epoch_steps or per_pass)
         if steps < _FEW_STEPS:
-            lines.append(f"{steps} steps are few to train from scratch: give more minutes, or a smaller --image-size")
+            made = console.plural(steps, "step")
+            lines.append(f"only {made} of training from scratch: give more minutes, or a smaller --image-size")
         return recipe, lines
 
 
