@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from cyclopts import CycloptsError
+from PIL import Image
 from rich.console import Console
 
 from kitae import cli, console
@@ -34,7 +35,7 @@ from kitae.errors import DataError, KitaeError, RecipeError
 from kitae.recipe import Recipe
 from kitae.run import Run
 from tests.command import kitae, refused
-from tests.images import write_folder, write_parquet
+from tests.images import picture, write_folder, write_parquet
 
 TINY = [
     "--set", "data.limit=200", "model.name=resnet8", "model.width=8", "train.epochs=1", "train.batch_size=32",
@@ -533,6 +534,22 @@ def test_show_augment_draws_pictures(home: Path) -> None:
     assert len(list((home / "gallery").glob("*.png"))) >= 6
     kitae(home, "show", "augment", write_folder(home / "larger", classes=2), "--out", "gallery of photos")
     assert len(list((home / "gallery of photos").glob("*.png"))) >= 6
+
+
+def test_the_gallery_shows_of_a_photograph_what_it_is_told_to(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Mock(return_value=[])
+    monkeypatch.setattr("kitae.reporting.gallery.draw_gallery", drawn)
+    for label in range(2):
+        folder = home / "oblong" / str(label)
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(picture(label, number, (60, 80), 2)).save(folder / f"{number}.png")
+    shown = {}
+    for given in ("", "squash", "crop"):
+        kitae(home, "show", "augment", "oblong", *(["--set", f"data.resize={given}"] if given else []))
+        shown[given] = drawn.call_args.args[0]
+    assert np.array_equal(shown[""], shown["squash"])
+    assert not np.array_equal(shown["crop"], shown["squash"])
 
 
 AGAIN = "; run the same command again to resume"

@@ -239,9 +239,10 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
         from kitae.data.splits import make_splits
         from kitae.data.store import open_store
         from kitae.pipelines.facts import framed
+        from kitae.recipe import assigns
         from kitae.reporting.gallery import draw_gallery
 
-        spec = framed(data_spec(data, set_), _GALLERY_SIZE)
+        spec = framed(data_spec(data, set_), _GALLERY_SIZE, resize=assigns(set_ or (), "data.resize"))
         with console.counting("decoding images") as progress:
             store = open_store(spec, progress=progress)
         train = make_splits(store, spec).train

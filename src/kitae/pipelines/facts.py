@@ -146,11 +146,12 @@ def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any
     return {"resize": "squash"} if facts.aspect <= most else {}
 
 
-def framed(data: DataSpec, size: int) -> DataSpec:
+def framed(data: DataSpec, size: int, *, resize: bool = False) -> DataSpec:
     """The spec; for photographs and images of several sizes, if it has no `image_size`, with one and a plan's framing.
 
     Args:
         size: pixels of photographs.
+        resize: `resize` is given, and kept.
     """
     if data.image_size is not None or data.source.startswith("webdataset"):
         return data
@@ -158,4 +159,4 @@ def framed(data: DataSpec, size: int) -> DataSpec:
     if facts.same and (facts.tiny or facts.longest <= size):
         return data
     side = facts.square if facts.tiny else size
-    return data.model_copy(update={"image_size": side, **framing(facts, data, pretrained=False)})
+    return data.model_copy(update={"image_size": side, **({} if resize else framing(facts, data, pretrained=False))})
