@@ -28,6 +28,7 @@ from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import (
     DataError,
     KitaeError,
+    MissingExtraError,
     RecipeError,
     TrainingDivergedError,
     TrainingError,
@@ -422,6 +423,16 @@ def test_one_image_is_an_image(run: Run, tmp_path: Path) -> None:
     for one in (tmp_path / "p.png", str(tmp_path / "p.png"), grey, np.asarray(grey)):
         np.testing.assert_array_equal(run.predict(one).probabilities, listed)
     refused(DataError, "not int", run.predict, 3)
+
+
+def test_a_missing_tensorboard_is_told_before_the_images_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setattr(Setup, "of", Mock(side_effect=AssertionError))
+    refused(
+        MissingExtraError, r"tensorboard is not installed: .*\[track\]", train, tiny("train.tensorboard=true"), tmp_path
+    )
 
 
 def test_tensorboard_gets_every_epoch(tmp_path: Path, small: Callable[..., Recipe]) -> None:

@@ -111,6 +111,8 @@ def train(
         data = _begun(str(data), out)
     wanted, minutes, lines = asked(data, minutes, choices, recipe)
     world = begin(wanted.train)
+    if wanted.train.tensorboard:
+        require("tensorboard")  # before what takes long
     if watcher is None or not world.is_main:
         watcher = Unwatched()
     for line in lines:
@@ -448,7 +450,6 @@ def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
     """A function that writes the metrics after each epoch, also for TensorBoard if the recipe asks for it."""
     if not run.recipe.train.tensorboard:
         return run.write_metrics
-    require("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     def record(rows: Sequence[Mapping[str, Any]]) -> None:
