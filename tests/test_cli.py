@@ -263,7 +263,7 @@ def test_lists_are_tab_separated_or_json(home: Path) -> None:
         (["report", "run", "--out", "one.html"], "--out"),
         (["export", "run", "--out", "model.txt"], "model.txt: must end in .onnx"),
         (["show", "mistakes", "untested"], "has no predictions.parquet"),
-        (["data", "check", "nowhere/", "--out", "labels.csv"], "--out labels.csv: is a file, not a folder"),
+        (["data", "check", "nowhere/", "--out", "labels.csv"], "labels.csv is a file, not a folder; choose another"),
     ],
 )
 def test_mistakes_about_a_run_change_nothing(
@@ -485,7 +485,8 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["recipe", "--set", "train.epochs=7"], "--set: needs the name of a recipe"),
         (["train", "--resume", "runs/typo"], "runs/typo"),
         (["train", "fashion-mini", "--set", "augment.train.cutout.size=4"], "augment.train has no cutout"),
-        (["show", "augment", "fashion-mini", "--out", "taken"], "taken: File exists"),
+        (["show", "augment", "nowhere", "--out", "taken"], "taken is a file, not a folder"),
+        (["data", "fix", "fashion-mini", "--out", "taken/x.parquet"], "taken is a file, not a folder; choose another"),
         (["show", "augment", "fashion-mini", "--set", "data.image_size=4"], "at least 8 x 8"),
         (["report", "x" * 300], "there is no such folder"),
         (["--install-completion", "--shell", "tcsh"], "tcsh"),

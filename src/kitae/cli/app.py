@@ -13,6 +13,7 @@ from cyclopts import App, Group, Parameter, Token
 
 from kitae import __version__, console
 from kitae.errors import KitaeError
+from kitae.files import unwritable
 
 START = Group("Start", sort_key=1)
 SHIP = Group("Ship", sort_key=2)
@@ -134,6 +135,16 @@ def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
         console.say(f"next: {command}")
     if browser and page is not None:
         show(page)
+
+
+def require_writable(out: Path, *, folder: bool = False) -> None:
+    """Refuse an `--out` that cannot be written, before the work whose result it is for.
+
+    Args:
+        folder: whether it is a folder to write into, not a file.
+    """
+    if problem := unwritable(out / "file" if folder else out):
+        raise KitaeError(f"--out {out}: {problem}; choose another --out")
 
 
 def show(page: Path) -> None:

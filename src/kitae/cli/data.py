@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kitae import console
-from kitae.cli.app import Sets, answering, data_app
-from kitae.errors import DataError
+from kitae.cli.app import Sets, answering, data_app, require_writable
 from kitae.files import user_path, with_name, write_json
 
 _SHOWN = 20  # images left out that are listed
@@ -30,8 +29,8 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """
     from kitae.data.check import check as run_check
 
-    if out is not None and out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: is a file, not a folder")
+    if out is not None:
+        require_writable(out, folder=True)
     spec = data_spec(source, set_)
     with console.counting("reading images") as progress:
         report = run_check(
@@ -73,6 +72,7 @@ def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: b
         root = with_name(user_path(path or kind))
         out = root.parent / f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}"
     check_out(opened, out, overwrite=overwrite)
+    require_writable(out)
     with console.counting("reading images") as progress:
         report = run_check(opened, spec, planned=_planned(set_), progress=progress)
     written = run_fix(opened, report, out, overwrite=overwrite)

@@ -20,6 +20,7 @@ from kitae.cli.app import (
     answering,
     app,
     bench_app,
+    require_writable,
     show_app,
     study_app,
     write_page,
@@ -233,6 +234,7 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
         data: A folder, a .parquet or a .csv file, or a source as in a recipe's data.source.
         out: The folder for the pictures.
     """
+    require_writable(out, folder=True)
     with console.status(f"show augment {data}"):
         import numpy as np
 
