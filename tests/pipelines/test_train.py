@@ -311,6 +311,20 @@ def test_validation_is_judged_once_and_says_the_same(run: Run, tmp_path: Path, m
     assert other.judgement(again.load_model()) is None, "another process has judged nothing"
 
 
+def test_the_judgement_that_is_kept_is_that_of_the_metric_that_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup.without_run(tiny("train.select=auto"))
+    scores = iter([(0.5, 0.9), (0.9, 0.5)])
+    monkeypatch.setattr(
+        "kitae.pipelines.setup.label_scores",
+        lambda *_: dict(zip(("val_accuracy", "val_balanced_accuracy"), next(scores), strict=True)),
+    )
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(784, 10)) for _ in range(2)]
+    validate = setup.validator(ON_CPU, "val_balanced_accuracy")
+    for model in models:
+        validate(model)
+    assert [setup.judgement(model) is not None for model in models] == [True, False]
+
+
 def test_a_network_of_one_size_cannot_start_with_smaller_pictures() -> None:
     setup = Setup.without_run(tiny("train.progressive={start: 0.75, until: 0.5}"))
     assert not any("progressive" in note for note in noted(setup))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -38,7 +38,7 @@ from kitae.training.distributed import World
 from kitae.training.fit import Selection, Source, Tuning, Watcher, fit
 from kitae.training.guards import evaluation_memory_named, keep_freed_memory
 from kitae.training.learner import Teacher
-from kitae.training.spec import ProbeSpec, TrainSpec, merit
+from kitae.training.spec import Metric, ProbeSpec, TrainSpec, merit
 
 Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
@@ -245,11 +245,14 @@ class Setup:
             clean = min(clean, max(_FEW_CLEAN, len(self.splits.val) // 2))
         return len(self.splits.val) + min(clean, len(self.splits.train))
 
-    def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
+    def validator(self, world: World, selection: Metric = "val_accuracy") -> Callable[[nn.Module], dict[str, float]]:
         """Scores on validation, if there is one, and accuracy on a fixed clean part of train; never on test.
 
         Always in float32, like the final evaluation, predictions and exported files, so that an epoch's score and the
         final score of the same weights are the same number.
+
+        Args:
+            selection: the metric that chooses the best epoch, whose logits are kept for `judgement`.
         """
         mean, std = self.normalization
         shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(self.splits.train), keyed.SLOT_SPLIT)
@@ -286,13 +289,12 @@ class Setup:
             scores = {"val_loss": loss, **label_scores(predicted[:count], labels[:count])}
             scores["train_clean_accuracy"] = clean_accuracy
             if world.size == 1:  # several processes split the batches otherwise
-                self._remember(model, scores, logits[:count])
+                self._remember(model, merit(scores, selection), logits[:count])
             return scores if np.isfinite(loss) else {**dict.fromkeys(scores, float("nan")), "val_loss": loss}
 
         return validate
 
-    def _remember(self, model: nn.Module, scores: Mapping[str, float], logits: NDArray[np.float32]) -> None:
-        found = merit(scores, self.recipe.train.selection)
+    def _remember(self, model: nn.Module, found: tuple[float, float] | None, logits: NDArray[np.float32]) -> None:
         if found is not None and (not self._best or found >= self._best[0].merit):
             self._best[:] = [_Judged(found, weights_digest(model), logits)]
 
@@ -306,7 +308,7 @@ class Setup:
         source = Source(
             data=self.images,
             augment=self.augment(spec.seed).prepare(*self.drawn),
-            validate=self.validator(world),
+            validate=self.validator(world, spec.selection),
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
         )
