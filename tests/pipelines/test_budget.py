@@ -231,11 +231,11 @@ def test_first_layers_stay_float_where_rounding_them_costs_too_much(
     outcome = find(prune="none", quantize=("static",), max_drop=5.0)
     assert tried == [0, 1, 2]
     assert names(outcome) == [
-        "original fp32", "original int8-static", "original int8-static, first 2 layers float32"
+        "original fp32", "original int8-static", "original int8-static, first 2 layers in float32"
     ]  # fmt: skip
     assert outcome.record.within_budget
     assert outcome.winner.row["float_layers"] == 2
-    assert outcome.record.label(outcome.record.winner) == "not pruned, INT8, first 2 layers float32"
+    assert outcome.record.label(outcome.record.winner) == "not pruned, INT8, first 2 layers in float32"
     assert Model(outcome.winner.path).metadata["notes"]["float_layers"] == 2
     assert outcome.winner.path.name == "original-int8-static-first-2-layers-float32.onnx"
     tried.clear()

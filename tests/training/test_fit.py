@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import DataError, TrainingError, TrainingInterruptedError
+from kitae.errors import DataError, TrainingDivergedError, TrainingError, TrainingInterruptedError
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
@@ -246,7 +246,7 @@ NEVER_FINITE = {"val_loss": float("nan"), "val_accuracy": float("nan")}
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ({"validate": lambda model: NEVER_FINITE}, TrainingError, "no best model"),
+        ({"validate": lambda model: NEVER_FINITE}, TrainingDivergedError, "no best model"),
         ({"data": ToyData(1)}, DataError, "1 training images are too few"),
         ({"world": World(0, 3, torch.device("cpu"))}, DataError, "multiple of 6"),
     ],

@@ -56,7 +56,7 @@ from kitae.files import write_atomically, write_json
 from kitae.folders import REPORT, Owned
 from kitae.pipelines.choices import set_fields, understand
 from kitae.pipelines.facts import framed
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, assigns
 from kitae.reporting.effects import amount, interval
 from kitae.reporting.study_charts import arms_chart
 
@@ -161,13 +161,14 @@ def search(
         )
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
-    asked = _recipe_of(recipe).override(*overrides, *set_fields({"set": set}))
+    fields = *overrides, *set_fields({"set": set})
+    asked = _recipe_of(recipe).override(*fields)
     asked = asked.model_copy(update={"train": asked.train.straightened()})
     if not asked.train.epochs:
         raise RecipeError("train.epochs: 0 leaves nothing to compare in a search; set it to 1 or more")
     if asked.data.whole:
         raise RecipeError("data.folds: a search compares runs that have a validation split; set it to null")
-    if (data := framed(asked.data, _PHOTO_SIZE)) != asked.data:
+    if (data := framed(asked.data, _PHOTO_SIZE, resize=assigns(fields, "data.resize"))) != asked.data:
         say(f"data.image_size: searching with {data.image_size} pixels")
         asked = asked.model_copy(update={"data": data})
     if not 0 <= seed < 2**32:

@@ -60,7 +60,9 @@ def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]
     full = progressive_share((inputs.shape[2], inputs.shape[3]), spec.progressive)
     epoch = (seconds + full * step) * shape.steps
     # A step is about three forward passes; those of the probe are the main process's.
-    passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / share
+    passes = 0.0
+    if isinstance(spec.probe, ProbeSpec):
+        passes = (spec.probe.views + 1) * min(len(images), spec.probe.limit) / share
     if folds:
         notes.append(f"data.folds: {folds} runs with these images, and one on everything")
     return {
