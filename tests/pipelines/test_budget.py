@@ -237,7 +237,7 @@ def test_first_layers_stay_float_where_rounding_them_costs_too_much(
     assert outcome.winner.row["float_layers"] == 2
     assert outcome.record.label(outcome.record.winner) == "not pruned, INT8, first 2 layers in float32"
     assert Model(outcome.winner.path).metadata["notes"]["float_layers"] == 2
-    assert outcome.winner.path.name == "original-int8-static-first-2-layers-float32.onnx"
+    assert outcome.winner.path.name == "original-int8-static-first-2-layers-in-float32.onnx"
     tried.clear()
     assert not find(prune="none", quantize=("static",), max_drop=5.0, float_layers=()).record.within_budget
     assert not find(prune="none", quantize=("static",), max_drop=5.0, float_layers=(1,)).record.within_budget
