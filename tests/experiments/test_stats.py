@@ -453,7 +453,7 @@ def test_covering_images_widens_the_interval_and_says_so() -> None:
 
 def test_holm_is_as_statsmodels_gives_it() -> None:
     made = design("compare", 6)
-    for seed in range(20):
+    for seed in range(5):
         table = runs(made, {f"v{k}": 0.2 * k for k in range(7)}, 0.4, np.random.default_rng(seed))
         effects = analyse(table, made, METRIC).effects
         expected = multipletests([e.p for e in effects], method="holm")[1]

@@ -372,6 +372,7 @@ def test_a_signal_keeps_the_ratios_that_were_done(finished: Run, tmp_path: Path)
     assert [row["accuracy"] for row in result.rows] == [row["accuracy"] for row in whole.rows]
 
 
+@pytest.mark.slow
 def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tmp_path: Path) -> None:
     recipe = finished.recipe.override("train.optimizer.layer_decay=0.8", "data.limit=400", "train.epochs=1")
     run = train(recipe, tmp_path / "run")
