@@ -25,7 +25,6 @@ from kitae.pipelines.facts import LEAST, Facts, framing, look
 from kitae.pipelines.notes import FEW_UPDATES
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
-    FEWEST_TUNING_STEPS,
     NO_STEPS,
     Clock,
     Length,
@@ -58,7 +57,7 @@ _JUDGED_AT_ONCE = 32  # larger batches of large images do not fit into the proce
 _SMALLEST_TUNED = 128  # pixels; fine-tuning on smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
 # Share of the side at which the probe alone fits. Below it, the probe loses more accuracy than a few steps gain.
 _TUNED_SIDE = 0.7
-_TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement before training may be slower
+_TUNED_STEPS = 180  # a smaller picture must leave so many, or the probe alone gets a larger one
 # Passes through photographs, and at least 1,000 steps, from which CutMix on half of the batches helps; it needs time
 # (LOG.md, 2026-11-27).
 _MIXED_FROM = 80
@@ -423,7 +422,7 @@ class _Planner:
         """
         per_pass = max(1, self.facts.train // each)
         most = most_steps(self.facts.train, each, patient=self.patient, pretrained=True)
-        wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
+        wanted = min(most, max(_TUNED_STEPS, 4 * per_pass))
         probes = [self.fit(size, measured, each, 0, views=1) for size in sizes]
         probe = next((fit for fit in probes if fit.overhead < self.clock.left), probes[-1])
         smallest = max(_SMALLEST_TUNED, _TUNED_SIDE * probe.size) if len(sizes) > 1 else 0
