@@ -1,7 +1,7 @@
 """Does `kitae train DATA --minutes M` end with its minutes, alone and beside busy processes?
 
     python benchmarks/minutes.py --minutes 1 3 10 --seeds 0
-    python benchmarks/minutes.py --set photos-mini --minutes 0.3 --seeds 0 --out /tmp/minutes.json    does it run?
+    python benchmarks/minutes.py --set photos-mini --minutes 0.3 --seeds 0 --out runs/minutes.json    does it run?
 
 For each of the minutes and seeds, the command runs twice, one after the other: with the machine to itself, and beside
 as many processes as there are cores, which multiply matrices without a pause. The busy ones begin before the command

@@ -65,9 +65,10 @@ as what this contestant reaches in the seconds taken."""
 MINUTES = """\
 ## Are the minutes kept?
 
-The share of the minutes that `kitae train FOLDER --minutes M` took, from the start of the process to its end, on
-{set}. Beside {cores} busy processes, it has half of the processor. Each cell has a run per split; the two columns
-share splits. Made by `python benchmarks/minutes.py`; the figures are those of `benchmarks/results/minutes.json`.
+The share of the minutes that `kitae train FOLDER --minutes M` took, from the start of the process to its end, one run
+each with the same splits of {set}.
+Beside {cores} busy processes, it has half of the processor or less. Made by `python benchmarks/minutes.py`; the figures
+are those of `benchmarks/results/minutes.json`.
 """
 SIZES = """\
 ## How large should the pictures be?
