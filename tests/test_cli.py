@@ -544,7 +544,7 @@ def test_the_gallery_shows_of_a_photograph_what_it_is_told_to(home: Path, monkey
         folder = home / "oblong" / str(label)
         folder.mkdir(parents=True)
         for number in range(4):
-            Image.fromarray(picture(label, number, (60, 80), 2)).save(folder / f"{number}.png")
+            Image.fromarray(picture(label, number, (120, 160), 2)).save(folder / f"{number}.png")
     shown = {}
     for given in ("", "squash", "crop"):
         kitae(home, "show", "augment", "oblong", *(["--set", f"data.resize={given}"] if given else []))
