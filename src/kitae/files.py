@@ -161,6 +161,14 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def one_line_yaml(value: Any) -> str:
+    """A value as `--set` takes it: YAML on one line, so text that would be read as a number or a list is quoted."""
+    import yaml  # which an exported file's runtime does not need
+
+    flow = yaml.safe_dump(plain(value), default_flow_style=True, width=1 << 30, allow_unicode=True)
+    return str(flow).removesuffix("...\n").strip()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically. NaN and infinity are not JSON and raise ValueError."""
     text = json.dumps(value, indent=2, allow_nan=False)

@@ -23,7 +23,7 @@ from kitae.console import plural
 from kitae.data.spec import DataSpec
 from kitae.errors import AugmentError, RecipeError, did_you_mean
 from kitae.evaluation.spec import EvaluateSpec
-from kitae.files import plain, user_path, write_atomically
+from kitae.files import one_line_yaml, user_path, write_atomically
 from kitae.models.spec import ModelSpec
 from kitae.spec import Spec
 from kitae.training.spec import TrainSpec
@@ -273,12 +273,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
 
 def assignments(fields: Mapping[str, Any]) -> list[str]:
     """Fields and their values as `Recipe.override` takes them, the inverse of `assignment`."""
-
-    def text(value: Any) -> str:
-        flow = yaml.safe_dump(plain(value), default_flow_style=True, width=1 << 30, allow_unicode=True)
-        return flow.removesuffix("...\n").strip()
-
-    return [f"{field}={text(value)}" for field, value in fields.items()]
+    return [f"{field}={one_line_yaml(value)}" for field, value in fields.items()]
 
 
 def assignment(text: str) -> tuple[str, Any]:

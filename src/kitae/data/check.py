@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -29,6 +28,7 @@ from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError, KitaeError
+from kitae.files import one_line_yaml
 from kitae.preprocess import depth_of, flattened
 
 # Above this similarity, two images count as copies of one picture, and different labels as a conflict. On the 600
@@ -393,14 +393,9 @@ def _report(
         depth=depth,
         ignored=tuple(source.ignored()),
         fixable=source.fixed_as is not None,
-        options="".join(f" --set {shlex.quote(f'data.{name}={_yaml(value)}')}" for name, value in read.items()),
+        options="".join(f" --set {shlex.quote(f'data.{name}={one_line_yaml(value)}')}" for name, value in read.items()),
     )
     return report, set(rows[codes == TRAIN].tolist())
-
-
-def _yaml(text: str) -> str:
-    """The text as a YAML value, quoted where it would be read as a number or a list: `--set` takes YAML."""
-    return str(yaml.safe_dump(text, width=1 << 30, allow_unicode=True)).removesuffix("...\n").strip()
 
 
 def _stacked(rows: Sequence[bytes], size: int) -> NDArray[np.uint8]:
