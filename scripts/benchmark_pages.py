@@ -67,9 +67,8 @@ MINUTES = """\
 ## Are the minutes kept?
 
 The share of the minutes that `kitae train FOLDER --minutes M` took, from the start of the process to its end, one run
-each with the same splits of {set}.
-Beside {cores} busy processes, it has half of the processor or less. Made by `python benchmarks/minutes.py`; the figures
-are those of `benchmarks/results/minutes.json`.
+each with the same splits of {set}. Beside {cores} busy processes, it has half of the
+processor or less. Made by `python benchmarks/minutes.py`; the figures are those of `benchmarks/results/minutes.json`.
 """
 SIZES = """\
 ## How large should the pictures be?
