@@ -542,7 +542,9 @@ def test_an_interrupted_download_stops(server: tuple[str, Path, list[str]], cach
     assert len(module.ShardSource(spec).indexes) == 4
 
 
-def test_a_download_that_ends_early_is_not_kept(cache: str, tmp_path: Path) -> None:
+def test_a_download_that_ends_early_is_not_kept(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kitae.data.download._WAITS", ())
+
     class Handler(Server):
         def do_GET(self) -> None:
             self.send_response(200)
