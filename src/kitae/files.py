@@ -21,11 +21,19 @@ _CURE = "set data.cache or KITAE_CACHE to a folder"
 
 
 def cache_folder(given: str | None = None) -> Path:
-    """`given` (data.cache), else $KITAE_CACHE, else $XDG_CACHE_HOME/kitae, else ~/.cache/kitae. Not created."""
+    """`given` (data.cache), else $KITAE_CACHE, else $XDG_CACHE_HOME/kitae, else ~/.cache/kitae. Not created.
+
+    Raises:
+        DataError: none of these is set, and the user has no home folder.
+    """
     if chosen := given or os.environ.get("KITAE_CACHE"):
         return user_path(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
+    except RuntimeError as error:
+        # As in a container that runs under a number of its own.
+        raise DataError(f"this user has no home folder, so there is no place for the cache: {_CURE}") from error
 
 
 @contextlib.contextmanager

@@ -474,6 +474,15 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder("~/x") == tmp_path / "home" / "x"
 
 
+def test_a_user_without_a_home_folder_is_told_to_name_one(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a container that runs under a number of its own."""
+    for name in ("HOME", "KITAE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
+    refused(DataError, r"no home folder.*set data\.cache or KITAE_CACHE to a folder", open_store, of(pets))
+    assert open_store(of(pets, cache=str(pets.parent / "mine"))).path.is_relative_to(pets.parent / "mine")
+
+
 # Broken images
 
 

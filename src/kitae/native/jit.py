@@ -29,6 +29,7 @@ from numba.core.registry import cpu_target
 from numba.extending import _Intrinsic
 
 from kitae import files
+from kitae.errors import DataError
 
 # A float division by zero is IEEE, not an exception, so loops vectorise.
 OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -91,7 +92,7 @@ def _helper(function: FunctionType) -> Any:
 def cache_folder() -> Path | None:
     """Where machine code is cached: NUMBA_CACHE_DIR or beside this file, else Kitae's cache; None if neither works."""
     places = [Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).with_name("__pycache__"))]
-    with contextlib.suppress(RuntimeError):  # a user without a home folder
+    with contextlib.suppress(DataError):  # a user without a home folder
         places.append(files.cache_folder() / "kernels")
     for place in places:
         with contextlib.suppress(OSError):
