@@ -42,6 +42,18 @@ def test_a_damaged_file_is_written_anew(ending: str, tmp_path: Path, compilation
         assert [compilations(), compilations()] == [1, 0]
 
 
+def test_a_damaged_index_that_cannot_be_replaced(
+    tmp_path: Path, compilations: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compilations() == 1
+    (file,) = tmp_path.glob("*.nbi")
+    file.write_bytes(file.read_bytes()[:20])
+    denied = PermissionError(errno.EPERM, "Operation not permitted")
+    monkeypatch.setattr(IndexDataCacheFile, "_save_index", Mock(side_effect=denied))
+    assert [compilations(), compilations()] == [1, 1]
+    assert file.stat().st_size == 20
+
+
 def test_a_full_disk_keeps_nothing(compilations: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(IndexDataCacheFile, "save", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     assert [compilations(), compilations()] == [1, 1]

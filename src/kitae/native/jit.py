@@ -135,8 +135,10 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # a file cut short by a power failure: unpickling it raises almost anything
-            with contextlib.suppress(OSError):
-                self.flush()  # saving reads the index too
+            try:
+                self.flush()
+            except OSError:  # such as a file of another user
+                self.disable()  # saving would read the damaged index again
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
