@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import numba
 import pytest
 from numba.core.caching import IndexDataCacheFile
 
@@ -68,6 +69,17 @@ def test_two_processors_with_one_folder_share_no_file(tmp_path: Path) -> None:
         found.append({path.name for path in tmp_path.iterdir()})
     assert len(found[0]) == 2, "index and code"
     assert len(found[1]) == 4
+
+
+def test_two_versions_of_numba_with_one_folder_keep_their_files(
+    compilations: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of two environments with one editable install: neither compiles anew because of the other."""
+    found = []
+    for version in ("1.0", "2.0", "1.0", "2.0"):
+        monkeypatch.setattr(numba, "__version__", version)
+        found.append(compilations())
+    assert found == [1, 1, 0, 0]
 
 
 def test_a_user_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,8 +105,8 @@ def cache_folder() -> Path | None:
 class _Locator(_CacheLocator):  # type: ignore[misc]
     def __init__(self, function: FunctionType, file: str) -> None:
         self._py_file = file
-        processor = repr(cpu_target.target_context.codegen().magic_tuple())  # and its features
-        self._stamp = hashlib.sha256(_fingerprint(function, set()) + processor.encode()).hexdigest()
+        compiler = repr((numba.__version__, cpu_target.target_context.codegen().magic_tuple()))  # and the processor
+        self._stamp = hashlib.sha256(_fingerprint(function, set()) + compiler.encode()).hexdigest()
 
     def get_cache_path(self) -> str:
         return str(cache_folder())
@@ -115,8 +115,8 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return self._stamp
 
     def get_disambiguator(self) -> str:
-        # Versions and processors share no file: numba writes index and code one after the other, so a machine could
-        # find the code of another one that uses the same folder.
+        # Versions, of numba too, and processors share no file: numba writes index and code one after the other, so a
+        # process could find the code of another one that uses the same folder.
         return f"kitae-{self._stamp[:16]}"
 
     @classmethod
