@@ -90,6 +90,8 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     assert sizes(open_source(spec)) == [3, 3]
     assert sizes(grouped(spec, "patient")) == [2, 2, 2]
     assert sizes(grouped(spec, "parent")) == [1, 1, 2, 2]
+    windows = table(tmp_path, path=[path.replace("/", "\\") for path in PATHS])
+    assert sizes(grouped(windows, "parent")) == [1, 1, 2, 2]
     with pytest.raises(DataError, match="no column `path`"):
         grouped(table(tmp_path), "parent").table.groups  # noqa: B018
 

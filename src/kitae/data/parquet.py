@@ -195,7 +195,7 @@ class ParquetSource(Source):
             return None
         if not any(columns["path"]):
             raise DataError(f"data.groups: {self.rule!r} is not a column, and there is no column `path` to search")
-        return by_paths([str(path or "") for path in columns["path"]], self.rule)
+        return by_paths([str(path or "").replace("\\", "/") for path in columns["path"]], self.rule)
 
     def _load_file(self, path: Path, alone: bool) -> tuple[dict[str, list[Any]], tuple[str, ...] | None]:
         """Everything but the images, and the class names in the metadata. `alone`: no other file has its name."""
