@@ -157,6 +157,7 @@ with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
         ([("x.png", PNG), ("x.json", b'{"class": 1}')], r"/x\.json: must be an object with a field `label`"),
         ([("x.png", PNG), ("x.json", b"[" * 100_000)], r"/x\.json: must be an object with a field `label`"),
         ([("x.png", PNG), ("x.json", b'{"label": null}')], r"/x\.json: the label must be an integer or a name, not"),
+        ([("x.png", PNG), ("x.json", b'{"label": " "}')], r"/x\.json: the label must be an integer or a name, not ' '"),
         ([("x.png", PNG), ("x.json", b'{"label": "\\ud83d"}')], r"/x\.json: must be an object with a field `label`"),
         ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], "/x: has two files .* or two images"),
         ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ": the files of 'x' are not next to each other; sort"),

@@ -285,7 +285,7 @@ def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> in
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         wanted = "be an object with" if kind == "json" else "hold an integer; put names into a .json with"
         raise DataError(f"{where}.{kind}: must {wanted} a field `label`") from error
-    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+    if isinstance(label, bool) or not isinstance(label, int | str) or not str(label).strip():
         raise DataError(f"{where}.{kind}: the label must be an integer or a name, not {label!r}")
     if isinstance(label, int) and not 0 <= label < 2**31:
         raise DataError(f"{where}.{kind}: label {label} is out of range; integers start at 0")
