@@ -153,7 +153,10 @@ def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any]
         return None
     if is_torch(targets):
         targets = (targets.float() if targets.is_floating_point() else targets).detach().cpu()  # NumPy has no bfloat16
-    array = np.asarray(targets)
+    try:
+        array = np.asarray(targets)
+    except ValueError:  # rows of different lengths
+        raise AugmentError(f"targets must be [N] or [N, K] with N = {count}, not {targets!r}") from None
     if array.ndim not in (1, 2) or len(array) != count:
         raise AugmentError(f"targets must be [N] or [N, K] with N = {count}, not {list(array.shape)}")
     if array.ndim == 2:

@@ -72,8 +72,8 @@ def _last(images: Any, mixing: NDArray[np.float64] | None = None, targets: Any =
 def _numbers(
     value: ArrayLike, name: str, count: int, low: float = -math.inf, high: float = math.inf, whole: bool = False
 ) -> NDArray[np.float64]:
-    array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[union-attr]
     try:
+        array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[union-attr]
         array = np.broadcast_to(array.astype(np.float64), (count,))
     except (ValueError, TypeError):
         raise AugmentError(f"{name} must be a number or one per sample, [{count}], not {value!r}") from None
