@@ -186,6 +186,11 @@ def test_wrong_tables_are_explained(tmp_path: Path, content: dict[str, Any] | by
     refused(DataError, rf"x\.parquet.*{words}", lambda: [ParquetSource(path).table, *ParquetSource(path).images()])
 
 
+def test_a_path_that_is_not_utf8_is_explained(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", six()).rename(tmp_path / "\udcff.parquet")
+    refused(DataError, r"\.parquet: its path is not UTF-8.*rename it", lambda: ParquetSource(path).table)
+
+
 def test_damaged_pages_are_a_dataerror(tmp_path: Path) -> None:
     whole = bytearray(write(tmp_path / "whole.parquet", six(), compression="zstd").read_bytes())
     whole[4:400] = bytes(396)

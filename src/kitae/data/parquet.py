@@ -101,6 +101,8 @@ class ParquetSource(Source):
             raise DataError(
                 f"{path}: not a Parquet file, or a broken one ({one_line(error)}); download or write it again"
             ) from error
+        except UnicodeEncodeError as error:
+            raise DataError(f"{path}: its path is not UTF-8, so it cannot be read as Parquet; rename it") from error
         except OSError as error:
             raise DataError(f"{path}: {one_line(error)}") from error
 
