@@ -230,6 +230,10 @@ def test_the_root_of_a_data_set_of_the_hub_names_its_folder(tmp_path: Path) -> N
     refused(
         DataError, rf"has no class folders, but Parquet files in {root}/data; give {root}/data", folder_source, root
     )
+    for split in ("train", "test"):
+        (tmp_path / "split" / split).mkdir(parents=True)
+        (tmp_path / "split" / split / "0000.parquet").write_bytes(b"PAR1")
+    refused(DataError, rf"Parquet files in .*train; give parquet:{tmp_path}/split", folder_source, tmp_path / "split")
 
 
 def test_groups_are_marked_folders(make_folder: Maker) -> None:

@@ -120,6 +120,10 @@ class FolderSource(FileSource):
         names = sorted(found)
         if not names:
             loose = len(image_files(parts[0][1]))
+            if not loose and any(parts[0][1].glob("*.parquet")):  # as the hub converts data sets to Parquet
+                raise DataError(
+                    f"{self.name}: has no class folders, but Parquet files in {parts[0][1]}; give parquet:{self.root}"
+                )
             held = f"{loose:,} images, but no class folders" if loose else "no class folders"
             raise DataError(
                 f"{self.name}: {held} in {parts[0][1]}; expected one folder of images per class, or a CSV file of "
