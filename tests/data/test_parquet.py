@@ -108,6 +108,16 @@ def test_splits_are_in_the_names_of_files_and_folders_or_in_a_column(tmp_path: P
     assert list(source.images())[2] == b""
 
 
+def test_links_are_followed_and_none_is_left_out_in_silence(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train" / "0000.parquet", six())
+    write(tmp_path / "set" / ".hidden" / "0000.parquet", six())
+    write(tmp_path / "elsewhere" / "0000.parquet", six())
+    (tmp_path / "set" / "test").symlink_to(tmp_path / "elsewhere")
+    assert sorted(ParquetSource(tmp_path / "set").table.splits.tolist()) == [TRAIN] * 6 + [TEST] * 6
+    (tmp_path / "set" / "train" / "0001.parquet").symlink_to(tmp_path / "gone.parquet")
+    refused(DataError, r"train/0001\.parquet", lambda: ParquetSource(tmp_path / "set").table)
+
+
 def test_other_column_names(tmp_path: Path) -> None:
     data = six()
     path = write(tmp_path / "x.parquet", {"picture": data["image"], "kind": data["label"]})

@@ -34,6 +34,7 @@ from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
 from kitae.files import user_path
 from kitae.folders import written_by_us
+from kitae.preprocess import visible_files
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -48,7 +49,10 @@ _Named = tuple[Path, tuple[str, ...] | None, int]
 
 
 class ParquetSource(Source):
-    """One Parquet file, or all `*.parquet` below a folder in the order of their paths."""
+    """One Parquet file, or all `*.parquet` below a folder in the order of their paths.
+
+    Hidden files and folders are skipped, and links to folders followed, as among images.
+    """
 
     fixed_as = ".parquet"
 
@@ -60,7 +64,7 @@ class ParquetSource(Source):
         label_column: str = "label",
         groups: str | None = None,
     ) -> None:
-        """Finds the files. Raises DataError: no such file, or a folder without Parquet files."""
+        """Finds the files. Raises DataError: there is no such file, no Parquet file, or a folder cannot be read."""
         super().__init__(name or f"parquet:{path}", groups)
         self._pa = require("pyarrow")
         self._pq = require("pyarrow.parquet")
@@ -70,10 +74,8 @@ class ParquetSource(Source):
         if os.path.isdir(root):
             self._files = sorted(
                 p
-                for p in root.rglob("*.parquet")
-                if p.is_file()
-                and not any(q.startswith(".") for q in p.relative_to(root).parts)
-                and (p.parent == root or not written_by_us(p.parent))
+                for p in visible_files(root)
+                if p.suffix == ".parquet" and (p.parent == root or not written_by_us(p.parent))
             )
             self._root: Path | None = root
             if not self._files:
