@@ -669,6 +669,17 @@ def test_a_status_is_one_line_that_ends_with_the_first_output(monkeypatch: pytes
     assert shown.getvalue().endswith("\x1b[2K")
 
 
+def test_what_others_print_to_standard_error_does_not_end_the_line_of_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that kernels are compiled, and warnings."""
+    shown, before = io.StringIO(), sys.stderr
+    monkeypatch.setattr(console, "errors", Console(file=shown, force_terminal=True, width=80, soft_wrap=True))
+    with console.status("bench"):
+        print("compiling", file=sys.stderr, flush=True)
+    assert re.search(r"\x1b\[2K(\x1b\[0m)?compiling(\x1b\[0m)?\n", shown.getvalue()), repr(shown.getvalue())
+    assert shown.getvalue().endswith("\x1b[2K")
+    assert sys.stderr is before
+
+
 def test_evaluate_counts_the_images_that_it_decodes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 

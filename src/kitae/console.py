@@ -83,9 +83,8 @@ def status(command: str) -> Iterator[None]:
     if errors.is_terminal:
         line = Text(printable(f"running: kitae {command} ..."))
         line.truncate(errors.width - 1, overflow="ellipsis")  # what a terminal wraps could not be erased
-        _shown = Live(
-            line, console=errors, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
+        # What libraries print to standard error has lines of its own above this one.
+        _shown = Live(line, console=errors, auto_refresh=False, transient=True, redirect_stdout=False)
         _shown.start(refresh=True)
     else:
         errors.print(printable(f"starting: kitae {command}"), markup=False)
