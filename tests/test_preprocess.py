@@ -23,7 +23,7 @@ from PIL import Image
 
 from kitae import preprocess
 from kitae.errors import DataError
-from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, load, picture, probe, view
+from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, load, one_or_several, picture, probe, view
 from kitae.preprocess.pixels import is_grey_mode
 from tests.images import encode, turned_by
 from tests.refusals import refused
@@ -459,6 +459,15 @@ def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
     odd = tmp_path / "two\nlines.png"
     odd.write_bytes(b"x")
     refused(DataError, r"two\?lines\.png", decode, odd, RGB16)
+
+
+def test_an_open_file_is_its_content(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.png", encode(scene())
+    path.write_bytes(data)
+    with path.open("rb") as file, path.open() as text:
+        assert one_or_several(file) == [data]
+        assert one_or_several([path, io.BytesIO(data)]) == [path, data]
+        refused(DataError, r"a\.png: was opened as text; open it with mode 'rb'", one_or_several, [text])
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -215,8 +216,15 @@ def one_or_several(images: Any) -> list[Any]:
     found: list[Any] = []
     for image in images:
         folder = isinstance(image, (str, os.PathLike)) and os.path.isdir(image)
-        found += list_images([image]) if folder else [image.read() if hasattr(image, "read") else image]
+        found += list_images([image]) if folder else [_content(image) if hasattr(image, "read") else image]
     return found
+
+
+def _content(file: Any) -> Any:
+    """Of an open file. Raises DataError: it was opened as text, which an image is not."""
+    if isinstance(file, io.TextIOBase):
+        raise DataError(f"{getattr(file, 'name', 'image')}: was opened as text; open it with mode 'rb'")
+    return file.read()
 
 
 def paths_of(images: Sequence[Any]) -> tuple[str, ...]:
