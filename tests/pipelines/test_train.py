@@ -255,8 +255,9 @@ def test_every_shipped_recipe_runs_tiny(name: str, tmp_path: Path, parquet: Path
     if name == "finetune":
         fields += ["data.image_size=32", "data.normalize=train", "model.pretrained=false"]
         pytest.importorskip("timm")
-    if name in ("cifar10-quick", "cifar10-strong", "fashion-mnist"):
-        fields.append("model.width=8" if Recipe.load(name).model.name == "resnet9" else "train.precision=bf16")
+    if name in ("cifar10-quick", "cifar10-speed", "cifar10-strong", "fashion-mnist"):
+        narrow = Recipe.load(name).model.name in ("resnet9", "airbench")
+        fields.append("model.width=8" if narrow else "train.precision=bf16")
     made = train(Recipe.load(name).override(*fields), tmp_path / "run")
     assert made.finished
     assert len(made.metrics()) == 1
