@@ -72,7 +72,7 @@ def test_features_that_do_not_fit_into_the_minutes_are_left_out(
 ) -> None:
     """On a machine that is a thousand times slower."""
     fit = pipeline.Features._fit
-    monkeypatch.setattr(pipeline.Features, "_fit", lambda self, count, each: fit(self, count, 1000 * each))
+    monkeypatch.setattr(pipeline.Features, "_fit", lambda self, count, each, seen: fit(self, count, 1000 * each, seen))
     monkeypatch.setattr(pipeline, "_LEAST", least)
     asked, watcher = recipe(weights, "train.probe={views: 2, folds: 3}"), Watcher()
     run = train(asked, tmp_path / "run", minutes=0.5, watcher=watcher)
@@ -84,6 +84,19 @@ def test_features_that_do_not_fit_into_the_minutes_are_left_out(
     assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
     whole = train(recipe(weights, "train.epochs=0", "train.probe={views: 2, folds: 3}"), tmp_path / "whole")
     assert whole.recipe.train.probe == ProbeSpec(views=2, folds=3), "without minutes there is time"
+
+
+def test_the_head_s_time_is_that_of_the_images_and_views_it_is_fitted_on(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 150 images in files of 32, two files fit if a head on more than 64 takes longer than there is."""
+    monkeypatch.setattr(pipeline, "_SHARD", 32)
+    monkeypatch.setattr(pipeline, "_LEAST", 1)
+    monkeypatch.setattr(pipeline, "head_seconds", lambda images, classes: 0.0 if images <= 64 else 1e6)
+    run, world = Run.create(tmp_path / "run", recipe(weights)), World(0, 1, torch.device("cpu"))
+    setup = Setup.of(run)
+    pipeline.probe(run, setup, setup.initial_model(world), world, Unwatched(), pace.Clock.of(100, time.monotonic()))
+    assert run.recipe.train.probe == ProbeSpec(views=0, folds=3, limit=64)
 
 
 def test_features_of_before_say_nothing_about_the_time(
@@ -98,7 +111,7 @@ def test_features_of_before_say_nothing_about_the_time(
         (run.features / f"{name}.safetensors").unlink()
     seen: list[float] = []
     monkeypatch.setattr(pipeline, "_LEAST", 1)
-    monkeypatch.setattr(pipeline.Features, "_fit", lambda self, count, each: bool(seen.append(each)) or True)
+    monkeypatch.setattr(pipeline.Features, "_fit", lambda self, count, each, _: bool(seen.append(each)) or True)
     clock = pace.Clock.of(10, time.monotonic())
     pipeline.probe(run, setup, setup.initial_model(world), world, Unwatched(), clock)
     assert seen[0] == 0, "nothing was computed yet, only read"

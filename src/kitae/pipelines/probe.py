@@ -140,11 +140,12 @@ class Features:
 
     def _ends(self, view: int, place: int, count: int, each: float) -> bool:
         """Whether a view ends before a file, after `count` images of `each` seconds; what it leaves out is noted."""
-        if view and place == 0 and not self._fit(len(self.rows), each):
+        images, more = len(self.rows), len(self._parts[place])
+        if view and place == 0 and not self._fit(images, each, (view + 1) * images):
             self._leave("views", view - 1, f"{console.plural(view - 1, 'augmented view')} of each image")
             return True
         may_end = view == 0 and self._may_stop and count >= self._least
-        if may_end and not self._fit(len(self._parts[place]), each):
+        if may_end and not self._fit(more, each, count + more):
             self._parts = self._parts[:place]
             self._leave("limit", count, console.plural(count, "image"))
             return True
@@ -153,13 +154,18 @@ class Features:
     def _file(self, view: int, place: int) -> Path:
         return self.run.features / f"view-{view}-{place:05d}.safetensors"
 
-    def _fit(self, images: int, each: float) -> bool:
-        """Whether the minutes have room for the features of so many images, if one takes `each` seconds."""
+    def _fit(self, images: int, each: float, seen: int) -> bool:
+        """Whether the minutes have room for the features of so many images, and then for a head.
+
+        Args:
+            each: seconds of an image's features.
+            seen: images, each view counted, that the head would be fitted on.
+        """
         if self._clock is None:
             return True
         setup = self.setup
         judged = _JUDGED * each * (setup.judged + setup.splits.test_count)
-        head = head_seconds(len(self.rows), len(setup.store.classes))
+        head = head_seconds(seen, len(setup.store.classes))
         return images * each + head + judged + self._clock.after <= self._clock.left
 
     def _leave(self, field: str, most: int, what: str) -> None:
