@@ -248,6 +248,32 @@ def test_first_layers_stay_float_where_rounding_them_costs_too_much(
     assert set(tried) == {0}
 
 
+def test_a_file_with_layers_in_float_that_cannot_be_made_costs_no_other(
+    find: Finder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = quantize.static
+
+    def refusing(graph: Any, ranges: Any, *, float_layers: int, **options: Any) -> Any:
+        if float_layers:
+            raise CompressionError("these layers cannot stay")
+        ranges = {name: (low / 1000, high / 1000) for name, (low, high) in ranges.items()}
+        return honest(graph, ranges, float_layers=float_layers, **options)
+
+    monkeypatch.setattr(quantize, "static", refusing)
+    outcome = find(prune="none", quantize=("static",), max_drop=5.0, float_layers=(1,))
+    assert names(outcome) == ["original fp32", "original int8-static"]
+    assert left_out(outcome) == [("original int8-static, first layer in float32", "these layers cannot stay")]
+
+
+def test_a_control_with_few_layers_leaves_fewer_of_them_in_float(find: Finder) -> None:
+    networks = find.networks(prune="none", quantize=("static",), max_drop=100.0)
+    bench = Bench(networks, find.folder / "candidates")
+    _, made = bench.candidates(networks.original)
+    winner = replace(made, row={**made.row, "float_layers": 40})  # of a network with many more layers
+    (control,) = bench.candidates(replace(networks.original, control="small net"), like=winner)
+    assert control.row["float_layers"] == 2, "a quarter of them"
+
+
 def test_hopeless_ratios_are_abandoned_and_only_what_was_asked_for_can_win(find: Finder) -> None:
     fields = {"ratios": (0.8, 0.88), "importance": "random", "max_drop": 0.5, "quantize": ("none",)}
     outcome = find(**fields)

@@ -274,14 +274,19 @@ class Bench:
             self._verify_float(serialize(graph, about), network.model, about)
         ranges = {method: calibrate(graph, self.calibration, method) for method in self.spec.calibration}
         static = partial(self._static, network, precision, graph, about, ranges)
-        if like is not None:
-            return [static(like.row["float_layers"])]
-        whole = best = static(0)
         most = len(weighted_nodes(graph)) // 4  # with more it would hardly be an INT8 file
+        if like is not None:
+            return [static(min(like.row["float_layers"], most))]  # a small network of a control has fewer layers
+        whole = best = static(0)
         for layers in self.spec.float_layers:
             if layers > most or self.within(best.row) or not self.within(plain.row):
                 break
-            best = min(best, static(layers), key=lambda candidate: (candidate.row["drop"], candidate.row["loss"]))
+            try:
+                other = static(layers)
+            except (CompressionError, ExportError) as error:  # the file with all layers in 8 bits is there
+                self.leave_out(f"{whole.name}, {first_in_float(layers)}", str(error))
+                continue
+            best = min(best, other, key=lambda candidate: (candidate.row["drop"], candidate.row["loss"]))
         return [whole] if best is whole else [whole, best]
 
     def _static(
