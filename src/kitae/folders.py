@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +77,21 @@ class Owned:
             target = folder / name
             shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
 
-    def set_aside(self, folder: Path, *, replace: bool) -> None:
+    def set_aside(self, folder: Path, *, replace: bool, finished: bool) -> None:
         """Move Kitae's files aside, until `bring_back` or `discard_aside`.
 
         If a killed process moved only some of them, those are brought back first. If there are files aside already,
         the files in the folder are from an attempt that was not completed, and are removed.
+
+        Args:
+            finished: whether the files in the folder are complete. A process that was killed when they were did not
+                remove those aside, which they have replaced.
         """
         aside = folder / _ASIDE
         if aside.is_dir() and not self.has_aside(folder):
             self.bring_back(folder)
+        elif finished:
+            self.discard_aside(folder)
         if not replace or not (folder / self.first).exists():
             return
         if aside.is_dir():
@@ -95,6 +101,14 @@ class Owned:
         for name in sorted(self.names, key=lambda name: name == self.first):
             if (old := folder / name).exists():
                 old.rename(aside / name)
+
+    def write_first(self, folder: Path, write: Callable[[], None]) -> None:
+        """Write the first file; if that fails, bring back what was set aside for it."""
+        try:
+            write()
+        except BaseException:
+            self.bring_back(folder)
+            raise
 
     def has_aside(self, folder: Path) -> bool:
         """Whether all of Kitae's files were set aside."""

@@ -148,10 +148,10 @@ class Run:
     def _begin(self, *, resume: bool, overwrite: bool) -> None:
         self.check_free(self.path, resume=resume, overwrite=overwrite)
         # Until the new run is finished, so that the previous one can come back.
-        RUN_FOLDER.set_aside(self.path, replace=overwrite)
+        RUN_FOLDER.set_aside(self.path, replace=overwrite, finished=self.finished)
         if not self.recipe_file.exists():
             self._new = True
-            self.recipe.save(self.recipe_file)
+            RUN_FOLDER.write_first(self.path, lambda: self.recipe.save(self.recipe_file))
             return
         # The images may have been moved; that they are the same is checked with the splits.
         saved = Recipe.load(self.recipe_file).located(self.recipe.data.source, self.recipe.data.cache)

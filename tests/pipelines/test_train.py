@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -590,8 +591,6 @@ def test_data_that_changed_are_noticed(tmp_path: Path) -> None:
 def test_full_disk_is_one_line_and_keeps_the_last_state(
     tmp_path: Path, small: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
     writes = 0
     inner = os.fsync
 
@@ -679,6 +678,50 @@ def test_a_process_that_is_killed_while_it_overwrites_leaves_one_run_or_the_othe
     assert old.evaluation() == run.evaluation()
     assert old.best.read_bytes() == run.best.read_bytes()
     assert {file.name for file in old.path.iterdir()} <= {file.name for file in run.path.iterdir()}
+
+
+def test_a_full_disk_costs_no_run_that_was_to_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = begun(tmp_path, "train.seed=1")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        refused(KitaeError, "No space left on device", begun, tmp_path, "train.seed=2", overwrite=True)
+    assert Run.open(tmp_path).recipe == old
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_a_run_that_was_finished_as_its_process_was_killed_has_replaced_the_other(tmp_path: Path, option: str) -> None:
+    begun(tmp_path, "train.seed=1")
+    second = begun(tmp_path, "train.seed=2", overwrite=True)
+    Run.open(tmp_path).evaluation_file.write_text("{}")  # what is written last, before the first run is removed
+    third = Run.create(tmp_path, Recipe().override(f"train.seed={2 if option == 'resume' else 3}"), **{option: True})
+    third.close()
+    if option == "overwrite":
+        third.discard_failed(diverged=False)
+    assert Run.open(tmp_path).recipe == second
+    assert Run.open(tmp_path).finished
+    assert not (tmp_path / ".replaced.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "^$"),
+        (TrainingInterruptedError("stopped by SIGTERM in the probe", "its features are saved"), "nothing was saved"),
+    ],
+)
+def test_a_start_that_is_stopped_names_no_other_run_to_resume(
+    error: BaseException, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = begun(tmp_path, "train.seed=1")
+    checkpoint = Run.open(tmp_path).checkpoint
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    monkeypatch.setattr(Setup, "of", Mock(side_effect=error))
+    with pytest.raises(type(error), match=told) as caught:
+        train(tiny("train.seed=2"), tmp_path, overwrite=True)
+    assert "resume" not in str(caught.value)
+    assert Run.open(tmp_path).recipe == old
+    assert checkpoint.exists()
 
 
 def test_a_run_that_is_stopped_outside_the_loop_says_how_to_go_on(

@@ -245,12 +245,14 @@ def _train(
         distributed.barrier(world)
         return run
     except BaseException as error:
+        # Before a run that this one was to replace comes back, whose files these would be.
+        kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
         if world.is_main:
             run.discard_failed(diverged=isinstance(error, TrainingDivergedError))
-        kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
-        if isinstance(error, TrainingInterruptedError | KeyboardInterrupt) and kept:
+        if isinstance(error, TrainingInterruptedError) or (isinstance(error, KeyboardInterrupt) and kept):
             where = error.where if isinstance(error, TrainingInterruptedError) else "stopped by SIGINT"
-            raise TrainingInterruptedError(where, f"resume with: {run.resume_command}") from error
+            cure = f"resume with: {run.resume_command}" if kept else "nothing was saved; start again"
+            raise TrainingInterruptedError(where, cure) from error
         cause = error.__cause__  # of a fold's error, which names the fold's folder
         lost = distributed.lost_process(error) or (cause is not None and distributed.lost_process(cause))
         if world.size > 1 and lost:
