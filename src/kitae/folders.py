@@ -18,7 +18,7 @@ from typing import Any, Literal
 from kitae.errors import KitaeError
 from kitae.files import unwritable
 
-_ASIDE, _DISCARDED = ".replaced.tmp", ".discarded.tmp"
+_ASIDE, _ATTEMPT, _DISCARDED = ".replaced.tmp", ".attempt.tmp", ".discarded.tmp"
 LOCK = ".lock"
 """The name of the lock file."""
 RUNS = "runs"
@@ -44,6 +44,7 @@ class Owned:
         error: the type of error to raise.
         first: the file that is written first and removed last; without it, no file in the folder counts as Kitae's.
         last: a file that is written last, and is as good a sign as `first`.
+        work: glob patterns of what is there once there is work to lose.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Owned:
     error: type[KitaeError]
     first: str
     last: str | None = None
+    work: tuple[str, ...] = ()
 
     def check(self, folder: Path) -> None:
         """Refuse a folder that holds files of others, or cannot be made. One that does not exist yet is fine.
@@ -81,22 +83,27 @@ class Owned:
         """Move Kitae's files aside, until `bring_back` or `discard_aside`.
 
         If a killed process moved only some of them, those are brought back first. If there are files aside already,
-        the files in the folder are from an attempt that was not completed, and are removed.
+        the files in the folder are from an attempt to replace them that was not completed. They are removed, or with
+        work in them set aside too, in place of an earlier attempt.
 
         Args:
             finished: whether the files in the folder are complete. A process that was killed when they were did not
                 remove those aside, which they have replaced.
         """
-        aside = folder / _ASIDE
-        if aside.is_dir() and not self.has_aside(folder):
+        aside = _top(folder)
+        if aside is not None and not (aside / self.first).exists():
             self.bring_back(folder)
         elif finished:
             self.discard_aside(folder)
         if not replace or not (folder / self.first).exists():
             return
+        aside = folder / _ASIDE
         if aside.is_dir():
-            self.remove(folder)
-            return
+            if not self.has_work(folder):
+                self.remove(folder)
+                return
+            aside = folder / _ATTEMPT
+            _discard(aside)
         aside.mkdir()
         for name in sorted(self.names, key=lambda name: name == self.first):
             if (old := folder / name).exists():
@@ -110,14 +117,18 @@ class Owned:
             self.bring_back(folder)
             raise
 
+    def has_work(self, folder: Path) -> bool:
+        """Whether there is work to lose in the folder."""
+        return any(any(folder.glob(pattern)) for pattern in self.work)
+
     def has_aside(self, folder: Path) -> bool:
         """Whether all of Kitae's files were set aside."""
         return (folder / _ASIDE / self.first).exists()
 
     def bring_back(self, folder: Path) -> None:
-        """Undo `set_aside`; does nothing if there are no files aside."""
-        aside = folder / _ASIDE
-        if aside.is_dir():
+        """Undo the last `set_aside`; does nothing if there are no files aside."""
+        aside = _top(folder)
+        if aside is not None:
             for old in sorted(aside.iterdir(), key=lambda old: old.name != self.first):
                 old.rename(folder / old.name)
             aside.rmdir()
@@ -136,12 +147,9 @@ class Owned:
                 empty.rmdir()
 
     def discard_aside(self, folder: Path) -> None:
-        """Remove the files aside. They are renamed first, since a partial set would be brought back."""
-        aside, gone = folder / _ASIDE, folder / _DISCARDED
-        if aside.is_dir():
-            shutil.rmtree(gone, ignore_errors=True)
-            aside.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        """Remove the files aside."""
+        for name in (_ATTEMPT, _ASIDE):
+            _discard(folder / name)
 
     @contextmanager
     def locked(self, folder: Path, *, check: bool = False) -> Iterator[None]:
@@ -176,6 +184,20 @@ class Owned:
         finally:
             with suppress(OSError):  # the folder may be gone
                 (folder / LOCK).touch()  # some versions of filelock remove it
+
+
+def _top(folder: Path) -> Path | None:
+    """Where files were set aside last; None if there are none aside."""
+    return next((aside for name in (_ATTEMPT, _ASIDE) if (aside := folder / name).is_dir()), None)
+
+
+def _discard(aside: Path) -> None:
+    """Remove files aside. They are renamed first, since a partial set would be brought back."""
+    gone = aside.with_name(_DISCARDED)
+    shutil.rmtree(gone, ignore_errors=True)
+    if aside.is_dir():
+        aside.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager

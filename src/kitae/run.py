@@ -54,7 +54,8 @@ RUN_FOLDER = Owned("run", (
     "last", "features", "folds", "figures", "tensorboard", _RECIPE, "asked_length.json",
     "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors", "evaluation.json",
     "predictions.parquet", "test_logits.npy", "test_openings.jsonl", REPORT,
-), TrainingError, first=_RECIPE)  # fmt: skip
+), TrainingError, first=_RECIPE,
+    work=("features", "last/checkpoint.safetensors", "best.safetensors", "metrics.jsonl", "folds/*/*"))  # fmt: skip
 
 
 class Run:
@@ -163,9 +164,7 @@ class Run:
 
     def discard_failed(self, *, diverged: bool) -> None:
         """Remove a run that learnt nothing, or diverged where it was to replace another one, which comes back."""
-        kept = (self.features, self.checkpoint, self.best, self.metrics_file)
-        learnt = any(path.exists() for path in kept) or any(self.fold(1).parent.glob("*/*"))
-        if (self._new and not learnt) or (diverged and RUN_FOLDER.has_aside(self.path)):
+        if (self._new and not RUN_FOLDER.has_work(self.path)) or (diverged and RUN_FOLDER.has_aside(self.path)):
             RUN_FOLDER.undo(self.path, self._made)
 
     @property

@@ -688,6 +688,40 @@ def test_a_full_disk_costs_no_run_that_was_to_be_replaced(tmp_path: Path, monkey
     assert Run.open(tmp_path).recipe == old
 
 
+@pytest.mark.parametrize("moves", [0, 1, 2, 9])
+def test_an_unfinished_run_comes_back_that_was_to_replace_another(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold hours of training, and the other one is kept until it is finished."""
+    begun(tmp_path, "train.seed=1")
+    rename, made = Path.rename, 0
+
+    def dying(self: Path, target: Path) -> Path:
+        nonlocal made
+        if made == moves:
+            raise KeyboardInterrupt
+        made += 1
+        return rename(self, target)
+
+    for seed, epochs in ((2, 5), (3, 7)):
+        unfinished = begun(tmp_path, f"train.seed={seed}", overwrite=True)
+        Run.open(tmp_path).write_metrics([{"epoch": epochs}])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patched.setattr(Path, "rename", dying)
+        fourth = Run.create(tmp_path, Recipe().override("train.seed=4"), overwrite=True)
+        fourth.close()
+        fourth.discard_failed(diverged=False)
+        raise KeyboardInterrupt
+    last = Run.create(tmp_path, unfinished, resume=True)
+    assert (last.recipe, last.metrics()) == (unfinished, [{"epoch": 7}])
+    last.close()
+    last.discard_failed(diverged=True)
+    before = 2 if moves == 0 else 1  # the attempt before is kept until there is another one
+    assert Run.open(tmp_path).recipe.train.seed == before
+    last.write_evaluation({})
+    assert {file.name for file in tmp_path.iterdir() if file.name.endswith(".tmp")} == set()
+
+
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_a_run_that_was_finished_as_its_process_was_killed_has_replaced_the_other(tmp_path: Path, option: str) -> None:
     begun(tmp_path, "train.seed=1")
