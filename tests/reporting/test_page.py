@@ -36,7 +36,7 @@ from kitae.reporting.figures import filters_picture
 from kitae.reporting.study_labels import effect_label, variant_labels
 from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import WIDTH, Chart, text_width
-from kitae.reporting.values import large, words
+from kitae.reporting.values import large, significant, words
 from kitae.run import Run
 from tests.command import kitae
 from tests.refusals import refused
@@ -426,6 +426,10 @@ def test_values_as_words() -> None:
     assert [words(value) for value in values] == ["–", "–", "yes", "0.12346", "1, a", "3"]
     sizes = (9_999, 999_499, 999_960, 999_960_000, 2e12)  # no exponents
     assert [large(value) for value in sizes] == ["9,999", "999 k", "1 M", "1 G", "2,000 G"]
+    scores = (0.0000012, 0.51234, 84.93, 9999.4, 9999.5, 12345.6, -123456.0)
+    assert [significant(value, 4) for value in scores] == [
+        "1.2e-06", "0.5123", "84.93", "9999", "10,000", "12,346", "-123,456"
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -478,6 +482,11 @@ def test_study(study: Path) -> None:
     (study / "effects.json").write_text(json.dumps(effects))
     assert "0.5123" in page(study)[1]
     assert "± 0.0034 over seeds" in page(study)[1], "a loss scatters less than a hundredth"
+    fast = {"reference_mean": 12345.6, "reference_sd": 156.0}
+    effects["analyses"]["test.accuracy"] |= {"unit": "images/s", "noise": fast}
+    effects["variants"][0]["numbers"]["test.accuracy"] = {"mean": 12345.6, "sd": 99.7}
+    (study / "effects.json").write_text(json.dumps(effects))
+    assert_told(page(study)[1], "12,346 images/s", "± 156 over seeds", "12,346 ± 100")
     (study / "effects.json").unlink()
     assert "not finished" in page(study)[1]
 

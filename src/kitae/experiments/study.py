@@ -36,6 +36,7 @@ from kitae.experiments.study_spec import StudySpec, with_overrides
 from kitae.experiments.worker import Outcome
 from kitae.pipelines.choices import set_fields
 from kitae.reporting.effects import metric
+from kitae.reporting.values import significant
 
 TRAIN = "kitae.pipelines.train:train"
 TRAIN_WITHOUT_TEST = "kitae.pipelines.train:train_without_test"
@@ -187,4 +188,5 @@ def _headline(name: str, outcome: Outcome) -> str:
     if outcome["status"] != "done":
         return f"FAILED: {outcome['error']}"
     value = outcome["numbers"].get(name)
-    return f"no {name}" if value is None else f"{value * metric(name).scale:.4g} {metric(name).unit}".strip()
+    shown = metric(name)
+    return f"no {name}" if value is None else f"{significant(value * shown.scale, 4)} {shown.unit}".strip()

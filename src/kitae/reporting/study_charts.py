@@ -12,7 +12,7 @@ from kitae.reporting.charts import per_cent, robust
 from kitae.reporting.effects import Analysis, interval, verdict
 from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, frame, interval_mark, legend, rows_chart, series
-from kitae.reporting.values import share
+from kitae.reporting.values import share, significant
 
 _LEFT = 46.0
 MOST_EFFECTS = 40
@@ -112,7 +112,7 @@ def response(record: StudyRecord) -> Chart | None:
     log = places[0] > 0 and places[-1] / places[0] >= 8
     unit = f" ({record.main.unit})" if record.main.unit else ""
     summary = "; ".join(
-        f"{name + ' ' if name else ''}{x:g}: {sum(v) / len(v):.4g}"
+        f"{name + ' ' if name else ''}{x:g}: {significant(sum(v) / len(v), 4)}"
         for name, points in groups.items() for x, v in sorted(points)
     )  # fmt: skip
     chart = Chart("response", f"{record.metric} over {factor}", summary, 0)

@@ -21,6 +21,7 @@ from kitae.reporting.effects import Analysis, Effect, interval, verdict
 from kitae.reporting.study_labels import effect_label, variant_labels
 from kitae.reporting.study_results import StudyRecord, Variant, study_of
 from kitae.reporting.svg import Chart
+from kitae.reporting.values import significant
 
 _METRICS = {
     "test.accuracy": "accuracy on test",
@@ -221,7 +222,8 @@ def _reference(record: StudyRecord) -> str:
     found, unit = record.main.noise, record.main.unit
     if math.isnan(found.reference_mean):
         return ""
-    number = f"{found.reference_mean:.1f} %" if unit == "points" else f"{found.reference_mean:.4g} {unit}".strip()
+    mean = found.reference_mean
+    number = f"{mean:.1f} %" if unit == "points" else f"{significant(mean, 4)} {unit}".strip()
     return f"reference: {variant_labels(record).get(found.reference, found.reference)}, {number}"
 
 

@@ -49,6 +49,12 @@ def number(value: float, form: str = ",.0f") -> str:
     return format(value, form)
 
 
+@_known
+def significant(value: float, most: int) -> str:
+    """At most so many significant digits; a large number is whole, without the exponent that Python gives it."""
+    return f"{value:,.0f}" if abs(value) >= 10**most - 0.5 else f"{value:.{most}g}"
+
+
 def between(interval: Any, scale: float = 1.0, digits: int = 1) -> str:
     """An interval as `90.6 to 92.1`; empty where there is none."""
     if not isinstance(interval, list | tuple) or [finite(end) is None for end in interval] != [False, False]:
