@@ -893,6 +893,14 @@ def test_no_line_breaks_before_a_percent_sign_or_inside_an_option(
     assert re.sub("</?span>", "", resume) == " ".join(words)  # what is copied is the command
 
 
+def test_a_path_that_is_copied_from_a_page_is_that_of_the_folder(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run, small = make_run("50 % off"), compressed(tmp_path / "50 % less")
+    for folder in (run.path, small):
+        text = html.unescape(p.report(folder).read_text(encoding="utf-8"))
+        assert str(folder) in text
+        assert str(folder).replace(" %", "\u00a0%") not in text
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe = Recipe.load("fashion-mini").override(
