@@ -128,6 +128,7 @@ def test_a_head_that_fine_tuning_did_not_improve_may_need_a_longer_one(make_run:
          ["Train a network twice as wide", "Train twice as long"]),
         (0.81, 0.80, ("model.width=null",), "no more than chance", ["Train twice as long"]),
         (0.79, 0.80, ("model.width=null",), "no more than chance", ["Train twice as long"]),
+        (0.81, 0.80, ("model.pretrained=own.safetensors",), "larger network or longer", ["Train twice as long"]),
         (0.80, 0.95, (), "15.0 points above training accuracy", []),
         (1.0, 1.0, (), "no more than chance", []),
         (None, None, (), "", []),

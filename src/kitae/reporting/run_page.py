@@ -231,10 +231,11 @@ def _better(record: RunRecord) -> list[Command]:
     if lacks == "regularisation":
         source = shlex.quote(record.recipe.data.source)
         return [("Search for stronger augmentation, in many trainings", f"kitae search {source} --recipe {recipe}")]
-    width, longer = record.recipe.model.width, 2 * record.recipe.train.last_epoch
+    model, longer = record.recipe.model, 2 * record.recipe.train.last_epoch
     found: list[Command] = []
-    if lacks == "size" and width is not None and width <= _WIDEST:
-        found.append(("Train a network twice as wide", f"kitae train {recipe} --set model.width={2 * width}"))
+    # Pretrained weights only fit their own width.
+    if lacks == "size" and model.width is not None and model.width <= _WIDEST and not model.pretrained:
+        found.append(("Train a network twice as wide", f"kitae train {recipe} --set model.width={2 * model.width}"))
     if lacks in ("size", "length") and longer:
         found.append(("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}"))
     return found
