@@ -80,6 +80,10 @@ def test_a_page_is_written_where_somebody_looks(finished: Run, tmp_path: Path, m
         monkeypatch.setattr(console, "interactive", lambda looks=looks: looks)
         compress(finished, tmp_path / name, **small(prune="none", quantize=("none",)))
     assert [page.parent.name for page in tmp_path.glob("*/report.html")] == ["shown"]
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    with pytest.raises(BudgetError):
+        compress(finished, tmp_path / "closest", **small(prune="none", quantize=("none",), max_bytes=1000))
+    assert "--max-bytes" in (tmp_path / "closest" / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_export_replaces_only_an_export(finished: Run, tmp_path: Path) -> None:

@@ -250,6 +250,9 @@ def compress(
         from kitae.reporting.page import write_and_say
 
         write_and_say(folder, console.say)
+    if not result.within_budget:
+        record = result.record
+        raise BudgetError(folder, f"({record.label(record.winner)}) {record.why_not}")
     return result
 
 
@@ -282,8 +285,6 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     }
     record = found.model_copy(update=about)
     _write(folder, run, outcome, record)
-    if not record.within_budget:
-        raise BudgetError(folder, f"({winner}) {record.why_not}")
     return CompressionResult(folder, record)
 
 
