@@ -20,7 +20,7 @@ from kitae.reporting import comparison_page, compression_page, run_page, study_c
 from kitae.reporting.compression_results import Candidate, CompressionRecord
 from kitae.reporting.effects import Analysis, Effect, interval, measured, noise_line, verdict
 from kitae.reporting.results import RunRecord
-from kitae.reporting.study_results import StudyRecord, study_of
+from kitae.reporting.study_results import StudyRecord, Variant, study_of
 from kitae.run import Run
 from tests.reporting.conftest import epochs, measured_compression
 
@@ -311,6 +311,14 @@ def test_a_comparison_and_its_mirror_are_one() -> None:
     found = pairs(off, other, mirror, mirror=("base", "none"))
     assert study_page.answer(found)[0].startswith("1 of 2 comparisons shows a gain, a: 2.0 points better")
     assert [one.name for one in study_page.distinct(found, found.main.ranked)] == ["a", "none"]
+
+
+@pytest.mark.parametrize(("design", "other"), [("one_out", "without a"), ("one_in", "only a")])
+def test_a_contrast_that_is_the_effect_of_a_factor_is_not_counted_again(design: str, other: str) -> None:
+    rows = (Variant(name="base", runs=3), Variant(name=other, runs=3))
+    found = pairs(effect(2.0, name="a"), effect(-2.0, name="again"), again=(other, "base"))
+    found = found.model_copy(update={"design": design, "variants": rows})
+    assert [one.name for one in study_page.distinct(found, found.main.effects)] == ["a"]
 
 
 @pytest.mark.parametrize(

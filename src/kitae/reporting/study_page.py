@@ -116,11 +116,13 @@ def answer(record: StudyRecord) -> list[str]:
 
 
 def _pair(record: StudyRecord, name: str) -> frozenset[str]:
-    """The two variants that an effect compares; of a factor or an interaction, which is no pair, its name alone."""
+    """The two variants that an effect compares; of one that is an average over all runs, its name alone."""
     if name in record.contrasts:
         return frozenset(record.contrasts[name])
-    known = any(variant.name == name for variant in record.variants) and record.design in ("compare", "sweep")
-    return frozenset((name, record.main.noise.reference)) if known else frozenset((name,))
+    words = {"compare": "", "sweep": "", "one_out": "without ", "one_in": "only "}  # as in `experiments.design`
+    other = words[record.design] + name if record.design in words else ""
+    known = any(variant.name == other for variant in record.variants)
+    return frozenset((other, record.main.noise.reference)) if known else frozenset((name,))
 
 
 def distinct(record: StudyRecord, found: Sequence[Effect]) -> list[Effect]:
