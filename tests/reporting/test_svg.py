@@ -165,12 +165,12 @@ def test_a_label_without_room_is_broken_after_a_comma_if_it_has_one(label: str, 
 def test_arms_of_a_search() -> None:
     """Those that were trained to the end are filled, presets are diamonds, and what was never trained is left out."""
     arms = [
-        {"number": 0, "preset": True, "rungs": [[3, 0.5], [9, 0.8]]},
+        {"number": 0, "preset": True, "rungs": [[3, 0.5], [9, 0.9]]},
         {"number": 1, "preset": False, "rungs": [[3, 0.4]]},
         {"number": 2, "preset": False, "rungs": [[3, 0.6], [9, 0.9]]},
         {"number": 3, "preset": False, "rungs": []},
     ]
-    svg = arms_chart(arms).__html__()
+    svg = arms_chart(arms, 2).__html__()  # of equal accuracy, and a lower loss
     assert "3 arms, 2 of them trained for 9 epochs. The best of these is arm 2: 90.0 %." in svg
     marks = re.findall(r'<(path|circle) [^>]*class="([^"]*)"><title>arm (\d)', svg)
     assert marks == [("path", "f2", "0"), ("circle", "e s1", "1"), ("circle", "f1", "2")]

@@ -229,7 +229,7 @@ def search(
         found = result.data()
         write_json(folder / "search.json", found)
         result.winner.save(folder / "winner.yaml")
-        write_atomically(folder / "figures" / "search.svg", arms_chart(found["arms"]).file().encode())
+        write_atomically(folder / "figures" / "search.svg", arms_chart(found["arms"], found["best"]).file().encode())
         return result
 
 

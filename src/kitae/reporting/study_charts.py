@@ -132,20 +132,20 @@ def response(record: StudyRecord) -> Chart | None:
     return chart
 
 
-def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Chart:
+def arms_chart(arms: Sequence[Mapping[str, Any]], best: int | None = None) -> Chart:
     """Every arm of a search by its validation score at the last rung that it reached, in the order of trying.
 
     Args:
         arms: as search.json has them. An arm that was trained to the end is filled; presets are diamonds.
+        best: the number of the best one.
     """
     known = [(arm["number"], *arm["rungs"][-1][:2], bool(arm["preset"])) for arm in arms if arm["rungs"]]
     full = max((epochs for _, epochs, _, _ in known), default=0)
-    whole = [(number, value) for number, epochs, value, _ in known if epochs == full]
-    low, high, _ = robust([value for _, _, value, _ in known] or [0.0], [value for _, value in whole])
-    best = max(whole, key=lambda arm: arm[1], default=None)
+    whole = {number: value for number, epochs, value, _ in known if epochs == full}
+    low, high, _ = robust([value for _, _, value, _ in known] or [0.0], [*whole.values()])
     summary = f"{plural(len(known), 'arm')}, {len(whole)} of them trained for {plural(full, 'epoch')}."
-    if best is not None:
-        summary += f" The best of these is arm {best[0]}: {share(best[1])}."
+    if best in whole:
+        summary += f" The best of these is arm {best}: {share(whole[best])}."
     chart = Chart("search", "Arms of the search", summary, 0)
     items = [("f2", "preset"), ("f1", f"searched; filled: {plural(full, 'epoch')}, hollow: stopped before")]
     top = legend(chart, 10, 14, items) + 16
