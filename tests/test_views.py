@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from kitae import console, views
 from kitae.data.check import check
@@ -91,3 +92,17 @@ def test_the_training_time_of_a_run_includes_validation() -> None:
     rows = [{"epoch": 1, "seconds": 50.0, "validation_seconds": 10.0}, {"epoch": 2, "seconds": 60.0}]
     told = dict(views.run_rows({"test": split, "best_epoch": 2, "test_openings": 1}, rows))
     assert told["training time"] == console.duration(120)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "kept", "told"),
+    [
+        ([0, 1, 2], 2, ["best epoch", "2 of 2"]),
+        ([0, 1, 2], 0, ["best epoch", "0 of 2; 0 is the linear head"]),
+        ([0], 0, ["trained", "linear head, no epoch of fine-tuning"]),
+    ],
+)
+def test_epoch_0_is_told_to_be_the_linear_head(epochs: list[int], kept: int, told: list[str]) -> None:
+    split = {"accuracy": 0.9, "accuracy_interval": (0.8, 0.95), "balanced_accuracy": 0.9, "loss": 0.3, "ece": 0.02}
+    rows = [{"epoch": epoch, "seconds": 50.0} for epoch in epochs]
+    assert told in views.run_rows({"test": split, "best_epoch": kept, "test_openings": 1}, rows)

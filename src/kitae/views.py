@@ -152,8 +152,11 @@ def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
         ["calibration error", console.percent(measured["ece"])],
     ]
     if metrics:
-        best = "kept epoch" if "out-of-fold" in found else "best epoch"
-        rows.append([best, f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"])
+        last, kept = metrics[-1]["epoch"], evaluation["best_epoch"]
+        name = "kept epoch" if "out-of-fold" in found else "best epoch"
+        head = "; 0 is the linear head" if kept == 0 else ""
+        trained = [name, f"{kept} of {last}{head}"] if last else ["trained", "linear head, no epoch of fine-tuning"]
+        rows.append(trained)
         seconds = sum(row["seconds"] + (row.get("validation_seconds") or 0) for row in metrics)
         rows.append(["training time", console.duration(seconds)])
     rows.append(["test opened", console.plural(evaluation["test_openings"], "time")])

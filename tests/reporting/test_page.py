@@ -772,6 +772,16 @@ def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     assert len(rows_of(text, "Recall of each class, on test")) == 1 + len(HOSTILE)
 
 
+def test_a_comparison_says_that_epoch_0_is_the_linear_head(make_run: Callable[..., Run]) -> None:
+    one, other = make_run("one"), make_run("other")
+    rows = [{**row, "epoch": number} for number, row in enumerate(epochs(4))]
+    one.write_metrics([{**rows[0], "val_accuracy": 0.99}, *rows[1:]])
+    text, _ = page(one, other)
+    kept = {row[0]: row[6] for row in rows_of(text, "Every run")}
+    assert kept["one"] == "0 linear head"
+    assert "head" not in kept["other"]
+
+
 def test_data_are_named_without_their_path(make_run: Callable[..., Run]) -> None:
     def of(name: str, source: str) -> Run:
         run = make_run(name)
