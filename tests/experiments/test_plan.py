@@ -96,12 +96,13 @@ def test_seeds_for_half_the_claimed_effect(claim: dict[str, Any], noise: float, 
     ("metric", "given", "words"),
     [
         ("test.loss", None, "in test.loss"), ("epoch_seconds", None, "relative"), ("test.loss", 0.01, "0.01 test.loss"),
-        ("epoch_seconds", 0.02, "2 %"), ("gap", None, "0.5 points"),
+        ("epoch_seconds", 0.02, "2 %"), ("epoch_seconds", 2.0, "200 %"), ("gap", None, "0.5 points"),
     ],
 )  # fmt: skip
 def test_noise_is_assumed_only_of_metrics_in_points(metric: str, given: float | None, words: str) -> None:
     plan = plan_study(make(metric=metric, noise=given), measure=None)
     assert words in plan.text()
+    assert "e+0" not in plan.text()
     assert (plan.smallest is None) == (given is None and metric != "gap")
 
 

@@ -24,6 +24,7 @@ from kitae.experiments.wording import aliases_text
 from kitae.files import plain
 from kitae.recipe import OPS_BY_NAME, Recipe, assignments
 from kitae.reporting.effects import CONFIDENCE, metric
+from kitae.reporting.values import significant
 
 Resolved = tuple[Recipe, dict[str, dict[str, Any]]]
 """A recipe, and the settings of the steps after training."""
@@ -214,8 +215,9 @@ class Plan:
         source = "given" if self.spec.noise is not None else "assumed"
         if source == "assumed" and self.judged and self.noise > ASSUMED_NOISE:
             source += f" for {self.judged:,} images"
+        least = significant(self.smallest * scale, 2)
         return (
-            f"  can show  effects of {self.smallest * scale:.2g} {unit} or more ({often} of the time, after Holm's "
+            f"  can show  effects of {least} {unit} or more ({often} of the time, after Holm's "
             f"correction, if runs vary by {self.noise * scale:g} {unit} between seeds, {source})"
         )
 
