@@ -204,6 +204,13 @@ def test_what_fills_the_seconds_fits(seconds: float, per_pass: int, judging: flo
     assert found.epochs * found.steps >= 20 or found == pace.NO_STEPS
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(20, 1), (30, 2), (60, 5), (99, 6), (2000, 15)])
+def test_an_epoch_is_a_small_part_of_the_minutes(steps: int, epochs: int) -> None:
+    """Or a training whose pace changes would end long before its minutes; 99 steps are two passes here."""
+    found = pace.cut(steps, 50, 10.0, 1.0)
+    assert (found.epochs, found.steps) == (epochs, steps // epochs)
+
+
 @pytest.mark.parametrize(("judging", "every"), [(0.0, 1), (5.0, 1), (6.0, 2), (15.0, 3), (20.0, 4), (99.0, 12)])
 def test_long_validations_are_few_and_epochs_are_not(judging: float, every: int) -> None:
     """About 300 steps of a second in epochs of 25; a fifth of the time may go to validations, and one always does."""

@@ -219,7 +219,8 @@ def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: di
     world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 2.0)
     made = plan(pets, minutes=2)
     (line,) = [line for line in made.lines if line.startswith("only")]
-    assert line.startswith(f"only {steps(made)} steps of training from scratch: ")
+    assert made.recipe.train.epoch_steps is None, "epochs of whole passes, of 14 steps each"
+    assert line.startswith(f"only {14 * made.recipe.train.epochs} steps of training from scratch: ")
     one = planned(pets, epochs=1, set="train.epoch_steps=1")
     assert "only 1 step of training" in one.lines[-1]
 

@@ -47,7 +47,9 @@ _MEASURED_AGAIN = 2  # how often it is measured again at most
 _JUDGING = 0.2  # share of the training time that validation may take
 
 SHORT_EPOCH = 25  # steps of an epoch at least, where there is time for a few
-MOST_EPOCHS, FEWEST_EPOCHS = 15, 3
+# An epoch must be a small part of the minutes, since only whole ones can be added or left out where the pace changes.
+MOST_EPOCHS, FEWEST_EPOCHS = 15, 6
+_SHORTEST_EPOCH = 12  # steps
 FEWEST_STEPS = 20  # fewer steps are useless
 # Fine-tuning is worse than its probe at first, and was still worse after 60 steps on TrashNet (LOG.md, 2026-11-29). A
 # plan wants more of them, but where the probe is there already, these cost nothing but the time that is left.
@@ -210,7 +212,7 @@ def cut(steps: int, per_pass: int, judging: float, step: float) -> Length:
     if steps < FEWEST_STEPS:
         return NO_STEPS
     epochs = round(steps / max(per_pass, SHORT_EPOCH))
-    epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS, steps // FEWEST_STEPS)
+    epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS, steps // _SHORTEST_EPOCH)
     affordable = min(epochs, _JUDGING * steps * step / judging) if judging > 0 else epochs
     return Length(epochs, steps // epochs, math.ceil(epochs / max(1, int(affordable))))
 
