@@ -44,7 +44,8 @@ class CompressSpec(Spec):
         gradual: unstructured pruning rises along a cubic over the first two thirds of the fine-tuning.
         finetune_epochs: after each ratio, through the run's own training loop.
         finetune_rate: the share of the recipe's learning rate that fine-tuning starts with; it falls along a cosine.
-        distill: fine-tuning learns from the unpruned model as well.
+        distill: fine-tuning learns from the unpruned model as well, and quantization-aware training from the network
+            that it begins with.
         quantize: which precisions to try at each ratio; `none` is 32-bit float.
         qat_epochs: epochs of quantization-aware training.
         qat_rate: as `finetune_rate`, for these epochs; if no epoch is better than the start, the start is kept.
