@@ -29,7 +29,7 @@ from PIL import Image
 import kitae
 from kitae.cli import app
 from kitae.experiments.study_spec import StudySpec
-from kitae.models.build import build
+from kitae.models.build import MODELS, build
 from kitae.models.libraries import check_name
 from kitae.preprocess import PreprocessRules, decode
 from kitae.recipe import Recipe, shipped
@@ -212,6 +212,11 @@ def test_pages_made_by_a_script_are_up_to_date(script: str) -> None:
     """Run the script again if this fails: python scripts/NAME.py"""
     module = importlib.import_module(script)
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
+
+
+def test_every_network_is_named() -> None:
+    text = (ROOT / "docs/guides/train.md").read_text(encoding="utf-8")
+    assert not [name for name in MODELS if f"`{name}`" not in text]
 
 
 def test_every_field_of_a_recipe_has_a_meaning() -> None:
