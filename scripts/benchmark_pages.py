@@ -131,7 +131,7 @@ CONTESTANTS = {
 SEEN = """\
 ## What should the head see?
 
-The head sees the last layer's features, or the mean of each stage of the network besides (`model.features: stages`),
+The head sees the last layer's features, or with `model.features: stages` the mean of each stage's channels as well,
 which plans with EfficientNet-Lite0 use. Validation accuracy of today's plan with 240 steps at 224 px, for each split:
 of the probe, and of what a run keeps. Fine-tuned, all stages are {mean:.1f} points better on average ({low:+.1f} to
 {high:+.1f}, a 95 % t interval over the pairs). Test was not used. Made by `python benchmarks/fine_tuning.py --variants

@@ -21,8 +21,8 @@ class ModelSpec(GrowingSpec):
         pretrained: true takes published weights (from an installed package, or from timm's hub), a path takes a local
             .safetensors file. The classifier for other classes than theirs starts at zero.
         pretrained_sha256: hash of the pretrained weights, filled in by a run; other weights are refused.
-        features: what the classifier of a timm net sees: the features of the `last` layer, or of all `stages`: the mean
-            of each stage's channels besides. More of a pretrained network is then known to the probe, in the same time.
+        features: what the classifier of a timm net sees: `last` is the features of the last layer; `stages` adds the
+            mean of each stage's channels, which gives the probe more of a pretrained network in the same time.
         freeze: `backbone` trains the classifier only; `statistics` trains all weights, but keeps the pretrained means
             and variances of BatchNorm, since those of small batches are unreliable; `none` trains everything.
         freeze_first: number of first layer groups (the stem, then block by block) that keep their pretrained weights.
