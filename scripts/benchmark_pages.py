@@ -26,25 +26,26 @@ read the same images with the same splits, start with nothing decoded, and plan 
 not used before the end. Differences are paired by seed (a seed draws the splits too); below 0, Kitae is better. An
 interval is a 95 % t interval over the seeds, so with two or three of them it is wide.
 
-The image size is part of what is compared: the others choose from 128 to 224 px, for which the weights were published,
-and Kitae's plan goes up to 320 px where the minutes allow it. What a script reaches that has found these sizes too is
-in the rows of the logistic regression with pictures of up to 320 px.
+The image size is part of what is compared: the others choose from 128 to 224 px, for which the weights were
+published, and Kitae's plan goes up to 320 px where the minutes allow it. The rows of the logistic regression
+with pictures of up to 320 px show what a script reaches that has found these sizes too.
 
-Precision is too: the others train in float32, as their scripts do by default, and Kitae in bfloat16 where the processor
-has it, which makes a step of EfficientNet-Lite0 about twice as fast ([training speed](training.md)). Kitae's image
-sizes and fine-tuning rate were chosen on validation images of TrashNet and the textile set, its other settings on more
-sets, so photos-mini and Imagenette are the more independent rows.{cut}
+So is the precision: the others train in float32, as their scripts do by default, and Kitae in bfloat16
+where the processor has it, which makes a step of EfficientNet-Lite0 about twice as fast ([training
+speed](training.md)). Kitae's image sizes and fine-tuning rate were chosen on validation images of TrashNet and
+the textile set, its other settings on more sets, so photos-mini and Imagenette are the more independent rows.{cut}
 
-Rows marked † are of today's steps. They were measured when the machine was slower: in its five minutes on textile, the
-fine-tuning loop made {slow} steps, where it had made 198 to 219. Kitae's one and five minutes of photographs are of
-today's plan, whose head sees all stages of the network; its fifteen minutes and its rows from scratch, but those of
-three minutes, are of earlier plans. The shipped recipe of three minutes ends after its 30 epochs, and was cut to two
-thirds of them in one of three runs. Kitae's five minutes were measured on slow days, on which plans for textile took
-pictures of {sizes} px; on a faster one the earlier plan took larger ones, which textile needs. So was the minute of
-Imagenette, with 224 to 256 px instead of 288. In Kitae's minutes with a linear head alone, other work ran on the
-machine for a part of the time, so one of textile took 78 s. A plan of one minute for 200 images leaves no time to
-fine-tune at that speed, and ends after half a minute. TrashNet's classes are uneven, so its plan would now weigh them
-([class imbalance](../techniques/imbalance.md)); its rows are from before.{over}
+Rows marked † are the latest: Kitae's training steps are today's, and the machine was slower. In five minutes
+on textile, for example, the fine-tuning loop made {slow} steps, where it had made 198 to 219. Kitae's rows of
+one and five minutes on photographs are of today's plan, whose head sees all stages of the network. Those of
+fifteen minutes, and those from scratch except for three minutes, are of earlier plans. The shipped recipe ends
+after its 30 epochs; in one of three runs, three minutes cut it to two thirds of them. Kitae's five minutes were
+measured on slow days, when plans for textile chose pictures of {sizes} px; on a faster day the earlier plan
+chose larger ones, which textile needs. The minute of Imagenette was measured on such a day too, with 224 to
+256 px instead of 288. While Kitae's rows with a linear head alone were measured, other work ran on the machine
+for part of the time, so one run on textile took 78 s. At that speed a plan of one minute for 200 images has no
+time to fine-tune, and ends after half a minute. TrashNet's classes are uneven, so a plan would now weight them
+([class imbalance](../techniques/imbalance.md)); its rows are from before that.{over}
 
 Not measured: five and fifteen minutes for Imagenette, CIFAR-10 and fashion-mini, and fifteen for all other contestants
 and sets but TrashNet; CIFAR-10 enlarged to 160 px; the default command on CIFAR-10 and fashion-mini, whose rows are
@@ -57,12 +58,13 @@ Machine: {machine}. Measured from {first} to {last}: {undated} of the {runs} run
 FIRST = "2026-11-26"  # of the rows without a time of their own, by LOG.md
 CUT = """
 
-Loops marked \\* had planned more steps than they had time for, and were stopped at some nine tenths of their schedule,
-before the rate had fallen to its end. Schedules of loops that were measured later follow the time."""
+Loops marked \\* had planned more steps than they had time for, and were stopped after about nine tenths of their
+schedule, before the learning rate had reached its end. Loops that were measured later fit their schedule to the
+time."""
 OVER = """
 
 Rows marked ‡ have a run that took more than a tenth longer than its minutes (at most {longest:.0f} % longer). Read them
-as what this contestant reaches in the seconds taken."""
+as what the contestant reaches in the seconds that it took."""
 MINUTES = """\
 ## Are the minutes kept?
 
