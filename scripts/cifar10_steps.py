@@ -35,9 +35,9 @@ TEXT = """\
 
 Accuracy on test is the mean of the seeds, with a 95 % interval over them. Training is that of seed 0, which had both
 cores to itself and two threads; validation and the evaluation come on top. The other seeds trained with one thread
-each, beside other work, so their times say nothing. The last column is where seed 0 of `cifar10-speed` first has so
-much on its {n:,} validation images, with one view of each. Before the last epoch its rate is still high, so a recipe
-that ends there would be another one.
+each, beside other work, so their times say nothing. The last column says when seed 0 of `cifar10-speed` first reaches
+that accuracy on its {n:,} validation images, with one view of each. Before the last epoch its learning rate is still
+high, so a recipe that ended there would be another one.
 
 | | Recipe | Test accuracy | Training | Training FLOPs | `cifar10-speed` on its way |
 |---|---|---|---|---|---|
@@ -48,8 +48,8 @@ No recipe was tried for {untried}: the best of these runs has {best:.1f} % on te
 ![Validation accuracy against minutes and training FLOPs](cifar10-steps.svg)
 
 Every dot is the end of an epoch, from {low:.0f} % on. The runs with one thread trained in the same minutes (see above),
-so their times compare with each other, and not with those of two threads. `cifar10-quick` has its end only, on
-{quick:,} validation images.
+so their times compare with each other, and not with those of two threads. Of `cifar10-quick` only the end is shown,
+on {quick:,} validation images.
 
 ## Progress during training
 
