@@ -84,10 +84,10 @@ FINE_TUNING = """\
 ## How should a fine-tuning start?
 
 Validation accuracy after the last step of a plan's fine-tuning with other settings, in the same number of steps, for
-each split; the probe is where those without a view of their own start. Test was not used. Made by
+each split. The column *probe* is where those begin whose probe saw no augmented view. Test was not used. Made by
 `python benchmarks/fine_tuning.py` (but for the temperature, which was tried by hand); the figures are those of
-`benchmarks/results/fine_tuning.json`, which has every epoch. Where every epoch is worse than the probe, the
-probe is kept.
+`benchmarks/results/fine_tuning.json`, which has every epoch. Where every epoch is worse than the probe, the probe is
+kept.
 
 A plan uses a rate of 3.5e-4, a warm-up over 0.1 of the steps, and a probe that is fitted on an augmented view too. The
 rate is 5e-4 where none is given. With it, five trainings on textile failed: in four no epoch was better than the probe,
