@@ -65,7 +65,9 @@ class Brightness(_Factor):
 class Contrast(_Factor):
     """Moves away from the mean of the grey image by a factor, truncated.
 
-    Grey is 0.2989 R + 0.587 G + 0.114 B, floored; its mean is not rounded. amount: as in brightness.
+    Grey is 0.2989 R + 0.587 G + 0.114 B, floored; its mean is not rounded.
+
+    amount: as in brightness.
     """
 
     name = "contrast"
@@ -75,7 +77,9 @@ class Contrast(_Factor):
 class Saturation(_Factor):
     """Moves away from the pixel's own grey (floored) by a factor, truncated.
 
-    An image of one channel is left as it is. amount: as in brightness.
+    An image of one channel is left as it is.
+
+    amount: as in brightness.
     """
 
     name = "saturation"
@@ -86,8 +90,9 @@ class Saturation(_Factor):
 class Hue(_Factor):
     """Turns the hue in HSV space by a shift in turns.
 
-    An image of one channel is left as it is. amount: a number x <= 0.5 draws the shift from [-x, x], a pair is the
-    range itself.
+    An image of one channel is left as it is.
+
+    amount: a number x <= 0.5 draws the shift from [-x, x], a pair is the range itself.
     """
 
     name = "hue"
@@ -102,9 +107,11 @@ class Hue(_Factor):
 class ColorJitter(Op):
     """Brightness, contrast, saturation and hue, each by its own draw, in a random order. torchvision ColorJitter.
 
+    A step that would change nothing is left out.
+
     brightness, contrast, saturation: a number x draws the factor from [max(0, 1 - x), 1 + x], a pair is the range
-    itself; hue: a number x <= 0.5 draws the shift (in turns) from [-x, x]. A step that would change nothing is left
-    out.
+        itself.
+    hue: a number x <= 0.5 draws the shift (in turns) from [-x, x], a pair is the range itself.
     """
 
     name = "color_jitter"
@@ -222,7 +229,9 @@ class Sharpness(Op):
     """Moves away from a 3 x 3 smoothing by a factor: 0 smooths, 1 keeps, 2 sharpens; truncated.
 
     Smoothing is (1 1 1, 1 5 1, 1 1 1) / 13, rounded; border pixels are left as they are. torchvision
-    RandomAdjustSharpness. factor: a number is that factor, a pair is a range.
+    RandomAdjustSharpness.
+
+    factor: a number is that factor, a pair is a range.
     """
 
     name = "sharpness"

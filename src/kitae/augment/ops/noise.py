@@ -60,7 +60,8 @@ _IMPULSES = (
 class GaussianBlur(Op):
     """Convolves with a Gaussian, mirrored at the border, rounded. torchvision GaussianBlur.
 
-    kernel_size: odd pixels (a number or width, height). sigma: pixels; a number, or a pair to draw from.
+    kernel_size: odd number of pixels (a number or width, height).
+    sigma: pixels; a number, or a pair to draw from.
     """
 
     name = "gaussian_blur"

@@ -159,7 +159,9 @@ class _Policy(Op):
 class AutoAugment(_Policy):
     """One of 25 sub-policies, uniformly: two ops, each with its probability and magnitude.
 
-    Cubuk et al., "AutoAugment: Learning augmentation policies from data" (2018). policy: cifar10, imagenet or svhn.
+    Cubuk et al., "AutoAugment: Learning augmentation policies from data" (2018).
+
+    policy: the data set on which it was found.
     """
 
     name = "auto_augment"
@@ -195,6 +197,7 @@ class RandAugment(_Policy):
     """`num_ops` ops, each uniform among 14 (with replacement), all of one magnitude.
 
     Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2019).
+
     magnitude: an index into `num_magnitude_bins` steps from none to the table's largest.
     """
 
