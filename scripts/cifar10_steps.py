@@ -23,10 +23,11 @@ BEGIN, END = "<!-- by scripts/benchmark_pages.py -->\n", "<!-- by hand -->\n"
 LEVELS = (0.90, 0.92, 0.94, 0.95)
 RECIPES = {  # level -> the results of the recipe that ends there, seed by seed; the first was timed alone
     0.90: ["cifar10-quick.json", "cifar10-quick-seed1.json", "cifar10-quick-seed2.json"],
-    0.92: [f"speed/cpu-7-epochs-seed{seed}.json" for seed in range(3)],
+    0.92: [f"speed/cpu-4-epochs-seed{seed}.json" for seed in range(3)],
     0.94: [f"speed/cpu-11-epochs-seed{seed}.json" for seed in range(5)],
 }
 ALONE, BESIDE = "speed/cpu-11-epochs-seed0", "speed/cpu-11-epochs-seed0-beside-airbench"
+SHORT = [f"speed/cpu-{epochs}-epochs-seed0" for epochs in (4, 5, 7)]  # `train.epochs`, alone
 SIDE = 32
 LOW, HIGH = 0.8, 0.96  # of the picture
 
@@ -48,8 +49,9 @@ No recipe was tried for {untried}: the best of these runs has {best:.1f} % on te
 ![Validation accuracy against minutes and training FLOPs](cifar10-steps.svg)
 
 Every dot is the end of an epoch, from {low:.0f} % on. The runs with one thread trained in the same minutes (see above),
-so their times compare with each other, and not with those of two threads. Of `cifar10-quick` only the end is shown,
-on {quick:,} validation images.
+so their times compare with each other, and not with those of two threads. The last curve is of whole trainings of
+`cifar10-speed`, with `train.epochs` of 4, 5, 7 and 11: each of its dots is the end of a run, when the learning rate is
+low. Of `cifar10-quick` too only the end is shown, on {quick:,} validation images.
 
 ## Progress during training
 
@@ -152,6 +154,7 @@ def picture() -> Chart:
         "cifar10-speed, one thread": run_points(BESIDE),
         "airbench94's recipe, one thread": record_points(),
         "cifar10-quick, two threads, alone": [end],
+        "the ends of cifar10-speed with 4, 5, 7 and 11 epochs": [run_points(name)[-1] for name in (*SHORT, ALONE)],
     }
     summary = "; ".join(
         f"{name}: {100 * points[-1].accuracy:.1f} % after {duration(points[-1].seconds)} and "
