@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from kitae.data.loader import ImageSet
+from kitae.data.pictures import Prepared
 from kitae.data.spec import DataSpec
 from kitae.data.splits import make_splits
 from kitae.data.store import open_store
+from kitae.preprocess import PreprocessRules
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (1000, 3, 8, 8), np.uint8)
@@ -120,6 +122,26 @@ def test_batches_do_not_depend_on_the_batch_size() -> None:
     for size in (1, 32, 128, 999):
         parts = [data.gather(order[start : start + size])[0] for start in range(0, 1000, size)]
         assert (np.concatenate(parts) == whole).all()
+
+
+class Many(Prepared):
+    """More images than memory could number."""
+
+    def __len__(self) -> int:
+        return 10**15
+
+    def prepared(self, row: int) -> np.ndarray:
+        return np.full(self.rules.shape, row % 256, np.uint8)
+
+
+def test_reading_a_few_images_takes_nothing_for_the_others() -> None:
+    images = Many(PreprocessRules(8, 1))
+    assert images[np.array([10**15 - 1, 7, -2])][:, 0, 0, 0].tolist() == [255, 7, 254]
+    assert images[5:8][:, 0, 0, 0].tolist() == [5, 6, 7]
+    assert images[9].tolist() == np.full((1, 8, 8), 9).tolist()
+    for beyond in (10**15, np.array([0, 10**15]), -(10**15) - 1):
+        with pytest.raises(IndexError):
+            images[beyond]
 
 
 def test_rows_are_checked() -> None:

@@ -40,7 +40,7 @@ class Prepared(ABC):
 
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
         """uint8 [n, C, H, W] of a slice or of integers [n], [C, H, W] of one integer."""
-        index = np.arange(len(self))[rows]
+        index = self._numbers(rows)
         if index.ndim == 0:
             return self.prepared(int(index))
         out = np.empty((len(index), *self.rules.shape), np.uint8)
@@ -50,6 +50,17 @@ class Prepared(ABC):
 
         share(len(index), fill)  # Pillow decodes and resizes without the interpreter lock
         return out
+
+    def _numbers(self, rows: Any) -> NDArray[Any]:
+        """The images that an index names. In a time that does not grow with M, since every batch is an index."""
+        count, index = len(self), np.asarray(rows)
+        if isinstance(rows, slice):
+            index = np.arange(*rows.indices(count))
+        elif index.dtype.kind not in "iu":
+            index = np.arange(count)[rows]  # a mask; for anything else, NumPy's error
+        elif index.size and not -count <= index.min() <= index.max() < count:
+            raise IndexError(f"images {index.min()} to {index.max()} of {count}")
+        return np.asarray(index % max(count, 1))
 
 
 @dataclass(frozen=True, eq=False)
