@@ -187,3 +187,21 @@ def test_a_store_larger_than_memory_is_shuffled_by_blocks_and_the_run_says_so(
     full = Setup.without_run(wanted.override("data.order=full"))
     assert full.blocks is None
     assert not np.array_equal(full.images.order(0, 0), setup.images.order(0, 0))
+
+
+def test_all_processes_shuffle_as_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their machines may differ in memory, or in their images."""
+    wanted = Recipe.load("fashion-mini").override("data.limit=200", "data.shuffle_buffer=32", *TINY[:-1])
+    world, large = World(1, 2, torch.device("cpu")), Setup.without_run(wanted)
+    assert large.blocks is None
+    monkeypatch.setattr(loader, "memory_bytes", lambda: 1 << 20)
+    small = Setup.without_run(wanted)
+    assert small.blocks is not None
+    for first, other, order in ((large, small, "full"), (small, large, "blocks")):
+        said = first.store.fingerprint, order
+        monkeypatch.setattr(distributed, "from_main", lambda mine, world, said=said: said)
+        agreed = other.agreed(world)
+        assert np.array_equal(agreed.images.order(0, 0), first.images.order(0, 0))
+        assert not np.array_equal(agreed.images.order(0, 0), other.images.order(0, 0))
+    monkeypatch.setattr(distributed, "from_main", lambda mine, world: ("of other images", "full"))
+    refused(DataError, "^fashion-mini: process 1 reads other images than process 0; copy", large.agreed, world)

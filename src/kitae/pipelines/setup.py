@@ -22,7 +22,7 @@ from kitae.data.loader import ImageSet, begun_order, blocks_of
 from kitae.data.order import Blocks
 from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
-from kitae.errors import RecipeError, TrainingError
+from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.machine import processors
 from kitae.models.build import build_seeded, normalization
@@ -102,6 +102,24 @@ class Setup:
         """Open the store of a recipe and split it as a run would; only the decoded store is written."""
         store = open_store(recipe.data, progress=progress)
         return cls(recipe, store, make_splits(store, recipe.data))
+
+    def agreed(self, world: World) -> Setup:
+        """This setup with the main process's order of an epoch, since `order: auto` depends on a machine's memory.
+
+        Raises:
+            DataError: this process's images are not those of the main process.
+        """
+        order = "full" if self.blocks is None else "blocks"
+        fingerprint, agreed = distributed.from_main((self.store.fingerprint, order), world)
+        if fingerprint != self.store.fingerprint:
+            raise DataError(
+                f"{self.recipe.data.source}: process {world.rank} reads other images than process 0; copy the same "
+                "files to all machines"
+            )
+        if agreed == order:
+            return self
+        data = self.recipe.data.model_copy(update={"order": agreed})
+        return replace(self, recipe=self.recipe.model_copy(update={"data": data}))
 
     @cached_property
     def images(self) -> ImageSet:

@@ -171,7 +171,7 @@ def _train(
                 for fold in run.fold(1).parent.glob("*/recipe.yaml"):
                     _moved(fold.parent, run.recipe.data).save(fold)
             return run
-        setup = Setup.of(run, progress)
+        setup = Setup.of(run, progress).agreed(world)
         # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
         begun = resume and run.checkpoint.is_file()
         model = setup.initial_model(world, pretrained=not begun)
