@@ -58,7 +58,11 @@ class Cuda:
         self.now = threading.local()
         self.notes: list[tuple[Any, ...]] = []
 
+    def set_device(self, device: torch.device) -> None:
+        self.now.device = device
+
     def Stream(self, device: torch.device) -> Stream:  # noqa: N802
+        assert self.now.device == device, "a new thread is on the first GPU"
         return Stream("ahead", self)
 
     @contextmanager
@@ -104,7 +108,7 @@ def ahead(steps: int, then: Callable[[int], None] = lambda step: None) -> tuple[
         made.append(step)
         return Part(step, cuda), Part(step, cuda)
 
-    return _ahead(make, range(steps), torch.device("cuda"), cuda), cuda, made
+    return _ahead(make, range(steps), torch.device("cuda", 1), cuda), cuda, made
 
 
 def ended() -> bool:

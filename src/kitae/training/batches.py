@@ -139,7 +139,7 @@ def _ahead(
     """`map(make, steps)`, two batches ahead, in a separate thread and on a separate stream.
 
     Args:
-        cuda: has `Stream`, `stream` and `current_stream`.
+        cuda: has `set_device`, `Stream`, `stream` and `current_stream`.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=2)
     closed = threading.Event()
@@ -152,6 +152,7 @@ def _ahead(
 
     def produce() -> None:
         try:
+            cuda.set_device(device)  # a new thread is on the first GPU, where it would take memory from that process
             stream = cuda.Stream(device)
             for step in steps:
                 with cuda.stream(stream):
