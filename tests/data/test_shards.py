@@ -46,6 +46,7 @@ from kitae.preprocess import PreprocessRules, decode, windowed
 from kitae.preprocess.pixels import own_memory
 from tests.data.shard_files import Sample, image, pack, packed, samples, shards
 from tests.images import encode, turned_by
+from tests.memory import needs_status
 from tests.refusals import refused
 
 
@@ -595,6 +596,47 @@ def test_the_cache_of_urls_is_bounded(server: tuple[str, Path, list[str]], tmp_p
         assert cache.read(url, 0, size) == (folder / f"set-{number}.tar").read_bytes()
         assert sum(path.stat().st_size for path in (tmp_path / "bounded" / "remote").glob("*.tar")) <= 2.5 * size
     assert len(asked) == 5
+
+
+def test_opening_a_shard_that_is_there_does_not_list_the_others(
+    server: tuple[str, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder, asked = server
+    shards(folder)
+    size = (folder / "set-0.tar").stat().st_size
+    cache = ShardCache(tmp_path / "bounded", 9 * size)
+    for number in range(4):
+        cache.read(f"{address}/set-{number}.tar", 0, 1)
+    listed: list[Any] = []
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *found: (listed.append(found), glob(*found))[1])
+    for number in range(4):
+        cache.open(f"{address}/set-{number}.tar").close()
+    assert not listed
+    ShardCache(tmp_path / "bounded", 1.5 * size).open(f"{address}/set-2.tar").close()
+    left = list((tmp_path / "bounded" / "remote").glob("*.tar"))
+    assert len(left) == 1, "a lower limit holds from the first shard on"
+    assert len(asked) == 4
+
+
+@needs_status
+def test_a_shard_that_another_process_removed_is_not_kept_open(
+    server: tuple[str, Path, list[str]], tmp_path: Path
+) -> None:
+    address, folder, _ = server
+    shards(folder)
+    size = (folder / "set-0.tar").stat().st_size
+    mine, other = (ShardCache(tmp_path / "shared", limit) for limit in (9 * size, 1.5 * size))
+
+    def removed() -> int:
+        files = (os.path.realpath(file) for file in Path("/proc/self/fd").iterdir())
+        return sum(str(tmp_path / "shared") in file and file.endswith(" (deleted)") for file in files)
+
+    mine.read(f"{address}/set-0.tar", 0, 1)
+    other.read(f"{address}/set-1.tar", 0, 1)
+    assert removed() == 1
+    mine.read(f"{address}/set-2.tar", 0, 1)
+    assert removed() == 0
 
 
 def test_a_shard_that_has_changed_is_not_read_by_its_old_index(server: tuple[str, Path, list[str]], cache: str) -> None:

@@ -41,6 +41,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit, self.stopped = folder, limit, False
+        self._bounded = False
         self._opened = lru_cache(_OPEN)(lambda shard: _Held(self.open(shard)))
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
@@ -70,11 +71,13 @@ class ShardCache:
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             with lock(target.with_suffix(".lock")):  # until it is open, so that nobody removes it to make room
-                if not target.exists() or not target.with_suffix(".sha256").exists():
+                if missing := not target.exists() or not target.with_suffix(".sha256").exists():
                     self._download(shard, target)
                 os.utime(target)  # used just now
                 opened = target.open("rb")
-            self._make_room(keep=target)
+            if missing or not self._bounded:  # an earlier run may have had a higher limit
+                self._make_room(keep=target)
+                self._bounded = True
         return opened
 
     def digest(self, url: str) -> str:
@@ -127,4 +130,4 @@ class ShardCache:
                     if state != "busy":
                         path.unlink(missing_ok=True)
                         total -= size
-                        self._opened.cache_clear()  # an open file would keep its room
+        self._opened.cache_clear()  # an open file would keep its room, also one that another process removed
