@@ -119,12 +119,12 @@ class ImageSet:
         return index[keyed.shuffled(seed, epoch, index, keyed.SLOT_ORDER)]
 
     def _balanced(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        labels = self.labels[self.rows]
-        present = np.flatnonzero(self.counts())
+        counts = self.counts()
+        present = np.flatnonzero(counts)
         share, left_over = divmod(len(self.rows), len(present))
+        by_class = self.rows[np.argsort(self.labels[self.rows], kind="stable")]
         parts = []
-        for place, label in enumerate(present):
-            rows = self.rows[labels == label]
+        for place, rows in enumerate(np.split(by_class, np.cumsum(counts[present])[:-1])):
             quota = share + ((place - epoch) % len(present) < left_over)
             whole, part = divmod(quota, len(rows))
             repeats = np.arange(whole, dtype=np.int64)[:, None] << REPEAT_SHIFT

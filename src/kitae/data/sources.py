@@ -134,6 +134,7 @@ class FolderSource(FileSource):
             raise DataError(
                 f"{self.name}: has only the folder {names[0]!r}, which has folders of its own; give {inside}"
             )
+        numbers = {name: number for number, name in enumerate(names)}
         for code, part in parts:
             before = len(self._files)
             for folder in _subfolders(part):
@@ -151,7 +152,7 @@ class FolderSource(FileSource):
                         f"{self.name}: class {folder.name!r} has no images in {folder}; add some, or remove the folder"
                     )
                 self._files += images
-                self._labels += [names.index(name)] * len(images)
+                self._labels += [numbers[name]] * len(images)
                 self._splits += [code] * len(images)
             if part != self.root:
                 _check_part(part, self.name, empty=len(self._files) == before)
