@@ -256,7 +256,7 @@ def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: C
     """
     made = plan()
     for _ in range(_MEASURED_AGAIN):
-        if distributed.from_main(unused(made), world) <= _UNUSED * clock.seconds:
+        if distributed.from_main(unused(made) <= _UNUSED * clock.seconds, world):
             break
         made = plan()
     return made
