@@ -140,7 +140,7 @@ class Features:
 
     def _ends(self, view: int, place: int, count: int, each: float) -> bool:
         """Whether a view ends before a file, after `count` images of `each` seconds; what it leaves out is noted."""
-        images, more = len(self.rows), len(self._parts[place])
+        images, more = sum(map(len, self._parts)), len(self._parts[place])
         if view and place == 0 and not self._fit(images, each, (view + 1) * images):
             self._leave("views", view - 1, f"{console.plural(view - 1, 'augmented view')} of each image")
             return True
