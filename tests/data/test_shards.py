@@ -430,11 +430,13 @@ def test_statistics_are_those_of_the_images(tmp_path: Path, cache: str) -> None:
     np.testing.assert_allclose(deviation, pixels.std(axis=(0, 2, 3)), atol=1e-9)
 
 
-def read_ahead(images: Any, windows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+def read_ahead(
+    images: Any, windows: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: np.ndarray | None = None
+) -> list[tuple[str, int, int]]:
     """(file, offset, size) of what is read when images of the first window are used."""
     read: list[tuple[str, int, int]] = []
     monkeypatch.setattr(ShardCache, "read", lambda self, *place: read.append((Path(place[0]).name, *place[1:])))
-    ahead, rows = ReadAhead(images), np.arange(len(images))
+    ahead, rows = ReadAhead(images), np.arange(len(images)) if rows is None else rows
     ahead.begin(rows, windows.astype(np.int32))
     ahead.reached(rows[:1])
     ahead.reached(rows[:1])
@@ -455,6 +457,14 @@ def test_ranges_that_nearly_touch_are_read_at_once(tmp_path: Path, monkeypatch: 
     images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(9, 1, 512, 1024))
     read = read_ahead(images, np.array([0, 2, 0, 2, 2, 2, 2, 0, 0]), monkeypatch)
     assert read == [("images", 0, 3 * half), ("images", 7 * half, 2 * half)]
+
+
+def test_images_that_come_again_are_read_where_they_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `balance: sampler`."""
+    size = 1 << 21
+    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(4, 1, 1024, 2048))
+    read = read_ahead(images, np.array([0, 0, 1, 2]), monkeypatch, np.array([0, 3, 1, 0]))
+    assert read == [("images", 0, size), ("images", 3 * size, size), ("images", size, size)]
 
 
 # URLs

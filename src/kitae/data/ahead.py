@@ -31,7 +31,9 @@ class ReadAhead:
 
     def __init__(self, images: NDArray[np.uint8] | Pictures | Encoded) -> None:
         self._images = images
-        self._windows: NDArray[np.int32] | None = None  # of each row of the store
+        self._windows: NDArray[np.int32] | None = None  # of each row of the store, its first one
+        # Rows by window, and where those of each window begin.
+        self._by_window: tuple[NDArray[np.int64], NDArray[np.int64]] = np.empty(0, np.int64), np.zeros(2, np.int64)
         self._asked: set[int] = set()
         self._pass = 0
         self._reading = threading.Lock()
@@ -46,8 +48,11 @@ class ReadAhead:
         if not self._files:
             return
         of = np.full(len(self._images), -1, np.int32)
-        of[rows] = windows
+        of[rows[::-1]] = windows[::-1]
         self._windows, self._asked = of, set()
+        # Sorted once: to search all rows for those of each window takes a time quadratic in their number.
+        begins = np.cumsum(np.r_[0, np.bincount(windows), 0])  # with an empty window at the end
+        self._by_window = rows[np.argsort(windows, kind="stable")], begins
         self._pass += 1
 
     def reached(self, rows: NDArray[np.int64]) -> None:
@@ -58,13 +63,14 @@ class ReadAhead:
         wanted = [w for w in dict.fromkeys([*now, *(w + 1 for w in now)]) if w not in self._asked]
         if wanted:
             self._asked.update(wanted)
-            arguments = (self._windows, wanted, self._pass)
+            arguments = (*self._by_window, wanted, self._pass)
             threading.Thread(target=self._read, args=arguments, daemon=True, name="kitae-ahead").start()
 
-    def _read(self, windows: NDArray[np.int32], wanted: list[int], number: int) -> None:
+    def _read(self, rows: NDArray[np.int64], begins: NDArray[np.int64], wanted: list[int], number: int) -> None:
         with self._reading:
             for window in wanted:
-                for file, first, last in self._stretches(np.flatnonzero(windows == window)):
+                mine = np.unique(rows[begins[window] : begins[window + 1]])
+                for file, first, last in self._stretches(mine):
                     for at in range(first, last, _PIECE):
                         if self._pass != number:  # the epoch is over
                             return
