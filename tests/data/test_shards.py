@@ -13,7 +13,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from unittest.mock import Mock
@@ -27,6 +27,7 @@ from PIL import Image
 
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.crops import EncodedCrop, PictureCrop
+from kitae.data import remote as remote_module
 from kitae.data import shards as module
 from kitae.data import store as store_module
 from kitae.data.ahead import ReadAhead
@@ -647,6 +648,24 @@ def test_a_shard_that_another_process_removed_is_not_kept_open(
     assert removed() == 1
     mine.read(f"{address}/set-2.tar", 0, 1)
     assert removed() == 0
+
+
+def test_only_under_a_lock_are_unfinished_downloads_removed(
+    server: tuple[str, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a disk has no locks, another process may be writing them."""
+    address, folder, _ = server
+    shards(folder)
+    cache = ShardCache(tmp_path / "cache", 1e9)
+    cache.open(f"{address}/set-0.tar").close()
+    (shard,) = (tmp_path / "cache" / "remote").glob("*.tar")
+    unfinished = shard.with_name(f".{shard.name}.12345678.tmp")
+    for state in ("unknown", "held"):
+        shard.unlink()
+        unfinished.touch()
+        monkeypatch.setattr(remote_module, "lock", lambda path, wait=True, state=state: nullcontext(state))
+        cache.open(f"{address}/set-0.tar").close()
+        assert unfinished.exists() == (state == "unknown")
 
 
 def test_a_shard_that_has_changed_is_not_read_by_its_old_index(server: tuple[str, Path, list[str]], cache: str) -> None:

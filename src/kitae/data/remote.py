@@ -70,8 +70,11 @@ class ShardCache:
         target = self._target(shard)
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with lock(target.with_suffix(".lock")):  # until it is open, so that nobody removes it to make room
+            with lock(target.with_suffix(".lock")) as state:  # until it is open, so that nobody removes it to make room
                 if missing := not target.exists() or not target.with_suffix(".sha256").exists():
+                    if state == "held":  # else another process may be writing them
+                        for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a process that was killed
+                            left.unlink(missing_ok=True)
                     self._download(shard, target)
                 os.utime(target)  # used just now
                 opened = target.open("rb")
@@ -92,8 +95,6 @@ class ShardCache:
         return self.folder / "remote" / f"{hashlib.blake2b(url.encode(), digest_size=10).hexdigest()}.tar"
 
     def _download(self, url: str, target: Path) -> None:
-        for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a process that was killed: the lock is ours
-            left.unlink(missing_ok=True)
         noted, content = target.with_suffix(".sha256"), hashlib.sha256()
         cure = "check the address and the network, or copy the shards here and name the files"
         with replacing(target) as out:
