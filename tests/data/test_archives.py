@@ -13,6 +13,7 @@ import tarfile
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,7 @@ from kitae.data import archives
 from kitae.data.archives import Download, fetch
 from kitae.data.base import TEST, TRAIN
 from kitae.data.check import check
+from kitae.data.download import chunks
 from kitae.data.fix import suffix_of
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
@@ -291,6 +293,26 @@ def test_fetch_keeps_what_is_right(remote: Download, tmp_path: Path) -> None:
     refused(DataError, r"its SHA-256 is wrong; download .* again", fetch, remote, folder, "x:FOLDER")
     words = r"cannot be written.*set data\.cache or KITAE_CACHE"
     refused(DataError, words, fetch, remote, path / "downloads", "x")
+
+
+def test_processes_that_start_together_download_once(
+    remote: Download, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    second = threading.Event()
+
+    def noted(url: str) -> Iterator[bytes]:
+        asked.append(url)
+        if len(asked) == 2:
+            second.set()
+        second.wait(0.5)  # for the other one, which must not come
+        return chunks(url)
+
+    monkeypatch.setattr(archives, "chunks", noted)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: fetch(remote, tmp_path / "downloads", "x"), range(2)))
+    assert asked == [remote.url]
+    assert paths == [tmp_path / "downloads" / "file.gz"] * 2
 
 
 @pytest.mark.parametrize(

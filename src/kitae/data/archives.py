@@ -28,6 +28,7 @@ from kitae.data.download import DownloadError, chunks
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.files import cache_folder, replacing, storage_errors, user_path, with_name
+from kitae.folders import lock
 
 _PICKLED = ("cifar-10-batches-py", "data_batch_1", "cifar-100-python", "meta")  # of the version for Python
 
@@ -238,14 +239,22 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
         DataError: no network, a wrong hash, a full disk or no permission; says where to put the file by hand.
     """
     target = folder / download.name
-    if target.is_file() and target.stat().st_size == download.size:
-        _check(target, download)  # it may have been put there by hand
+    if _is_there(target, download):
         return target
     by_hand = (
         f"get {download.url} another way, and put it into {folder}, or into a FOLDER and set data.source={alternative}"
     )
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder.with_name(f".{download.name}.lock")):  # else all processes of a training would download it
+            if not _is_there(target, download):
+                _save(download, target, by_hand, progress)
+    return target
+
+
+def _save(download: Download, target: Path, by_hand: str, progress: Progress | None) -> None:
     digest, done = hashlib.sha256(), 0
-    with storage_errors(folder), replacing(target) as out:
+    with replacing(target) as out:
         try:
             for chunk in chunks(download.url):
                 out.write(chunk)
@@ -259,7 +268,13 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
             raise DataError(f"{download.name} cannot be downloaded ({error}): {by_hand}") from error
         if digest.hexdigest() != download.sha256:
             raise DataError(f"{download.name}: the download's SHA-256 is wrong, nothing was saved: {by_hand}")
-    return target
+
+
+def _is_there(target: Path, download: Download) -> bool:
+    if not target.is_file() or target.stat().st_size != download.size:
+        return False
+    _check(target, download)  # it may have been put there by hand
+    return True
 
 
 def _check(path: Path, download: Download) -> None:
