@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kitae.errors import DataError, TrainingDivergedError, TrainingError, TrainingInterruptedError
+from kitae.training import fit as loop
 from kitae.training.batches import epoch_shape
-from kitae.training.checkpoint import load_weights, save_weights
+from kitae.training.checkpoint import Progress, load_weights, save_weights
 from kitae.training.distributed import World
 from kitae.training.learner import Teacher
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
@@ -42,6 +43,16 @@ def test_learns_and_returns_the_best_weights(toy: dict[str, Any]) -> None:
     assert toy["validate"](model)["val_accuracy"] == best
     assert len(result.rows) == 6
     assert not model.training
+
+
+def test_all_processes_have_the_scores_of_the_first(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors may round differently, and processes that stopped after different epochs would wait for each other."""
+    said = {"val_loss": 0.25, "val_accuracy": 0.5}
+    monkeypatch.setattr(loop.distributed, "from_main", lambda scores, world: said)
+    source, world = loop.Source(toy["data"], toy["augment"], toy["validate"]), World(1, 2, torch.device("cpu"))
+    scores, fields = loop._judge(source, toy_net(), world, Progress())
+    assert scores == said
+    assert fields.items() >= said.items()
 
 
 @pytest.mark.parametrize("batch_size", [10, 16, 32, 64])

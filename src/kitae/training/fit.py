@@ -357,6 +357,8 @@ def _judge(source: Source, judged: nn.Module, world: World, at: Progress) -> tup
     judged.eval()
     began = time.perf_counter()
     scores = {name: float(value) for name, value in source.validate(judged).items()}
+    # Processors may differ in the last bits, and all processes must stop after the same epoch.
+    scores = distributed.from_main(scores, world)
     return scores, {**plain(scores), "validation_seconds": time.perf_counter() - began, **_resources(at, world)}
 
 
