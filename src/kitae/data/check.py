@@ -359,14 +359,16 @@ def _report(
     copies = np.array([(i, j) for i, j, similarity in near if similarity >= SAME], np.int64).reshape(-1, 2)
     excluded = dict.fromkeys(unreadable, "unreadable")
     for members in _together(linked(np.r_[np.arange(len(rows)), copies[:, 0]], np.r_[alike, copies[:, 1]], len(rows))):
-        conflict = len({int(labels[position]) for position in members}) > 1
-        # The copy in test is kept, else the one in validation, so that the test set loses as few images as possible.
-        stays = None if conflict else min(members, key=lambda position: (-int(codes[position]), position))
-        for position in members:
-            if position != stays:
-                why = "in conflict with" if conflict else "a copy of"
-                other = stays if stays is not None else next(m for m in members if labels[m] != labels[position])
-                excluded[int(rows[position])] = f"{why} {ref(other)}"
+        one = members[0]
+        other = next((m for m in members if labels[m] != labels[one]), None)
+        if other is None:
+            # The copy in test stays, else the one in validation, so that the test set loses few images.
+            stays = min(members, key=lambda position: (-int(codes[position]), position))
+            excluded |= {int(rows[m]): f"a copy of {ref(stays)}" for m in members if m != stays}
+            continue
+        for m in members:
+            conflicting = other if labels[m] == labels[one] else one
+            excluded[int(rows[m])] = f"in conflict with {ref(conflicting)}"
     counts = {}
     for code, split in enumerate(SPLIT_NAMES):
         found = np.bincount(labels[codes == code], minlength=len(table.classes))
