@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -42,6 +43,19 @@ def test_words_put_index_epoch_slot_and_seed_where_the_docstring_says() -> None:
     words = keyed.words(seed=14 | 15 << 32, epoch=12, index=10 | 11 << 32, slot=13)
     assert words.tolist() == [int(word) for word in direct]
     assert keyed.words(0, 0, 0, 0).tolist() == list(KNOWN_ANSWERS[0][2])
+
+
+def test_an_order_of_many_samples_takes_little_more_than_its_own_memory() -> None:
+    index = np.arange(1 << 20)
+    tracemalloc.start()
+    try:
+        found = keyed.sort_keys(3, 4, index, keyed.SLOT_ORDER)
+        assert tracemalloc.get_traced_memory()[1] < 4 * found.nbytes
+    finally:
+        tracemalloc.stop()
+    some = index[::9973]
+    words = keyed.words(3, 4, some, keyed.SLOT_ORDER).astype(np.uint64)
+    assert (found[some] == words[:, 0] << np.uint64(32) | words[:, 1]).all()
 
 
 def test_numba_has_the_same_bits_as_numpy() -> None:

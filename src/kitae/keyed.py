@@ -48,6 +48,7 @@ _W0 = np.uint64(0x9E3779B9)
 _W1 = np.uint64(0xBB67AE85)
 
 TWO_POW_MINUS_32 = 2.0**-32
+_AT_ONCE = 1 << 16  # keys to sort by that are made at once, each of which takes many times its own memory meanwhile
 
 
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
@@ -159,6 +160,10 @@ def shuffled(seed: int, epoch: int, index: NDArray[np.int64], slot: int) -> NDAr
 
 def sort_keys(seed: int, epoch: ArrayLike, index: ArrayLike, slot: ArrayLike) -> NDArray[np.uint64]:
     """A random 64-bit number for each key: uint64 [...]. Sorting by it shuffles."""
+    whole = np.asarray(index)
+    if whole.ndim == 1 and len(whole) > _AT_ONCE and np.ndim(epoch) == np.ndim(slot) == 0:
+        parts = (whole[start : start + _AT_ONCE] for start in range(0, len(whole), _AT_ONCE))
+        return np.concatenate([sort_keys(seed, epoch, part, slot) for part in parts])
     pair = words(seed, epoch, index, slot)
     return (pair[..., 0].astype(np.uint64) << _SHIFT) | pair[..., 1].astype(np.uint64)
 
