@@ -801,11 +801,33 @@ def test_names_beyond_the_basic_plane_reach_the_data(home: Path) -> None:
     assert "8 images" in kitae(home, "data", "prepare", "folder:\U00020bb7野", "--set", "data.image_size=32").stdout
 
 
-def test_a_closed_pipe_is_no_error_of_the_interpreter(home: Path) -> None:
+LISTED = (["recipe", "fashion-mini"], ["recipe"], ["recipe", "--json"])  # as text, as a table, as JSON
+
+
+def written_to(output: int, home: Path, words: list[str]) -> tuple[int, str]:
+    """The exit code and the errors of a command whose standard output is this file."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-m", "kitae", *words]
+    done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, env=environment, cwd=home, text=True)
+    os.close(output)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", LISTED, ids=" ".join)
+def test_a_closed_pipe_is_no_error_of_the_interpreter(home: Path, words: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    words = [sys.executable, "-m", "kitae", "recipe", "fashion-mini"]
-    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, env=environment, cwd=home, text=True)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert written_to(write, home, words) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full disk to write to")
+@pytest.mark.parametrize("words", LISTED, ids=" ".join)
+def test_an_output_on_a_full_disk_is_one_line(home: Path, words: list[str]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert written_to(full, home, words) == (2, "error: standard output: No space left on device\n")
+
+
+def test_an_output_that_is_closed_from_the_start_is_no_error(home: Path) -> None:
+    words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "kitae", "recipe", "--json"]
+    done = subprocess.run(words, stderr=subprocess.PIPE, cwd=home, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -69,8 +69,11 @@ def main() -> None:
     Exit codes: 0 done; 1 a bad verdict, or the reader of a pipe has gone; 2 an error of the user, in one line; 130 or
     143 stopped by a signal.
     """
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # a name that the encoding lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:]
     if not words:
@@ -83,8 +86,7 @@ def main() -> None:
     for about in (r"Image size \(\d+ pixels\) exceeds limit", "Corrupt EXIF data"):
         warnings.filterwarnings("ignore", about)  # of Pillow: photographs have more pixels today; bad files have errors
     try:
-        app(exit_on_error=False, print_error=False)
-        sys.stdout.flush()  # here a closed pipe is caught; at the exit it would not be
+        _run()
     except CycloptsError as problem:
         if _first_here():
             console.error(_reworded(problem))
@@ -102,12 +104,13 @@ def main() -> None:
         console.error(str(of_extra))
         sys.exit(2)
     except BrokenPipeError:  # `kitae ... | head`: the reader has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flushed()
         sys.exit(1)
     except OSError as problem:
         if problem.errno not in _USER_ERRORS:
             raise
-        console.error(f"{problem.filename or 'a file'}: {problem.strerror}")
+        unnamed = "a file" if _flushed() else "standard output"
+        console.error(f"{problem.filename or unnamed}: {problem.strerror}")
         sys.exit(2)
     except KeyboardInterrupt:
         again = _AGAIN if words[0] in ("compress", "study", "search") else ""
@@ -115,6 +118,25 @@ def main() -> None:
             again = _AGAIN_WITHOUT
         console.error(f"interrupted{again}")
         sys.exit(130)
+
+
+def _run() -> None:
+    """Run the command, and write what it printed: if that fails, only the interpreter's end would say so."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except SystemExit:  # which ends every command, with or without an error
+        sys.stdout.flush()
+        raise
+
+
+def _flushed() -> bool:
+    """Write what was printed, or drop it where that fails: it would fail again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _first_here() -> bool:
