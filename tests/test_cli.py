@@ -490,6 +490,8 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["show", "augment", "fashion-mini", "--set", "data.image_size=4"], "at least 8 x 8"),
         (["report", "x" * 300], "there is no such folder"),
         (["--install-completion", "--shell", "tcsh"], "tcsh"),
+        (["predict", "run", ""], "the argument after run: is empty; is a shell variable not set?"),
+        (["data", "check", "fashion-mini", "--out="], "--out=: is empty"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -498,6 +500,13 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, words: list[str],
     assert named in refused(tmp_path, *words)
     left = [path for path in tmp_path.iterdir() if path.name != "cache"]
     assert left == [tmp_path / "taken"], "nothing is left behind"
+
+
+def test_the_home_folder_is_meant_after_an_equals_sign_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the shell leaves the `~`, and a folder of this name was made."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, meant in (("~/p.txt", "/home/me/p.txt"), ("a~/p.txt", "a~/p.txt"), ("~p.txt", "~p.txt")):
+        assert refused(tmp_path, "predict", "m", "x", f"--out={given}").startswith(f"--out {meant}: must end in .csv")
 
 
 def test_sigterm_exits_143_and_the_run_goes_on(home: Path) -> None:

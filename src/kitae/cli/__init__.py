@@ -9,8 +9,10 @@ import difflib
 import errno
 import io
 import os
+import re
 import sys
 import warnings
+from itertools import pairwise
 
 from cyclopts import (
     ArgumentOrderError,
@@ -49,6 +51,8 @@ _ARGUMENTS = {
 }  # fmt: skip
 # Commands whose --set does not take fields of a whole recipe.
 _OF_DATA = (("data", "check"), ("data", "fix"), ("show", "augment"))
+_EMPTY = re.compile(r"(--[\w-]+=)?")
+_OF_HOME = re.compile(r"(--[\w-]+=)(~(?:/.*)?)", re.DOTALL)
 _CLOSE = 0.7  # similarity of two names from which one may be a typing mistake for the other
 # File system errors that are not bugs of this program.
 _USER_ERRORS = (
@@ -75,10 +79,15 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):  # a name that the encoding lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:]
+    sys.argv[1:] = words = [_at_home(word) for word in sys.argv[1:]]
     if not words:
         console.say(_FIRST_STEPS)
         return
+    for before, word in pairwise(("kitae", *words)):
+        if _EMPTY.fullmatch(word):  # as a path it would be the current folder
+            if _first_here():
+                console.error(f"{word or f'the argument after {before}'}: is empty; is a shell variable not set?")
+            sys.exit(2)
     if words[0] in _COMMANDS:
         console.error(f"there is no command {words[0]!r}: use kitae {_COMMANDS[words[0]]}")
         sys.exit(2)
@@ -118,6 +127,12 @@ def main() -> None:
             again = _AGAIN_WITHOUT
         console.error(f"interrupted{again}")
         sys.exit(130)
+
+
+def _at_home(word: str) -> str:
+    """The word with the `~` of `--out=~/runs` expanded, which a shell only does at the beginning of a word."""
+    found = _OF_HOME.fullmatch(word)
+    return word if found is None else found[1] + os.path.expanduser(found[2])
 
 
 def _run() -> None:
