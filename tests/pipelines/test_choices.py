@@ -144,6 +144,17 @@ def test_a_field_is_set_once() -> None:
         assert apply(recipe, Choices(lr=lr, set=f"train.optimizer.lr={text}")).train.optimizer.lr == lr
 
 
+def test_an_option_is_kept_beside_a_whole_section() -> None:
+    recipe = apply(Recipe(), Choices(epochs=7, lr=0.2, set=("train={batch_size: 32}", "train.optimizer={name: adamw}")))
+    train = recipe.train
+    assert (train.epochs, train.batch_size, train.optimizer.name, train.optimizer.lr) == (7, 32, "adamw", 0.2)
+    for text in ("train={epochs: 5}", "train={epochs: 5, optimizer: {lr: 0.1}}"):
+        with pytest.raises(KitaeError, match=r"epochs and set train={epochs: 5.*: are the same field"):
+            apply(Recipe(), Choices(epochs=7, set=text))
+    with pytest.raises(KitaeError, match=r"lr and set train={optimizer: {lr: 0\.1}}: are the same field"):
+        apply(Recipe(), Choices(lr=0.2, set="train={optimizer: {lr: 0.1}}"))
+
+
 def test_a_section_without_a_source_keeps_the_one_that_was_given() -> None:
     recipe = Recipe(data=DataSpec(source="folder:photos", limit=9))
     for given in ("data={val_fraction: 0.3}", {"data": {"val_fraction": 0.3}}):

@@ -13,7 +13,7 @@ from kitae.data.sources import SOURCES, path_of, source_of
 from kitae.errors import RecipeError, TrainingError, did_you_mean
 from kitae.files import plain, user_path
 from kitae.folders import SIGNS, kind_of
-from kitae.recipe import NAMES_ELSEWHERE, Recipe, assignment, assignments, field_ending, shipped
+from kitae.recipe import NAMES_ELSEWHERE, Recipe, assignment, assignments, field_ending, flat, shipped
 from kitae.run import Run
 
 _PREFIX = "recipe:"  # of a shipped recipe's name that something else also has
@@ -100,12 +100,14 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
     }
     for text in set_fields(choices):
         field, value = assignment(text)
+        fields = flat(value, f"{field}.", lists=False)  # a whole section has several
         for option in own:
-            given = plain(choices.get(option))
-            if field == _FIELDS[option] and value not in (given, assignment(f"{field}={given}")[1]):  # 1e-05 is text
+            name, given = _FIELDS[option], plain(choices.get(option))
+            if name in fields and fields[name] not in (given, assignment(f"{name}={given}")[1]):  # 1e-05 is text
                 raise RecipeError(f"{option} and set {text}: are the same field; give only one of them")
     try:
-        return recipe.override(*own.values(), *set_fields(choices))
+        # The options last, since a whole section resets the fields that it does not name.
+        return recipe.override(*set_fields(choices), *own.values())
     except RecipeError:
         for option, chosen in own.items():
             try:
