@@ -482,6 +482,7 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["predict", "nowhere", "x.png"], "x.png"),
         (["data", "check", "folder:nowhere"], "nowhere"),
         (["recipe", "nope"], "no recipe 'nope'"),
+        (["search", "fashion-mini", "--recipe", "fashion-mini:", "--arms", "3"], "no recipe 'fashion-mini:'"),
         (["recipe", "--set", "train.epochs=7"], "--set: needs the name of a recipe"),
         (["train", "--resume", "runs/typo"], "runs/typo"),
         (["train", "fashion-mini", "--set", "augment.train.cutout.size=4"], "augment.train has no cutout"),

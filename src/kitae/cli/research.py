@@ -209,10 +209,10 @@ def search(
     console.starting(f"search {data}")
     from kitae.data.sources import source_named
     from kitae.experiments.search import search as run_search
-    from kitae.recipe import assignments
+    from kitae.recipe import Recipe, assignments
 
     result = run_search(
-        recipe, out, *assignments({"data.source": source_named(data)}), *(set_ or ()), arms=arms,
+        Recipe.load(recipe), out, *assignments({"data.source": source_named(data)}), *(set_ or ()), arms=arms,
         rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray, gpus), overwrite=overwrite,
         report=console.say,
     )  # fmt: skip
