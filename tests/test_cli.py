@@ -484,6 +484,8 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["recipe", "nope"], "no recipe 'nope'"),
         (["search", "fashion-mini", "--recipe", "fashion-mini:", "--arms", "3"], "no recipe 'fashion-mini:'"),
         (["recipe", "--set", "train.epochs=7"], "--set: needs the name of a recipe"),
+        (["recipe", "fashion-mini", "--schema"], "--schema: is the same for all recipes; leave out fashion-mini"),
+        (["study", "--set", "train.epochs=1", "mixing"], "--set: needs the name of a study: kitae study NAME --set"),
         (["train", "--resume", "runs/typo"], "runs/typo"),
         (["train", "fashion-mini", "--set", "augment.train.cutout.size=4"], "augment.train has no cutout"),
         (["show", "augment", "nowhere", "--out", "taken"], "taken is a file, not a folder"),

@@ -69,6 +69,10 @@ def study(
         tiny: Run the study's tiny version, to check that the file works; its numbers mean nothing.
         overwrite: Replace the study in --out.
     """
+    if spec is None:
+        given = {"--out": out, "--set": set_, "--plan": plan, "--tiny": tiny, "--ray": ray, "--overwrite": overwrite}
+        if option := next((name for name, value in given.items() if value), None):
+            raise RecipeError(f"{option}: needs the name of a study: kitae study NAME {option} ...")
     if spec is not None and not plan:
         console.starting(f"study {spec}")
     from kitae.experiments.study_spec import StudySpec, shipped
@@ -393,6 +397,8 @@ def recipe(name: str | None = None, *, set_: Sets = None, schema: bool = False) 
     """
     from kitae.recipe import Recipe, read_text, shipped
 
+    if schema and name is not None:
+        raise RecipeError(f"--schema: is the same for all recipes; leave out {name}")
     if set_ and (schema or name is None):
         raise RecipeError("--set: needs the name of a recipe: kitae recipe NAME --set ...")
     if schema:
