@@ -98,6 +98,8 @@ def test_only_some_techniques() -> None:
     assert spec.base["train"]["epochs"] == 15  # type: ignore[index]
     with pytest.raises(RecipeError, match="only: cifar10-strong does not use 'mixup'; it uses random_crop"):
         ablation("cifar10-strong", only=["mixup"])
+    for seed in ("train.seed=7", "train={seed: 7}"):
+        refused(RecipeError, "train.seed: every run of a study has a seed of its own", ablation, "fashion-mini", seed)
 
 
 def test_a_study_of_a_run_is_as_long_as_the_run_became() -> None:

@@ -202,8 +202,16 @@ def _settable(name: str, chain: tuple[str, ...]) -> str | None:
         return name if name in CompressSpec.model_fields else None
     from kitae.recipe import field_ending
 
+    if chain == ("study",):
+        from kitae.experiments.study_spec import StudySpec
+
+        own = "seeds" if name == "seed" else name
+        if own in StudySpec.model_fields:
+            return f"study.{own}"
     field = field_ending(name)
-    return field if field is None or chain not in _OF_DATA or field.startswith("data.") else None
+    if field is None or (chain in _OF_DATA and not field.startswith("data.")):
+        return None
+    return None if chain == ("study", "ablate") and field == "train.seed" else field  # there it is --seeds
 
 
 def _without_option(argument: str, chain: tuple[str, ...], arguments: list[str]) -> str:

@@ -35,7 +35,7 @@ from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, step_of
 from kitae.experiments.techniques import chosen, repeated
 from kitae.files import plain
-from kitae.recipe import Recipe, assignment, assignments, checked, explain, parse_yaml, read_text
+from kitae.recipe import Recipe, assignment, assignments, assigns, checked, explain, parse_yaml, read_text
 from kitae.reporting.effects import metric
 from kitae.spec import Spec
 
@@ -452,9 +452,11 @@ def ablation(
         design, metric, foldover: as in a study file.
 
     Raises:
-        RecipeError: the recipe uses no technique, or not the ones named.
+        RecipeError: the recipe uses no technique, or not the ones named; an override of `train.seed`.
     """
     base = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
+    if assigns(overrides, "train.seed"):
+        raise RecipeError("train.seed: every run of a study has a seed of its own; choose them by seeds")
     factors = chosen(base, only, "only")
     if not factors:
         raise RecipeError(f"{base.name}: uses no technique that could be left out")
