@@ -77,6 +77,17 @@ def test_with_json_stdout_has_one_document_and_stderr_the_rest(capsys: pytest.Ca
     assert said.err == "epoch 1\n"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_json_is_json_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value, written = {"caf\xe9": "\U0001f600"}, io.BytesIO()
+    output = io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace")  # as a command sets it
+    monkeypatch.setattr(sys, "stdout", output)
+    with console.json_only(True):
+        console.answer(value)
+    output.flush()
+    assert json.loads(written.getvalue().decode(encoding)) == value
+
+
 def test_decimals_follow_the_error() -> None:
     assert [decimals(value) for value in (0.00034, 0.3, 4.0, 40.0, 1e-12)] == [5, 2, 1, 0, 8]
     assert decimals(0.0) == decimals(float("nan")) == 3

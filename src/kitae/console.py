@@ -129,7 +129,12 @@ def answer(value: Any) -> None:
     """
     if _json:
         _clear()
-        sys.stdout.write(printable(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
+        text = printable(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:  # what would be written for it, such as \xe9, is no JSON
+            text = json.dumps(json.loads(text), indent=2)
+        sys.stdout.write(f"{text}\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
