@@ -165,6 +165,25 @@ def test_the_bar_of_a_terminal_starts_again_with_each_fold(monkeypatch: pytest.M
                 assert step < 2 or task.time_remaining == 3 * (10 - step)
 
 
+def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of Emacs, where rich shows no bar."""
+    seen, told = io.StringIO(), io.StringIO()
+    for name, file in (("console", seen), ("errors", told)):
+        monkeypatch.setattr(console, name, Console(file=file, force_terminal=True, _environ={"TERM": "dumb"}))
+    clock = count(0, 20)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.status("evaluate x"):
+        assert told.getvalue() == "starting: kitae evaluate x\n"
+    with console.TrainingView() as view, console.counting("decoding images") as counted:
+        console.starting("train x", bar=True)
+        counted(1, 2)
+        view.on_plan(1)
+        view.on_step(0, 1, 9, 1.0, 100.0, 0.0)
+    first, decoded, step = seen.getvalue().splitlines()
+    assert (first, decoded) == ("starting: kitae train x", "decoding images: 1 of 2")
+    assert step.startswith("epoch 1/1  step 1/9  loss 1.000")
+
+
 def test_progress_is_where_somebody_looks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     for looks in (False, True):

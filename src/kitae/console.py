@@ -44,6 +44,11 @@ def interactive() -> bool:
     return not _json and (console.is_terminal or console.is_jupyter)
 
 
+def _redraws(output: Console) -> bool:
+    """Whether this is a terminal that can replace a line, as bars need; with TERM=dumb rich shows none."""
+    return output.is_terminal and not output.is_dumb_terminal
+
+
 def printable(name: object) -> str:
     """A file or folder name as text that can be encoded; bytes that are not UTF-8 become U+FFFD."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -68,7 +73,7 @@ def remark(text: str) -> None:
 
 def starting(command: str, *, bar: bool = False) -> None:
     """Print the command before its imports, which take seconds; not on a terminal where a progress bar will show it."""
-    if not (bar and console.is_terminal):
+    if not (bar and _redraws(console)):
         say(f"starting: kitae {command}")
 
 
@@ -80,7 +85,7 @@ def status(command: str) -> Iterator[None]:
     time from what is measured.
     """
     global _shown
-    if errors.is_terminal:
+    if _redraws(errors):
         line = Text(printable(f"running: kitae {command} ..."))
         line.truncate(errors.width - 1, overflow="ellipsis")  # what a terminal wraps could not be erased
         # What libraries print to standard error has lines of its own above this one.
@@ -324,7 +329,7 @@ class _CellBar:
 @contextmanager
 def counting(what: str) -> Iterator[Any]:
     """A progress callback `(done, total)` for a long job, such as decoding images: draws a bar, or prints remarks."""
-    if console.is_terminal:
+    if _redraws(console):
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=console, transient=True)
         job = bar.add_task(what, total=None)
@@ -379,7 +384,7 @@ class TrainingView:
         self._job: Any = None
         self._last_line = -math.inf  # so the first step has a line
         self._first: tuple[int, float] | None = None  # the first step since `on_plan`, and when it ended
-        if console.is_terminal:
+        if _redraws(console):
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                 TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
