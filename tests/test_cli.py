@@ -473,6 +473,8 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["train", "fashion-mini", "--folds", "1"], "--folds 1"),
         (["train"], "DATA is missing"),
         (["train", "fashion-mini", "train.epochs=1"], "train.epochs=1: use --set train.epochs=1"),
+        (["train", "fashion-mini", "data.source=my cats"], "data.source=my cats: use --set 'data.source=my cats'"),
+        (["export", "runs/a", "runs/lr=1"], "runs/lr=1: unexpected argument; see kitae export --help"),
         (["train", "fashion-mini", "--set", "epochs=1"], "did you mean train.epochs?"),
         (["train", "fashion-mini", "--epochs", "-1"], "epochs: should be greater than or equal to 0, not -1"),
         (["train", "fashion-mini", "--epochs", "1.5"], "--epochs: '1.5' is not a whole number"),

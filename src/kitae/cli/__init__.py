@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
 import io
 import os
 import re
+import shlex
 import sys
 import warnings
 from itertools import pairwise
@@ -254,5 +256,8 @@ def _reworded(problem: CycloptsError) -> str:
             return f"{argument.name.lstrip('-').upper()} is missing; see {command} --help"
     if isinstance(problem, UnusedCliTokensError) and problem.unused_tokens:
         extra = problem.unused_tokens[0]
-        return f"{extra}: use --set {extra}" if "=" in extra else f"{extra}: unexpected argument; see {command} --help"
+        settable = "set_" in inspect.signature(problem.target).parameters if problem.target else False
+        if "=" in extra and settable:
+            return f"{extra}: use --set {shlex.quote(extra)}"
+        return f"{extra}: unexpected argument; see {command} --help"
     return str(problem)
