@@ -364,10 +364,15 @@ def test_a_page_is_opened_only_where_asked_and_two_commands_follow(
     assert len(said) == 3
     write_page(tmp_path, browser=True)
     opened.assert_called_once_with(page.as_uri())
+    opened.return_value = False
+    capsys.readouterr()
+    write_page(tmp_path, browser=True)
+    assert capsys.readouterr().err == "note: --open found no browser on this machine\n"
+    opened.reset_mock()
     monkeypatch.setattr("kitae.reporting.page.write", Mock(side_effect=KitaeError("full")))
     write_page(tmp_path, browser=True)
     assert "was not written: full" in capsys.readouterr().out
-    opened.assert_called_once()
+    opened.assert_not_called()
 
 
 def test_data_prepare_and_check(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,4 +151,5 @@ def show(page: Path) -> None:
     """Open a page in the user's browser."""
     import webbrowser
 
-    webbrowser.open(page.resolve().as_uri())
+    if not webbrowser.open(page.resolve().as_uri()):
+        console.remark("note: --open found no browser on this machine")
