@@ -585,6 +585,7 @@ WITHOUT = "; run the same command without --overwrite to resume"
         ("compress run", "run.Run.open", AGAIN),
         ("evaluate run", "run.Run.open", ""),
         ("study fashion-mini", "experiments.study.study", AGAIN),
+        ("study fashion-mini --plan", "experiments.study.plan_study", ""),
         ("search fashion-mini", "experiments.search.search", AGAIN),
         ("study fashion-mini --overwrite", "experiments.study.study", WITHOUT),
         ("search fashion-mini --overwrite", "experiments.search.search", WITHOUT),

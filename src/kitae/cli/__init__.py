@@ -124,8 +124,8 @@ def main() -> None:
         console.error(f"{problem.filename or unnamed}: {problem.strerror}")
         sys.exit(2)
     except KeyboardInterrupt:
-        again = _AGAIN if words[0] in ("compress", "study", "search") else ""
-        if words[0] in ("study", "search") and "--overwrite" in words:
+        again = _AGAIN if words[0] in ("compress", "study", "search") and "--plan" not in words else ""
+        if again and words[0] != "compress" and "--overwrite" in words:
             again = _AGAIN_WITHOUT
         console.error(f"interrupted{again}")
         sys.exit(130)
