@@ -290,6 +290,14 @@ def test_gpus_are_given_by_ray(home: Path, words: str) -> None:
     assert refused(home, *words.split(), "--gpus", 0.5).startswith("--gpus 0.5: only Ray gives GPUs")
 
 
+@pytest.mark.parametrize("words", ["study mixing", "study ablate fashion-mini", "search fashion-mini"])
+def test_ray_is_missed_before_anything_is_measured(home: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for late in ("study.plan_study", "search.resolve_name"):
+        monkeypatch.setattr(f"kitae.experiments.{late}", lambda *_, **__: pytest.fail("it was planned"))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert refused(home, *words.split(), "--ray", "local").startswith("ray is not installed: ")
+
+
 def test_dry_run_prints_the_plan_and_writes_no_run(home: Path) -> None:
     out = kitae(home, "train", "fashion-mini", "--dry-run", "--out", "dry", *TINY).stdout
     assert all(part in out for part in ("parameters", "estimated time", "precision: fp32"))

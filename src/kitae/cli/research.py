@@ -26,7 +26,7 @@ from kitae.cli.app import (
     write_page,
 )
 from kitae.cli.data import data_spec
-from kitae.errors import KitaeError, RecipeError, did_you_mean
+from kitae.errors import KitaeError, RecipeError, did_you_mean, require
 
 _Recipe = Annotated[str, Parameter(help="A shipped recipe's name or a .yaml file.")]
 # Of every command that runs studies.
@@ -81,8 +81,8 @@ def study(
         _list("study", {name: StudySpec.load(name).about for name in shipped()}, "what it measures")
     else:
         _study(
-            spec, *(set_ or ()), plan=plan, out=out, cluster=_ray(ray, gpus), overwrite=overwrite, browser=open_,
-            tiny=tiny, workers=workers, threads=threads,
+            spec, *(set_ or ()), plan=plan, out=out, cluster=_ray(ray, gpus, plan=plan), overwrite=overwrite,
+            browser=open_, tiny=tiny, workers=workers, threads=threads,
         )  # fmt: skip
 
 
@@ -125,11 +125,13 @@ def _print_result(result: Any) -> None:
             console.table("", *part)
 
 
-def _ray(address: str | None, gpus: float) -> Any:
+def _ray(address: str | None, gpus: float, *, plan: bool = False) -> Any:
     if address is None:
         if gpus:
             raise RecipeError(f"--gpus {gpus:g}: only Ray gives GPUs to runs; on this machine alone, add --ray local")
         return None
+    if not plan:
+        require("ray")  # which is not used before the plan is made
     from kitae.experiments.executors import RayCluster
 
     return RayCluster(None if address == "local" else address, gpus)
@@ -177,8 +179,8 @@ def ablate(
         recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover
     )
     _study(
-        spec, plan=plan, out=out, cluster=_ray(ray, gpus), overwrite=overwrite, browser=open_, workers=workers,
-        threads=threads,
+        spec, plan=plan, out=out, cluster=_ray(ray, gpus, plan=plan), overwrite=overwrite, browser=open_,
+        workers=workers, threads=threads,
     )  # fmt: skip
 
 
