@@ -334,6 +334,7 @@ def test_a_run_that_is_not_finished_says_so(home: Path, run: Path, pictures: Pat
     note = "note: killed is not finished, so its probabilities are not calibrated; resume it with: kitae train --resume"
     assert note in kitae(home, "predict", "killed", "pictures").stderr
     assert note in kitae(home, "export", "killed", "--out", "killed.onnx").stderr
+    assert note in kitae(home, "evaluate", "killed", "--split", "val").stderr
     assert "not finished" not in kitae(home, "predict", "run", "pictures").stderr
 
 

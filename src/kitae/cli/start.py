@@ -167,6 +167,7 @@ def evaluate(
 
         opened = Run.open(run)
         result = opened.evaluate(split, tta)
+    note_unfinished(opened)
     console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
     rows = [
         [name, console.percent(entry["accuracy"], entry["accuracy_interval"]), str(entry["count"])]
