@@ -114,6 +114,12 @@ def test_shell_completion_is_installed(home: Path) -> None:
     assert "kitae" in (home / ".bashrc").read_text()
 
 
+def test_a_completion_script_is_replaced_by_a_new_one(home: Path) -> None:
+    for shell in ("bash", "zsh", "fish", "powershell", "bash"):
+        kitae(home, "--install-completion", "--shell", shell, "--output", "completion")
+        assert "kitae" in (home / "completion").read_text()
+
+
 def test_train_says_first_what_it_trains_on_what_and_then_accuracy_with_its_interval(printed: str) -> None:
     assert "\x1b" not in printed
     (header,) = (line for line in printed.splitlines() if "everything goes to" in line)
@@ -512,6 +518,7 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["show", "augment", "fashion-mini", "--set", "data.image_size=4"], "at least 8 x 8"),
         (["report", "x" * 300], "there is no such folder"),
         (["--install-completion", "--shell", "tcsh"], "tcsh"),
+        (["--install-completion", "--shell", "bash", "--output", "taken"], "taken: exists and is no completion"),
         (["predict", "run", ""], "the argument after run: is empty; is a shell variable not set?"),
         (["data", "check", "fashion-mini", "--out="], "--out=: is empty"),
     ],

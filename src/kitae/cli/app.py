@@ -95,6 +95,10 @@ def install_completion(
     """
     from cyclopts.completion.detect import ShellDetectionError
 
+    if output is not None and output.is_file():
+        with output.open("rb") as script_before:
+            if b"kitae" not in script_before.readline(1000):  # the first line of a script names the command
+                raise KitaeError(f"--output {output}: exists and is no completion script of kitae; choose another file")
     try:
         script = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
     except ShellDetectionError as error:
