@@ -24,6 +24,7 @@ from kitae.data.spec import DataSpec
 from kitae.errors import AugmentError, RecipeError, did_you_mean
 from kitae.evaluation.spec import EvaluateSpec
 from kitae.files import one_line_yaml, user_path, write_atomically
+from kitae.folders import SIGNS, kind_of
 from kitae.models.spec import ModelSpec
 from kitae.spec import Spec
 from kitae.training.spec import TrainSpec
@@ -176,6 +177,8 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
         name = str(path_or_name)
         if name in recipes:
             return recipes[name], name
+        if kind_of(path) == "run":
+            raise RecipeError(f"{path}: is a run folder; give its recipe, {path / SIGNS['run']}")
         raise RecipeError(
             f"no recipe {name!r}{did_you_mean(name, recipes)}: give a .yaml file or one of {', '.join(recipes)}"
         )

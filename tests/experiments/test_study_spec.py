@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,14 @@ def test_a_missing_study_names_the_nearest() -> None:
         refused(RecipeError, "no such study file", find, name)
     name = shipped()[0]
     refused(RecipeError, f"did you mean {name}", find, name + "x")
+
+
+def test_a_study_folder_is_named_with_the_command_that_resumes_it(tmp_path: Path) -> None:
+    folder = tmp_path / "my study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text("study: {}\nruns: []\n")
+    command = f"kitae study '{folder / 'study.yaml'}' --out '{folder}'"
+    refused(RecipeError, f"is a study folder; resume it with: {re.escape(command)}$", find, folder)
 
 
 def test_dump_and_parse_are_inverse() -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,7 @@ from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, step_of
 from kitae.experiments.techniques import chosen, repeated
 from kitae.files import plain
+from kitae.folders import SIGNS, kind_of
 from kitae.recipe import Recipe, assignment, assignments, assigns, checked, explain, parse_yaml, read_text
 from kitae.reporting.effects import metric
 from kitae.spec import Spec
@@ -367,6 +369,9 @@ def find(source: str | Path) -> Path:
         return path
     if str(source) in names:
         return SHIPPED / f"{source}.yaml"
+    if kind_of(path) == "study":
+        again = shlex.join(["kitae", "study", str(path / SIGNS["study"]), "--out", str(path)])
+        raise RecipeError(f"{source}: is a study folder; resume it with: {again}")
     hint = did_you_mean(str(source), names)
     raise RecipeError(f"{source}: no such study file{hint}; shipped studies: {', '.join(names)}")
 
