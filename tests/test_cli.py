@@ -436,6 +436,13 @@ def test_an_unknown_command_is_answered_with_the_commands_in_the_order_of_use(ho
     )
 
 
+def test_a_field_without_effect_on_data_is_noted(tmp_path: Path) -> None:
+    write_folder(tmp_path / "cats", train=12, classes=2)
+    words = ("data", "fix", "cats", "--out", "f.csv", "--set", "train.epochs=3", "data.val_fraction=0.2", "name=a b")
+    note = "note: only fields of data have an effect here, not --set train.epochs=3 'name=a b'\n"
+    assert note in kitae(tmp_path, *words).stderr
+
+
 def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 

@@ -132,8 +132,12 @@ def _planned(assignments: list[str] | None) -> bool:
 
 
 def data_spec(source: str, assignments: list[str] | None) -> Any:
-    """The data section of a recipe with this source and these overrides."""
+    """The data section of a recipe with this source and these overrides; those of other sections are noted."""
     from kitae.data.sources import source_named
-    from kitae.recipe import Recipe
+    from kitae.recipe import Recipe, assignment
 
-    return Recipe().located(source_named(source), None).override(*(assignments or ())).data
+    given = assignments or []
+    found = Recipe().located(source_named(source), None).override(*given).data
+    if others := [text for text in given if assignment(text)[0].partition(".")[0] != "data"]:
+        console.remark(f"note: only fields of data have an effect here, not --set {shlex.join(others)}")
+    return found
