@@ -21,7 +21,7 @@ from rich.console import Console
 from kitae import console
 from kitae.console import decimals
 
-NAMES = (r"\[/foo]", r"a\[bold]x.png", "x:car:y.png", "1:100:5", "[red]", os.fsdecode(b"caf\xe9.jpg"), "\U00020bb7野")
+NAMES = (r"\[/foo]", r"a  \[bold]x.png", "x:car:y.png", "1:100:5", "[red]", os.fsdecode(b"caf\xe9.jpg"), "\U00020bb7野")
 
 
 @pytest.mark.parametrize("name", NAMES)

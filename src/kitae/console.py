@@ -109,9 +109,8 @@ def _clear() -> None:
 
 def error(text: str) -> None:
     """Print one line of error to stderr."""
-    errors.print(
-        f"error: {' '.join(printable(text).split())}", markup=False, style="red" if errors.is_terminal else None
-    )
+    line = " ".join(part.strip() for part in printable(text).splitlines())  # names keep their spaces
+    errors.print(f"error: {line}", markup=False, style="red" if errors.is_terminal else None)
 
 
 @contextmanager
