@@ -470,6 +470,7 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["compress", "run", "--epochs", "3"], "there is no option --epochs: use --finetune-epochs"),
         (["compress", "run", "--drop", "3"], "use --max-drop"),
         (["compress", "run", "--importance", "taylor"], "use --set importance=VALUE"),
+        (["compress", "run", "--max-drop", "1", "--set", "max_drop=2"], "--max-drop and --set max_drop: are the same"),
         (["compress", "run", "--lr", "1"], "there is no option --lr; see kitae compress --help"),
         (["data", "check", "photos-mini", "--epochs", "3"], "no option --epochs; see kitae data check --help"),
         (["data", "check", "photos-mini", "--val-split", "0.2"], "use --set data.val_fraction=VALUE"),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kitae import console
 from kitae.cli.app import SHIP, Open, Sets, WholeOrDefault, answering, app, note_unfinished, write_page
-from kitae.errors import BudgetError
+from kitae.errors import BudgetError, RecipeError
 
 
 @app.command(group=SHIP, sort_key=1)
@@ -56,6 +56,10 @@ def compress(
         "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize or None, "target": target,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
+    fields = {text.partition("=")[0].strip() for text in set_ or ()}
+    if twice := next((name for name in options if name in fields), None):
+        option = f"--{twice.replace('_', '-')}"
+        raise RecipeError(f"{option} and --set {twice}: are the same field; give only one of them")
     # The flags first: --set may only be valid together with them (gradual=true with --prune unstructured).
     spec = resolve_spec(None, options, set_ or ())
     try:
