@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kitae.files import user_path
 from kitae.folders import SIGNS, known_kind
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def load(path: str | Path) -> Run | StudyResult | SearchResult | CompressionResu
     Raises:
         KitaeError: there is no such file or folder, Kitae did not write it, or it is damaged.
     """
-    target = Path(path)
+    target = user_path(path)
     if target.suffix == ".onnx" and not target.is_dir():
         from kitae.runtime import Model
 

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitae import console, views
+from kitae import console, files, views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
 from kitae.files import read_json, read_json_lines, require_format, write_json, write_json_lines, write_parquet
@@ -109,7 +109,7 @@ class Run:
         Raises:
             TrainingError: no run there.
         """
-        folder = Path(path)
+        folder = files.user_path(path)
         if not (folder / _RECIPE).is_file():
             raise TrainingError(f"{folder}: not a run folder (it has no recipe.yaml)")
         return cls(folder, Recipe.load(folder / _RECIPE))
@@ -117,13 +117,13 @@ class Run:
     @staticmethod
     def check_free(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
         """Raise TrainingError for a folder that cannot be made, or holds anything but a run to resume or replace."""
-        exists = (Path(path) / _RECIPE).exists()
+        exists = (files.user_path(path) / _RECIPE).exists()
         if resume and overwrite:
             raise TrainingError("--resume and --overwrite cannot be used together; choose one")
         if exists and not (resume or overwrite):
             raise TrainingError(f"{path}: already has a run; add --resume or --overwrite, or choose another --out")
         if not (exists and resume):  # other files may lie beside a run that is resumed
-            RUN_FOLDER.check(Path(path))
+            RUN_FOLDER.check(files.user_path(path))
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -136,7 +136,7 @@ class Run:
         Raises:
             TrainingError: the folder holds something else or a run of another recipe, or another process writes to it.
         """
-        run = cls(Path(path), recipe)
+        run = cls(files.user_path(path), recipe)
         # Before the lock too, which would be left in a folder that is not ours.
         cls.check_free(run.path, resume=resume, overwrite=overwrite)
         run._made = [f for f in (run.path.absolute(), *run.path.absolute().parents) if not f.exists()]

@@ -117,8 +117,8 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
         name = os.fspath(path)
-        content = _read(Path(path))
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
+        content = _read(self.path)
         self.session = open_session(content, threads=threads, name=name)
         self.metadata: dict[str, Any] = read_metadata(content, name, self.session)
         try:

@@ -83,6 +83,21 @@ def test_a_connection_that_breaks_is_opened_where_it_broke(site: Site, waits: li
     assert waits == [1.0, 1.0], "it waits longer only where nothing came"
 
 
+def test_a_server_may_leave_out_the_length(site: Site, waits: list[float]) -> None:
+    def interrupted(handler: http.server.BaseHTTPRequestHandler) -> None:
+        """Broken off within a chunk, which is noticed without a length too."""
+        handler.protocol_version = "HTTP/1.1"  # of chunks
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.send_header("Last-Modified", "Mon, 02 Nov 2026 00:00:00 GMT")
+        handler.end_headers()
+        handler.wfile.write(b"64\r\n" + CONTENT[:100] + b"\r\n3e8\r\n" + CONTENT[100:600])
+
+    site.answers = [interrupted, gives()]
+    assert b"".join(chunks(site.url)) == CONTENT
+    assert len(waits) == 1
+
+
 def test_a_busy_server_is_asked_again_and_not_for_ever(site: Site, waits: list[float]) -> None:
     site.answers = [says(503), says(429), gives()]
     assert b"".join(chunks(site.url)) == CONTENT

@@ -35,8 +35,10 @@ from kitae.errors import (
     TrainingError,
     TrainingInterruptedError,
 )
+from kitae.loading import load
 from kitae.pipelines import bench
 from kitae.pipelines.bench import estimate
+from kitae.pipelines.export import export
 from kitae.pipelines.notes import machine_notes, notes_of
 from kitae.pipelines.setup import Setup, begin
 from kitae.pipelines.train import train, train_without_test
@@ -262,6 +264,17 @@ def test_every_shipped_recipe_runs_tiny(name: str, tmp_path: Path, parquet: Path
     made = train(Recipe.load(name).override(*fields), tmp_path / "run")
     assert made.finished
     assert len(made.metrics()) == 1
+
+
+def test_home_is_meant_by_a_tilde_in_python_too(
+    tmp_path: Path, small: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = train(small("train.epochs=1"), "~/run", test=False)
+    assert made.path == tmp_path / "run"
+    assert Run.open("~/run").path == load("~/run").path == made.path
+    assert export(made, "~/model.onnx").path == tmp_path / "model.onnx"
+    assert load("~/model.onnx").path == tmp_path / "model.onnx"
 
 
 def test_imbalance_rules_reach_the_loop(tmp_path: Path) -> None:

@@ -80,9 +80,10 @@ class _Version:
         headers = response.headers
         length = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length")
         now = (length, headers.get("Last-Modified") or headers.get("ETag"))
-        if self.found and now != self.found:
+        # A server need not say both each time.
+        if any(before and after and before != after for before, after in zip(self.found, now, strict=False)):
             raise DownloadError("it changed while it was downloaded")
-        self.found = now
+        self.found = self.found or now
 
 
 def _response(url: str, start: int, version: _Version) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ from kitae.data.base import KEY, SPLIT_NAMES, TRAIN, Source
 from kitae.data.check import CheckReport
 from kitae.data.parquet import ParquetSource
 from kitae.errors import DataError, require
-from kitae.files import replacing, write_atomically
+from kitae.files import replacing, user_path, write_atomically
 
 _ROWS = 128  # written at once
 
@@ -55,7 +55,7 @@ def suffix_of(source: Source) -> str:
 
 def check_out(source: Source, out: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a file that `fix` cannot write. Raises DataError: it exists or has another ending, or see `suffix_of`."""
-    path, ending = Path(out), suffix_of(source)
+    path, ending = user_path(out), suffix_of(source)
     if path.suffix.lower() != ending:
         raise DataError(f"{path}: must end in {ending}, the format written for {source.name}")
     if os.path.exists(path) and not overwrite:
@@ -74,7 +74,7 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
         DataError: `out` exists or has another ending, nothing is left to write, or the source cannot be fixed.
     """
     check_out(source, out, overwrite=overwrite)
-    path = Path(out)
+    path = user_path(out)
     kept = [row for row in range(len(source)) if row not in report.excluded]
     if not kept:
         raise DataError(

@@ -26,7 +26,7 @@ from kitae.experiments.plan import Job, Plan
 from kitae.experiments.stats import analyse
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
-from kitae.files import plain, read_json, write_json, write_parquet
+from kitae.files import plain, read_json, user_path, write_json, write_parquet
 from kitae.reporting.effects import Analysis, Effect, amount, interval, metric, noise_line, sentence
 from kitae.reporting.study_labels import effect_label
 from kitae.reporting.study_results import StudyRecord
@@ -68,7 +68,7 @@ class StudyResult:
         Raises:
             KitaeError: no study there, or a file is damaged.
         """
-        folder = Path(path)
+        folder = user_path(path)
         content = read_study(folder)
         if content is None:
             raise TrainingError(f"{folder}: no study there (it has no {STUDY})")

@@ -52,7 +52,7 @@ from kitae.experiments.space import PRESETS, apply, suggest
 from kitae.experiments.study import MEASURE, TRAIN_WITHOUT_TEST, study
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome, read_outcome
-from kitae.files import write_atomically, write_json
+from kitae.files import user_path, write_atomically, write_json
 from kitae.folders import REPORT, Owned
 from kitae.pipelines.choices import set_fields, understand
 from kitae.pipelines.facts import framed
@@ -173,7 +173,7 @@ def search(
         asked = asked.model_copy(update={"data": data})
     if not 0 <= seed < 2**32:
         raise RecipeError(f"seed: {seed} must be 0 to {2**32 - 1}")
-    folder = Path("runs/search") if out is None else Path(out)
+    folder = Path("runs/search") if out is None else user_path(out)
     place = executor or LocalProcesses(workers)
     each = threads_each(threads, workers)
     with SEARCH_FOLDER.locked(folder, check=overwrite or not (folder / SEARCH).is_file()):

@@ -17,7 +17,7 @@ from kitae.experiments.folder import read_settings
 from kitae.experiments.result import StudyResult
 from kitae.experiments.space import Parameters, apply
 from kitae.experiments.wording import Table, text
-from kitae.files import read_json, require_format
+from kitae.files import read_json, require_format, user_path
 from kitae.folders import SIGNS
 from kitae.recipe import Recipe, checked
 from kitae.reporting.results import Record
@@ -95,7 +95,7 @@ class SearchResult:
         Raises:
             KitaeError: no finished search there, or a file is damaged.
         """
-        folder, file = Path(path), Path(path) / "search.json"
+        folder, file = user_path(path), user_path(path) / "search.json"
         content = read_search(folder)
         if content is None or not file.is_file():
             raise TrainingError(f"{folder}: no finished search there (it has no {file.name if content else SEARCH})")

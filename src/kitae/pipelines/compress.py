@@ -37,7 +37,7 @@ from kitae.errors import (
     TrainingInterruptedError,
     one_line,
 )
-from kitae.files import read_json, write_atomically, write_json, write_parquet
+from kitae.files import read_json, user_path, write_atomically, write_json, write_parquet
 from kitae.folders import LOCK, REPORT, SIGNS, Owned
 from kitae.machine import machine
 from kitae.models.build import build_seeded
@@ -87,10 +87,10 @@ class CompressionResult:
         Raises:
             CompressionError: none there, or its file is damaged.
         """
-        file = Path(path) / _FACTS
+        file = user_path(path) / _FACTS
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
-        return cls(Path(path), CompressionRecord.open(file.parent))
+        return cls(file.parent, CompressionRecord.open(file.parent))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def compress(
             "compress a run that was trained without --folds"
         )
     spec = resolve_spec(spec, options)
-    folder = Path(out) if out is not None else beside(run.path, "-small")
+    folder = user_path(out) if out is not None else beside(run.path, "-small")
     if not os.access(run.path, os.W_OK):
         raise CompressionError(f"{run.path}: is read-only, but each use of test is recorded there; copy the run")
     with COMPRESSION.locked(folder, check=True):

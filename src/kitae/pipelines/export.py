@@ -7,7 +7,7 @@ from pathlib import Path
 from kitae.deployment.onnx import Card, Exported
 from kitae.deployment.onnx import export as write_onnx
 from kitae.errors import DataError, ExportError, require
-from kitae.files import unwritable
+from kitae.files import unwritable, user_path
 from kitae.folders import kind_of
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
@@ -28,7 +28,7 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
             be exported, or the file does not compute what it computes.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    file = Path(out) if out is not None else beside(run.path, ".onnx")
+    file = user_path(out) if out is not None else beside(run.path, ".onnx")
     if file.is_dir():
         raise ExportError(f"{file}: is a folder; give a file, such as {file / beside(run.path, '.onnx').name}")
     if file.suffix != ".onnx":  # what `predict` and `kt.load` know a file by

@@ -27,6 +27,7 @@ from kitae.errors import (
 )
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
+from kitae.files import user_path
 from kitae.folders import default_folder, kind_of
 from kitae.models.structure import count_parameters
 from kitae.modes import threads_restored
@@ -117,7 +118,7 @@ def train(
         watcher = Unwatched()
     for line in lines:
         watcher.note(line)
-    folder = default_folder(wanted.name, new=not (resume or overwrite)) if out is None else Path(out)
+    folder = default_folder(wanted.name, new=not (resume or overwrite)) if out is None else user_path(out)
     # Each process has made a plan from its own measurements; all use that of the main process.
     agreed: Recipe
     folder, agreed, most = distributed.from_main((folder, wanted, None if minutes is None else minutes.most), world)
@@ -303,7 +304,7 @@ def _begun(data: str, out: str | Path | None) -> str:
         if kind == "recipe":
             return data
         out = default_folder(name_of(what), new=False)
-    return to_resume(data, Path(out))
+    return to_resume(data, user_path(out))
 
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kitae import __version__, console
 from kitae.errors import KitaeError, require
-from kitae.files import write_atomically
+from kitae.files import user_path, write_atomically
 from kitae.folders import REPORT, SIGNS, known_kind
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
 from kitae.reporting.compression_results import CompressionRecord
@@ -99,7 +99,7 @@ def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) 
         raise KitaeError(f"a comparison needs two runs or more, not {len(runs)}")
     if twice := [run.path for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]:
         raise KitaeError(f"{twice[-1]}: is listed twice; give each run once")
-    file = Path(out) if out is not None else paths[0].with_name("comparison.html")
+    file = user_path(out) if out is not None else paths[0].with_name("comparison.html")
     if file.is_dir():
         raise KitaeError(f"{file}: is a folder; give a file, such as {file / 'comparison.html'}")
     if file.exists() and _MARK not in file.read_bytes()[:4096]:
