@@ -795,6 +795,24 @@ def test_of_equal_classes_the_first_is_shown_and_written(
     assert f"{tmp_path / '0.png'},b," in (tmp_path / "p.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    "more",
+    [",split,group\n0.png,a,train,1", ",split,group\n0.png,a", ",x,y\n0.png,a,0.250000,0.750000"],
+)
+def test_a_list_of_labels_is_not_replaced_by_predictions(
+    more: str, tmp_path: Path, classify: Callable[..., None]
+) -> None:
+    """A data source may have the columns `image` and `class` too."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"image,class{more}\n")
+    with pytest.raises(RecipeError, match="does not hold predictions"):
+        classify(0.25, 0.75, out=labels)
+    assert labels.read_text() == f"image,class{more}\n"
+    for images in (2, 0, 1):  # predictions are replaced, also those of no image
+        classify(0.25, 0.75, images=images, out=tmp_path / "p.csv")
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 1
+
+
 def test_as_json_a_terminal_is_not_told_that_predictions_are_missing(
     classify: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

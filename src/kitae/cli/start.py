@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
+import re
 import shlex
 import warnings
 from contextlib import nullcontext
@@ -277,13 +279,25 @@ def _are_predictions(file: Path) -> bool:
     """Whether a file was written by `predict`, so that it may be replaced."""
     try:
         if file.suffix == ".csv":
-            with file.open("rb") as lines:
-                head = lines.readline(1000)
-            return head.startswith(b"image,class,") and head.count(b",") >= 3  # at least two classes
+            with file.open(encoding="utf-8", newline="") as text:
+                head, *rows = itertools.islice(csv.reader(text), 2)
+            return head[:2] == ["image", "class"] and len(head) >= 4 and all(_is_prediction(row, head) for row in rows)
         parquet = require("pyarrow.parquet")
         return bool(parquet.read_schema(file).names == ["image", "class", "probabilities"])
-    except (OSError, ValueError):  # pyarrow's own errors derive from the second
+    except (OSError, ValueError, csv.Error):  # pyarrow's own errors derive from the second
         return False
+
+
+_SHARE = re.compile(r"[01]\.\d{6}")  # a probability in a .csv file
+
+
+def _is_prediction(row: list[str], head: list[str]) -> bool:
+    """Whether a row was written by `predict`: its class has a column, and the columns hold probabilities.
+
+    A list of labels that one trains with may begin with `image` and `class` too.
+    """
+    known = len(row) == len(head) and not {row[1], f"{row[1]} (class)"}.isdisjoint(head[2:])
+    return known and all(map(_SHARE.fullmatch, row[2:]))
 
 
 _PREDICTED_AT_ONCE = 256
