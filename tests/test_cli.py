@@ -813,6 +813,16 @@ def test_a_list_of_labels_is_not_replaced_by_predictions(
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 1
 
 
+def test_a_table_of_no_image_has_the_columns_of_others(tmp_path: Path, classify: Callable[..., None]) -> None:
+    tables = []
+    for images in (2, 0):
+        classify(0.25, 0.75, images=images, out=tmp_path / "p.parquet")
+        tables.append(pyarrow.parquet.read_table(tmp_path / "p.parquet"))
+    assert tables[0].schema == tables[1].schema
+    assert tables[0]["probabilities"].type == pyarrow.list_(pyarrow.float32(), 2)  # as the model gives them
+    assert tables[0]["probabilities"].to_pylist() == [[0.25, 0.75]] * 2
+
+
 def test_as_json_a_terminal_is_not_told_that_predictions_are_missing(
     classify: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -338,12 +338,16 @@ def _write_predictions(
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
+    import numpy as np
+
+    pa = require("pyarrow")
     named = [console.printable(name) for name in classes]
-    table = require("pyarrow").table(
+    shares = np.array(probabilities, np.float32).reshape(len(files), len(classes))
+    table = pa.table(
         {
-            "image": [console.printable(file) for file in files],
-            "class": [console.printable(name) for name in names],
-            "probabilities": [shares.tolist() for shares in probabilities],
+            "image": pa.array([console.printable(file) for file in files], pa.string()),
+            "class": pa.array([console.printable(name) for name in names], pa.string()),
+            "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(shares.reshape(-1)), len(classes)),
         },
         metadata={"classes": json.dumps(named)},  # as in the run's own predictions
     )
