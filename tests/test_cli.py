@@ -823,6 +823,17 @@ def test_a_table_of_no_image_has_the_columns_of_others(tmp_path: Path, classify:
     assert tables[0]["probabilities"].to_pylist() == [[0.25, 0.75]] * 2
 
 
+def test_tables_in_a_folder_whose_name_is_not_utf8(tmp_path: Path, classify: Callable[..., None]) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for images in (1, 2):  # predictions may be replaced
+        classify(0.25, 0.75, images=images, out=folder / "p.parquet")
+    with (folder / "p.parquet").open("rb") as file:
+        assert len(pyarrow.parquet.read_table(file)) == 2
+    run = Run(folder, Recipe())
+    run.write_predictions(pyarrow.table({"name": ["a"]}))
+    assert run.predictions()["name"].to_pylist() == ["a"]
+
+
 def test_as_json_a_terminal_is_not_told_that_predictions_are_missing(
     classify: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

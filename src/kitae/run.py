@@ -315,7 +315,7 @@ class Run:
         if not file.is_file():
             why = "it was trained without a test, or the file was deleted" if self.finished else self._cure
             raise TrainingError(f"{self.path}: has no predictions.parquet; {why}")
-        return pyarrow.parquet.read_table(file)
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(file.read_bytes()))  # it only opens paths in UTF-8
 
     def _json(self, name: str, why: str, *keys: str) -> dict[str, Any]:
         file = self.path / name

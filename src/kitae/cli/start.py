@@ -282,8 +282,9 @@ def _are_predictions(file: Path) -> bool:
             with file.open(encoding="utf-8", newline="") as text:
                 head, *rows = itertools.islice(csv.reader(text), 2)
             return head[:2] == ["image", "class"] and len(head) >= 4 and all(_is_prediction(row, head) for row in rows)
-        parquet = require("pyarrow.parquet")
-        return bool(parquet.read_schema(file).names == ["image", "class", "probabilities"])
+        with file.open("rb") as content:  # pyarrow itself only opens paths in UTF-8
+            names = require("pyarrow.parquet").read_schema(content).names
+        return bool(names == ["image", "class", "probabilities"])
     except (OSError, ValueError, csv.Error):  # pyarrow's own errors derive from the second
         return False
 
