@@ -554,7 +554,7 @@ def test_rules_travel_as_a_mapping() -> None:
         ({"image_size": [32, 32, 3], "version": 2}, "image_size"),
         ({"image_size": 32, "version": 2, "store_size": 31}, "store_size must be"),
         ({"image_size": 32, "version": 2, "store_size": 64.0}, "store_size must be"),
-        ({"image_size": 32, "version": 4}, "version 4 is unknown"),
+        ({"image_size": 32, "version": 4}, "version 4 is unknown.*; upgrade kitae$"),
         ({"image_size": 32, "version": 3, "crop_pct": 0}, "crop_pct must be above 0"),
         ({"image_size": 32, "version": 3, "crop_pct": None}, "crop_pct must be above 0"),
         ({"image_size": 32, "version": 3, "crop_pct": 0.9, "resize": "pad"}, "crop_pct must be 1"),

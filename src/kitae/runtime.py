@@ -127,7 +127,9 @@ class Model:
                 raise TypeError("classes is not a list of names")
             self.classes: tuple[str, ...] = tuple(names)
             self.rules = PreprocessRules.from_dict(self.metadata["preprocess"])
-        except (KeyError, TypeError, ValueError, DataError) as error:
+        except DataError as error:  # the file is undamaged, so they are rules of another version of Kitae
+            raise ExportError(f"{name}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
             raise ExportError(f"{name}: its metadata cannot be used ({error}); export the run again") from error
         if not self.classes:
             raise ExportError(f"{name}: its metadata names no classes; export the run again")

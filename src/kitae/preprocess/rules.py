@@ -104,7 +104,9 @@ class PreprocessRules:
         mapping = dict(mapping)
         version = mapping.pop("version", 1)
         if version not in range(1, VERSION + 1):
-            raise DataError(f"preprocessing rules version {version!r} is unknown; this Kitae knows 1 to {VERSION}")
+            raise DataError(
+                f"preprocessing rules version {version!r} is unknown, this Kitae knows 1 to {VERSION}; upgrade kitae"
+            )
         known = {field.name for field in fields(cls)[: _KNOWN[version]]}
         if unknown := sorted(set(mapping) - known):
             raise DataError(f"unknown preprocessing rule {unknown[0]!r}; valid: {', '.join(sorted(known))}")
