@@ -31,7 +31,7 @@ from rich.console import Console
 
 from kitae import cli, console
 from kitae.cli.app import write_page
-from kitae.errors import DataError, KitaeError, RecipeError
+from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.recipe import Recipe
 from kitae.run import Run
 from tests.command import kitae, refused
@@ -832,6 +832,13 @@ def test_tables_in_a_folder_whose_name_is_not_utf8(tmp_path: Path, classify: Cal
     run = Run(folder, Recipe())
     run.write_predictions(pyarrow.table({"name": ["a"]}))
     assert run.predictions()["name"].to_pylist() == ["a"]
+
+
+def test_a_run_may_be_called_as_an_exported_file(tmp_path: Path) -> None:
+    Recipe().save(tmp_path / "mine.onnx" / "recipe.yaml")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(TrainingError, match=r"mine\.onnx: has no best\.safetensors"):
+        cli.start.predict(tmp_path / "mine.onnx", [tmp_path / "a.png"])
 
 
 def test_as_json_a_terminal_is_not_told_that_predictions_are_missing(

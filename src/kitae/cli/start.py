@@ -221,7 +221,7 @@ def predict(
                 f"{model}: is a compression folder; use its model file: kitae predict {shlex.quote(str(inner))} IMAGES"
             )
         wanted = list_images(images)
-        if model.suffix == ".onnx":
+        if model.suffix == ".onnx" and not os.path.isdir(model):
             from kitae.runtime import Model
 
             with warnings.catch_warnings(record=True) as noted:
