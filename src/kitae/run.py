@@ -18,6 +18,7 @@ report.html, figures/ the page and its charts, by `kitae report`
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,8 +157,7 @@ class Run:
             return
         # The images may have been moved; that they are the same is checked with the splits.
         saved = Recipe.load(self.recipe_file).located(self.recipe.data.source, self.recipe.data.cache)
-        changed = differences(saved, self.recipe)
-        if changed:
+        if changed := differences(saved, self.recipe):
             other = f"has a run of another recipe ({changed[0]})"
             raise TrainingError(f"{self.path}: {other}; choose another --out, or {self._cure}")
         self.recipe = saved
@@ -238,8 +238,7 @@ class Run:
         """
         if self.recipe.data.whole:
             return max((row["epoch"] for row in self.metrics()), default=None)
-        select = self.recipe.train.selection
-        scored = [(merit(row, select), row["epoch"]) for row in self.metrics()]
+        scored = [(merit(row, self.recipe.train.selection), row["epoch"]) for row in self.metrics()]
         return max(((value, epoch) for value, epoch in scored if value is not None), default=(None, None))[1]
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -459,7 +458,7 @@ class Run:
 
         Raises:
             RecipeError: there is no such split or `tta`, or the run has no images of the split.
-            TrainingError: there is no best model yet; for test, the run is not finished.
+            TrainingError: there is no best model yet; for test, the run is not finished, or read-only.
             DataError: the images have changed since the run was trained, or cannot be read.
         """
         from kitae.data.loader import ImageSet
@@ -469,6 +468,8 @@ class Run:
             raise RecipeError(f"split: {split!r} must be train, val or test")
         if split == "test":
             self.require_finished()
+            if not os.access(self.path, os.W_OK):
+                raise TrainingError(f"{self.path}: is read-only, but each use of test is recorded there; copy the run")
         predictor = self.predictor(tta=tta)
         with console.counter(None, "decoding images") as progress:
             store = self.open_store(progress)

@@ -176,6 +176,14 @@ def test_opening_test_again_is_counted_and_it_stays_closed_until_the_run_has_end
     assert unfinished.evaluate("val")["count"] == 600
 
 
+def test_a_read_only_run_is_refused_before_the_images_are_read(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copied.path and access(path, mode))
+    monkeypatch.setattr(Run, "open_store", Mock(side_effect=AssertionError))
+    refused(TrainingError, "is read-only, .* copy the run", copied.evaluate)
+    assert copied.test_openings == 1
+
+
 def test_a_finished_run_is_returned_as_it_is(run: Run) -> None:
     before = run.best.read_bytes()
     assert train(tiny("train.ema=0.9"), run.path, resume=True).evaluation() == run.evaluation()
