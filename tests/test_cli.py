@@ -32,6 +32,7 @@ from rich.console import Console
 from kitae import cli, console
 from kitae.cli.app import write_page
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
+from kitae.pipelines.export import export
 from kitae.recipe import Recipe
 from kitae.run import Run
 from tests.command import kitae, refused
@@ -727,7 +728,9 @@ def test_what_others_print_to_standard_error_does_not_end_the_line_of_a_status(m
     assert sys.stderr is before
 
 
-def test_evaluate_counts_the_images_that_it_decodes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_and_export_count_the_images_that_they_decode(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[Any] = []
 
     def open_store(self: Run, progress: Any = None) -> None:
@@ -738,7 +741,10 @@ def test_evaluate_counts_the_images_that_it_decodes(run: Path, monkeypatch: pyte
     monkeypatch.setattr(console, "interactive", lambda: True)
     with pytest.raises(KitaeError, match="enough"):
         Run.open(run).evaluate("val")
-    assert callable(given[0])
+    with pytest.raises(KitaeError, match="enough"):
+        export(run, tmp_path / "m.onnx")
+    assert len(given) == 2
+    assert all(map(callable, given))
 
 
 def test_report_is_one_page_of_a_run_or_of_several(home: Path, run: Path) -> None:

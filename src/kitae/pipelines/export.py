@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kitae import console
 from kitae.deployment.onnx import Card, Exported
 from kitae.deployment.onnx import export as write_onnx
 from kitae.errors import DataError, ExportError, require
@@ -39,7 +40,8 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
         raise ExportError(f"{file}: {problem}")
     model = run.load_model()
     try:
-        setup = Setup.of(run)
+        with console.counter(None, "decoding images") as progress:
+            setup = Setup.of(run, progress)
         rows = (setup.splits.val if len(setup.splits.val) else setup.splits.train)[:VERIFY_IMAGES]
         images = setup.image_set(rows).gather(rows)[0]
     except DataError:  # the data has moved; generated pictures verify a file too
