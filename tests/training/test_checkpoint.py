@@ -77,6 +77,17 @@ def test_what_is_no_checkpoint_is_named(damage: Callable[[Path], object], words:
     refused(TrainingError, rf"{tmp_path / 'c'}: .*{words}", load_weights, tmp_path / "c")
 
 
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9") / "best.safetensors"
+    save_weights({"a": torch.arange(3.0)}, file, {"epoch": 2})
+    tensors, metadata = load_weights(file)
+    assert (tensors["a"].tolist(), metadata) == ([0.0, 1.0, 2.0], {"epoch": 2})
+    cut(-1)(file)
+    refused(TrainingError, "not a whole checkpoint", load_weights, file)
+    file.unlink()
+    refused(TrainingError, "no such file", load_weights, file)
+
+
 def test_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint(tmp_path / "c")
     before = (tmp_path / "c").read_bytes()

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from kitae.console import printable
 from kitae.errors import TrainingError
 from kitae.files import write_atomically
 
@@ -45,6 +46,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         TrainingError: the file is missing, truncated, or not one of ours.
     """
     try:
+        if printable(path) != str(path):  # not in UTF-8, and safetensors itself opens no such path
+            content = path.read_bytes()
+            tensors, end = load(content), 8 + int.from_bytes(content[:8], "little")
+            return tensors, json.loads(json.loads(content[8:end])["__metadata__"][_KEY])
         with safe_open(str(path), framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
