@@ -1,9 +1,9 @@
-"""What is changed for a while and then restored: the mode of a network, the number of threads."""
+"""What is changed for a while and then restored: the mode of a network, torch's threads and its defaults."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,3 +32,24 @@ def threads_restored() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Use torch's own defaults, float32, the CPU and gradients, and restore the caller's afterwards.
+
+    A notebook may have set others for its whole process. Under them, networks would have other initial weights and
+    another precision, or could not be trained.
+    """
+    import torch
+
+    before, cpu = torch.get_default_dtype(), torch.device("cpu")
+    with ExitStack() as held:
+        if before != torch.float32:
+            held.callback(torch.set_default_dtype, before)
+            torch.set_default_dtype(torch.float32)
+        if torch.get_default_device() != cpu:
+            held.enter_context(cpu)
+        held.enter_context(torch.inference_mode(False))
+        held.enter_context(torch.enable_grad())
+        yield

@@ -16,6 +16,7 @@ from kitae.errors import DataError, RecipeError
 from kitae.evaluation.calibration import probabilities
 from kitae.evaluation.evaluate import Gather, predict_logits
 from kitae.evaluation.spec import Tta
+from kitae.modes import torch_defaults
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
 from kitae.runtime import Predictions
 from kitae.training.guards import evaluation_memory_named
@@ -64,7 +65,7 @@ class Predictor:
             return gather(batch)
 
         counting = counter(None, "classifying images") if show else nullcontext()
-        with counting as progress, evaluation_memory_named(self._batch_size):
+        with counting as progress, evaluation_memory_named(self._batch_size), torch_defaults():
             return predict_logits(
                 self._model,
                 counted,

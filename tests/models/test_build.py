@@ -77,6 +77,22 @@ def test_weights_of_a_run_are_a_function_of_its_seed_alone() -> None:
     assert any(frozen)
 
 
+def test_defaults_of_a_notebook_do_not_change_a_run_s_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec(name="resnet8", width=4)
+    expected = build_seeded(spec, 3, 7, PreprocessRules(16)).state_dict()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators are the user's"))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            model = build_seeded(spec, 3, 7, PreprocessRules(16))
+            assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.bfloat16, "meta")
+            assert torch.is_inference_mode_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", [name for name in (*MODELS, *LIBRARY) if name not in DEEPER])
 def test_eval_is_a_function(name: str) -> None:
     size = 16 if name in MODELS else 32

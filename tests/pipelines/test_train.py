@@ -968,6 +968,21 @@ def test_images_left_out_and_classes_without_images_are_named(tmp_path: Path, mo
     assert advice.endswith(f"set it to {len(setup.images) // 20 * 2} or less")
 
 
+def test_defaults_of_a_notebook_do_not_reach_training(tmp_path: Path) -> None:
+    image = np.zeros((28, 28), np.uint8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            run = train(tiny("train.epochs=1", "model.width=4"), tmp_path / "run", test=False)
+            found = run.predict(image)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = load_weights(run.best)[0].values()
+    assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.float32}
+    assert np.array_equal(run.predict(image).probabilities, found.probabilities)
+
+
 def test_a_run_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     recipe = tiny("train.epochs=1")

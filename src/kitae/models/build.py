@@ -30,6 +30,7 @@ from kitae.models.stages import StageFeatures
 from kitae.models.starts import is_identity, start_as_identities, whitens
 from kitae.models.structure import REFUSALS, classifier_names, dropouts_beside, inside, layer_groups, probed
 from kitae.models.weights import Weights, load
+from kitae.modes import torch_defaults
 from kitae.preprocess import PreprocessRules, Size, sides
 
 SMALL_STEM_UP_TO = 64
@@ -157,7 +158,9 @@ def build_seeded(
     spec: ModelSpec, seed: int, classes: int, rules: PreprocessRules, *, weights: Weights | None = None,
     free: bool = False,
 ) -> nn.Module:  # fmt: skip
-    """`build`, with initial weights that are a pure function of `seed`; torch's generator stays as it was.
+    """`build` on the CPU in float32, with initial weights that are a pure function of `seed`.
+
+    Torch's generators, its default dtype and its default device stay as they were, and have no effect.
 
     Args:
         seed: `train.seed` of a recipe, in [0, 2**32).
@@ -170,8 +173,9 @@ def build_seeded(
     """
     spec = spec.model_copy(update={} if weights is not None else {"pretrained": False})
     spec = spec.model_copy(update={"freeze": "none", "freeze_first": 0}) if free else spec
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed.derive_seed(seed, 0, 0, keyed.SLOT_MODEL))
+    with torch_defaults(), torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which also seeds the generators of all GPUs.
+        torch.default_generator.manual_seed(keyed.derive_seed(seed, 0, 0, keyed.SLOT_MODEL))
         return build(spec, classes=classes, channels=rules.channels, image_size=rules.image_size, weights=weights)
 
 

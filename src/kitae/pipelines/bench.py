@@ -11,7 +11,7 @@ import torch
 
 from kitae.augment import Augment
 from kitae.evaluation import intervals, latency
-from kitae.modes import threads_restored
+from kitae.modes import threads_restored, torch_defaults
 from kitae.pipelines.notes import notes_of
 from kitae.pipelines.setup import FirstBatch, Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
@@ -28,6 +28,7 @@ _REPEATS = 10  # of the parts of a training step
 
 
 @threads_restored()
+@torch_defaults()
 def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
     """What `train` would do, measured on a few discarded steps; writes only the decoded store.
 
@@ -83,6 +84,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]
 
 
 @threads_restored()
+@torch_defaults()
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
     """Time reading, augmenting and training on one batch, interleaved, with a plain copy as the limit.
 
@@ -117,6 +119,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
 
 
 @threads_restored()
+@torch_defaults()
 def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
     """Time the parts of a training step of a recipe, in its own precision and at full size.
 
@@ -139,6 +142,7 @@ def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, A
 
 
 @threads_restored()
+@torch_defaults()
 def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int = 15) -> dict[str, Any]:
     """Time training steps of one batch in every precision that this machine has, interleaved.
 

@@ -41,7 +41,7 @@ from kitae.files import read_json, user_path, write_atomically, write_json, writ
 from kitae.folders import LOCK, REPORT, SIGNS, Owned
 from kitae.machine import machine
 from kitae.models.build import build_seeded
-from kitae.modes import threads_restored
+from kitae.modes import threads_restored, torch_defaults
 from kitae.pipelines.budget import Outcome, judge, search
 from kitae.pipelines.candidates import Bench
 from kitae.pipelines.export import beside
@@ -202,6 +202,7 @@ class CompressionResult:
 
 
 @threads_restored()
+@torch_defaults()
 def compress(
     run: Run | str | Path,
     out: str | Path | None = None,

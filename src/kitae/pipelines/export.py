@@ -10,6 +10,7 @@ from kitae.deployment.onnx import export as write_onnx
 from kitae.errors import DataError, ExportError, require
 from kitae.files import unwritable, user_path
 from kitae.folders import kind_of
+from kitae.modes import torch_defaults
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
 from kitae.runtime import METADATA_KEY
@@ -17,6 +18,7 @@ from kitae.runtime import METADATA_KEY
 VERIFY_IMAGES = 256
 
 
+@torch_defaults()
 def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     """Write a run's best weights as one verified ONNX file.
 

@@ -30,7 +30,7 @@ from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.files import user_path
 from kitae.folders import default_folder, kind_of
 from kitae.models.structure import count_parameters
-from kitae.modes import threads_restored
+from kitae.modes import threads_restored, torch_defaults
 from kitae.pipelines.choices import Choices, apply, set_fields, to_resume, understand, unknown_option
 from kitae.pipelines.folds import keep_logits, out_of_fold, tunes
 from kitae.pipelines.notes import machine_notes, notes_of
@@ -47,6 +47,7 @@ from kitae.training.spec import ProbeSpec, TrainSpec
 
 
 @threads_restored()
+@torch_defaults()
 def train(
     data: Recipe | str | Path,
     out: str | Path | None = None,
