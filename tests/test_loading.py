@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import kitae as kt
+from kitae.augment import Program
 from kitae.errors import ExportError, KitaeError
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec
 from kitae.pipelines.compress import CompressionResult
+from kitae.preprocess import PreprocessRules, load, one_or_several
 from kitae.run import Run
 from tests.refusals import refused
 
@@ -56,3 +61,35 @@ def test_what_is_not_ours_is_one_line(tmp_path: Path) -> None:
         refused(KitaeError, str(wrong), kt.load, wrong)
     (tmp_path / "x.onnx").write_bytes(b"nonsense")
     refused(ExportError, r"x\.onnx", kt.load, tmp_path / "x.onnx")
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    kt.Recipe(name="mine").save("~/recipes/mine.yaml")
+    assert kt.Recipe.load("~/recipes/mine.yaml").name == "mine"
+    program = Program(np.zeros((1, 0), np.int64), np.zeros((1, 0, 12)))
+    program.save("~/program.npz")
+    assert Program.load("~/program.npz").codes.shape == (1, 0)
+    (home / "compare.yaml").write_text(
+        "{name: mine, base: ~/recipes/mine.yaml, design: compare, variants: {a: {}, b: {train.epochs: 2}}}"
+    )
+    base = StudySpec.load("~/compare.yaml").base
+    assert isinstance(base, dict)
+    assert base["name"] == "mine"  # included, as a file beside the study is
+    Image.new("L", (4, 4)).save(home / "photo.png")
+    assert one_or_several("~")[-1] == home / "photo.png"
+    assert load("~/photo.png", PreprocessRules(4, channels=1)).shape == (1, 4, 4)
+    refused(KitaeError, f"{home}: not a folder of a run", kt.report, "~")
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("call", [
+    kt.load, kt.Recipe.load, kt.Run.open, kt.report, kt.study, kt.export, kt.compress, kt.runtime.Model,
+    lambda out: kt.train(kt.Recipe(), out=5 if out is None else out),
+])  # fmt: skip
+def test_what_is_no_path_is_one_line(call: Callable[[object], object]) -> None:
+    refused(KitaeError, "a path is needed, a text or a pathlib.Path, not (NoneType|int)", call, None)
+    refused(KitaeError, "a path is needed, a text or a pathlib.Path, not list", call, ["run"])

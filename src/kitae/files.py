@@ -94,7 +94,13 @@ def require_format(value: Mapping[str, Any], known: int, path: Path, error: type
 
 
 def user_path(path: str | Path) -> Path:
-    """A path with `~` expanded. Unlike `Path.expanduser`, it leaves a `~` that names no user as it is."""
+    """A path with `~` expanded. Unlike `Path.expanduser`, it leaves a `~` that names no user as it is.
+
+    Raises:
+        KitaeError: it is not a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise KitaeError(f"a path is needed, a text or a pathlib.Path, not {type(path).__name__}")
     return Path(os.path.expanduser(path))
 
 

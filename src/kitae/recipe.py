@@ -104,7 +104,7 @@ class Recipe(Spec):
 
     def save(self, path: str | Path) -> None:
         """Write the whole recipe, defaults included, as YAML."""
-        write_atomically(Path(path), self.to_yaml().encode())
+        write_atomically(user_path(path), self.to_yaml().encode())
 
     def to_yaml(self) -> str:
         """The whole recipe as YAML."""

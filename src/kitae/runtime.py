@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from kitae import console, views
 from kitae.errors import DataError, ExportError, one_line, require
+from kitae.files import user_path
 from kitae.machine import cpuinfo
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
 
@@ -116,8 +117,8 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        self.path = user_path(path)
         name = os.fspath(path)
-        self.path = Path(os.path.expanduser(path))
         content = _read(self.path)
         self.session = open_session(content, threads=threads, name=name)
         self.metadata: dict[str, Any] = read_metadata(content, name, self.session)

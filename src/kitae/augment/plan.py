@@ -23,7 +23,7 @@ from kitae.augment.ops import STEPS, CustomOp, Op, Site
 from kitae.augment.ops.base import ARGS, MOST_BOXES, NOP
 from kitae.augment.spec import MixSpec
 from kitae.errors import AugmentError
-from kitae.files import write_atomically
+from kitae.files import user_path, write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Program:
             arrays["mix"] = self.mix
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        write_atomically(Path(path), buffer.getvalue())
+        write_atomically(user_path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Program:
@@ -72,7 +72,7 @@ class Program:
             AugmentError: the file is not a program.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(user_path(path), allow_pickle=False) as file:
                 return cls(file["codes"], file["args"], file.get("mix"))
         except Exception as error:  # a damaged file stops zipfile, zlib and NumPy in a dozen ways
             raise AugmentError(f"{path}: not a saved program ({error})") from error

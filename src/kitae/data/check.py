@@ -28,7 +28,7 @@ from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError, KitaeError
-from kitae.files import one_line_yaml
+from kitae.files import one_line_yaml, user_path
 from kitae.preprocess import depth_of, flattened
 
 # Above this similarity, two images count as copies of one picture, and different labels as a conflict. On the 600
@@ -293,7 +293,7 @@ def check(
         for row, label in shown.items():
             if row in train and (tile := looks[row].tile) is not None:
                 lines.setdefault(table.classes[label], []).append(tile)
-        _write_sheet(Path(sheet), {name: tiles[:_SHEET_PER_CLASS] for name, tiles in lines.items()})
+        _write_sheet(user_path(sheet), {name: tiles[:_SHEET_PER_CLASS] for name, tiles in lines.items()})
     return report
 
 

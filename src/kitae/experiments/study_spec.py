@@ -35,7 +35,7 @@ from kitae.data.spec import SPLIT
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, step_of
 from kitae.experiments.techniques import chosen, repeated
-from kitae.files import plain
+from kitae.files import plain, user_path
 from kitae.folders import SIGNS, kind_of
 from kitae.recipe import Recipe, assignment, assignments, assigns, checked, explain, parse_yaml, read_text
 from kitae.reporting.effects import metric
@@ -321,7 +321,8 @@ class StudySpec(Spec):
         content = with_overrides(shrink(content) if tiny else content, overrides)
         base = content.get("base")
         if isinstance(base, str):  # a file is included whole, so that the study no longer depends on it
-            file = next((place for place in (path.parent / base, Path(base)) if os.path.isfile(place)), None)
+            own = user_path(base)
+            file = next((place for place in (path.parent / own, own) if os.path.isfile(place)), None)
             if file is not None:
                 Recipe.load(file)  # a mistake in it is reported with its own name and line
                 content["base"] = parse_yaml(*read_text(file))[0]
@@ -364,7 +365,7 @@ def find(source: str | Path) -> Path:
     Raises:
         RecipeError: there is none.
     """
-    path, names = Path(source), shipped()
+    path, names = user_path(source), shipped()
     if os.path.isfile(path):  # `Path.is_file` raises an error where a name is too long
         return path
     if str(source) in names:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, Jpeg2KImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
 from kitae.errors import DataError, one_line
+from kitae.files import user_path
 
 with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
     from PIL import AvifImagePlugin  # noqa: F401
@@ -186,7 +187,7 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
         DataError: a path does not exist, or a folder has no image.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(user_path, paths):
         if os.path.isdir(path):  # unlike Path.is_dir, it never raises, even if the name is too long
             inside = image_files(path)
             if not inside:

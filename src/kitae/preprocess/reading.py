@@ -7,7 +7,6 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kitae.errors import DataError
+from kitae.files import user_path
 from kitae.preprocess.files import Encoded, ImageLike, list_images, low_bytes, naming, opened, upright_size
 from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, own_memory, reduced, resized
 from kitae.preprocess.rules import PreprocessRules
@@ -215,7 +215,7 @@ def one_or_several(images: Any) -> list[Any]:
         )
     found: list[Any] = []
     for image in images:
-        folder = isinstance(image, (str, os.PathLike)) and os.path.isdir(image)
+        folder = isinstance(image, (str, os.PathLike)) and os.path.isdir(user_path(image))
         found += list_images([image]) if folder else [_content(image) if hasattr(image, "read") else image]
     return found
 
@@ -251,7 +251,7 @@ def load(image: ImageLike, rules: PreprocessRules, name: str = "image") -> NDArr
         DataError: it cannot be read, or is none of these.
     """
     if isinstance(image, (str, os.PathLike)):
-        return decode(Path(image), rules)
+        return decode(user_path(image), rules)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return decode(bytes(image), rules, name)
     with naming(name, b""):

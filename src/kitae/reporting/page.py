@@ -54,7 +54,7 @@ def write(target: Run | str | Path) -> tuple[Path, list[tuple[str, str]]]:
     """`report` of one folder; the page, and its next commands: what each is for, and the command."""
     if isinstance(target, Run):
         return _write("run", run_page.content(RunRecord.open(target)), target.path)
-    folder = Path(target)
+    folder = user_path(target)
     kind = known_kind(folder)
     if kind == "search":
         found = next((folder / "rematch").glob(f"*/{SIGNS['study']}"), None)
