@@ -701,6 +701,7 @@ def test_a_compression_shows_itself(small: Callable[..., Path]) -> None:
     assert "smaller" in repr(found)
     assert "original, float32" in found._repr_html_()
     assert len(found.to_pandas()) == len(found.rows)
+    assert p.report(found) == found.path / "report.html"
 
 
 def test_compression_that_kept_its_budget_has_no_warning(small: Callable[..., Path]) -> None:

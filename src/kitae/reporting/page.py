@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from inspect import getmembers, isfunction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kitae import __version__, console
 from kitae.errors import KitaeError, require
@@ -31,14 +31,21 @@ from kitae.run import Run
 _MARK = b'<meta name="generator" content="kitae '
 
 
-def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
+class Result(Protocol):
+    """What `study` and `compress` return, which knows its folder."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+def report(target: Run | Result | str | Path, *others: Run | str | Path) -> Path:
     """Write report.html into the folder of a run, a study or a compression, or compare several runs.
 
     An unfinished run gives a page of what is known so far. The charts of the page are also written as SVG files into
     the folder's `figures/`.
 
     Args:
-        target: a Run, or a folder; its kind is detected from its files.
+        target: a Run, what `study` or `compress` returned, or a folder, whose kind is detected from its files.
         others: further runs, for a page that compares them all; see `compare`.
 
     Returns:
@@ -47,14 +54,16 @@ def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
     Raises:
         KitaeError: not a folder of Kitae, a damaged file, or no permission to write.
     """
-    return compare([target, *others]) if others else write(target)[0]
+    if not others:
+        return write(target)[0]
+    return compare([target if isinstance(target, Run) else getattr(target, "path", target), *others])
 
 
-def write(target: Run | str | Path) -> tuple[Path, list[tuple[str, str]]]:
+def write(target: Run | Result | str | Path) -> tuple[Path, list[tuple[str, str]]]:
     """`report` of one folder; the page, and its next commands: what each is for, and the command."""
     if isinstance(target, Run):
         return _write("run", run_page.content(RunRecord.open(target)), target.path)
-    folder = user_path(target)
+    folder = user_path(getattr(target, "path", target))
     kind = known_kind(folder)
     if kind == "search":
         found = next((folder / "rematch").glob(f"*/{SIGNS['study']}"), None)
