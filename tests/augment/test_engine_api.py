@@ -143,6 +143,14 @@ def test_wrong_targets_are_named() -> None:
     np.testing.assert_array_equal(targets, np.eye(6, dtype=np.float32))
 
 
+def test_parameters_may_be_tensors_of_any_kind() -> None:
+    box = torch.tensor([0.0, 0.0, 2.0, 3.0], dtype=torch.bfloat16, requires_grad=True)
+    np.testing.assert_array_equal(f.cutmix(X, None, box), f.cutmix(X, None, [0, 0, 2, 3]))
+    factor = torch.tensor(1.5, dtype=torch.bfloat16)
+    np.testing.assert_array_equal(f.brightness(X, factor), f.brightness(X, 1.5))
+    np.testing.assert_array_equal(f.rotate(X, 30, center=box[:2]), f.rotate(X, 30, center=(0, 0)))
+
+
 def test_wrong_functional_parameters_are_named() -> None:
     refuse("factor must be", f.brightness, X, -0.1)
     refuse("factor must be", f.contrast, X, float("nan"))
@@ -166,6 +174,12 @@ def test_wrong_functional_parameters_are_named() -> None:
     refuse("mean and std come together", f.normalize, X, None, 0.5)
     refuse(r"center must be \(x, y\)", f.affine, X, center=(float("nan"), 0.0))
     refuse(r"center must be \(x, y\)", f.rotate, X, 10, center=3)
+    refuse("center must be numbers", f.rotate, X, 10, center=("left", "top"))
+    refuse("box must be numbers", f.cutmix, X, None, "left")
+    refuse("box must be numbers", f.cutmix, X, None, [[0, 0], [1]])
+    refuse("coefficients must be numbers", f.perspective, X, coefficients="wide")
+    refuse("startpoints must be numbers", f.perspective, X, [[0, 0], [1]], [[0, 0], [1]])
+    refuse("size must be whole", f.resize, X, [[4], [4, 4]])
     refuse("perspective takes", f.perspective, X)
     corners = np.array([[0, 0], [15, 0], [15, 15], [0, 15]])
     same = [1, 0, 0, 0, 1, 0, 0, 0]

@@ -69,13 +69,20 @@ def _last(images: Any, mixing: NDArray[np.float64] | None = None, targets: Any =
     return _augment(**settings).replay(images, program, targets)
 
 
+def _floats(value: Any, name: str) -> NDArray[np.float64]:
+    """Numbers of Python, NumPy or torch as float64, of their own shape."""
+    try:
+        return np.asarray(value.detach().cpu().double().numpy() if is_torch(value) else value, np.float64)
+    except (ValueError, TypeError):  # words, or rows of different lengths
+        raise AugmentError(f"{name} must be numbers, not {value!r}") from None
+
+
 def _numbers(
     value: ArrayLike, name: str, count: int, low: float = -math.inf, high: float = math.inf, whole: bool = False
 ) -> NDArray[np.float64]:
     try:
-        array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[union-attr]
-        array = np.broadcast_to(array.astype(np.float64), (count,))
-    except (ValueError, TypeError):
+        array = np.broadcast_to(_floats(value, name), (count,))
+    except (ValueError, AugmentError):
         raise AugmentError(f"{name} must be a number or one per sample, [{count}], not {value!r}") from None
     if count and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
         bounds = f"in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else "finite"
@@ -247,7 +254,10 @@ def resized_crop(
     Returns:
         uint8 [N, C, *size].
     """
-    sides = np.asarray(size).tolist() if np.ndim(size) < 2 else []
+    try:
+        sides = np.asarray(size).tolist() if np.ndim(size) < 2 else []
+    except ValueError:  # rows of different lengths
+        sides = []
     sides = sides if isinstance(sides, list) else [sides, sides]
     if len(sides) != 2 or not all(isinstance(side, int | float) and side >= 1 and side % 1 == 0 for side in sides):
         raise AugmentError(f"size must be whole and at least 1, not {size}")
@@ -308,9 +318,10 @@ def affine(
     """
     n, _, h, w = _count(images)
     code = _warp(interpolation, o.AFFINE_NEAREST)
-    if center is not None and not (np.shape(center) == (2,) and np.isfinite(center).all()):
+    at = np.array([0.5 * w, 0.5 * h]) if center is None else _floats(center, "center")
+    if at.shape != (2,) or not np.isfinite(at).all():
         raise AugmentError(f"center must be (x, y), two finite numbers, not {center!r}")
-    cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
+    cx, cy = at - (0.5 * w, 0.5 * h)
     angle = _numbers(degrees, "degrees", n)
     tx, ty = _numbers(translate_x, "translate_x", n), _numbers(translate_y, "translate_y", n)
     factor = _numbers(scale, "scale", n, 1e-6)
@@ -331,7 +342,7 @@ def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> ND
     Returns:
         float64 [..., 8].
     """
-    start, end = np.asarray(startpoints, np.float64), np.asarray(endpoints, np.float64)
+    start, end = _floats(startpoints, "startpoints"), _floats(endpoints, "endpoints")
     if start.shape[-2:] != (4, 2) or end.shape[-2:] != (4, 2):
         raise AugmentError(
             f"startpoints and endpoints are four corners (x, y), not shapes {start.shape} and {end.shape}"
@@ -375,7 +386,7 @@ def perspective(
         raise AugmentError("perspective takes startpoints and endpoints, or coefficients")
     if coefficients is None:
         coefficients = perspective_coefficients(startpoints, endpoints)  # type: ignore[arg-type]
-    table = np.asarray(coefficients, np.float64)
+    table = _floats(coefficients, "coefficients")
     if table.shape not in ((8,), (1, 8), (n, 8)):
         raise AugmentError(
             f"coefficients (of four points) must be [8], or one row per sample, [{n}, 8], not {list(table.shape)}"
@@ -475,7 +486,7 @@ def cutmix(images: Any, targets: Any, box: ArrayLike, *, executor: Executor = "a
         The images, or with targets (images, targets).
     """
     n, _, h, w = _count(images)
-    table = np.asarray(box, np.float64)
+    table = _floats(box, "box")
     if table.shape not in ((4,), (n, 4)):
         raise AugmentError(f"box must be (x1, y1, x2, y2), one or one per sample, [{n}, 4], not {list(table.shape)}")
     x1, y1, x2, y2 = np.broadcast_to(table, (n, 4)).T
