@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kitae.errors import TrainingError
+from kitae.errors import RecipeError, TrainingError
 from kitae.pipelines import pace
 from kitae.pipelines.pace import Clock, Pace, Reserve
 from kitae.pipelines.setup import Setup
@@ -25,6 +26,7 @@ from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.schedule import progressive_share
+from tests.refusals import refused
 from tests.watchers import DiesHereError, KillAt, Watcher
 
 training = importlib.import_module("kitae.pipelines.train")
@@ -317,3 +319,10 @@ def test_a_run_that_was_killed_after_a_recut_ends_as_one_that_was_not(
     rows = [[(row["epoch"], row["train_loss"], row["val_loss"]) for row in run.metrics()] for run in (again, whole)]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 4
+
+
+def test_minutes_may_be_a_number_of_numpy() -> None:
+    for minutes in (np.int8(5), np.float32(5)):
+        seconds = Clock.of(minutes, 0.0).seconds  # type: ignore[arg-type]
+        assert (type(seconds), seconds) == (float, 300.0)
+    refused(RecipeError, "must be a number above 0", Clock.of, np.int64(0), 0.0)

@@ -79,9 +79,10 @@ class Clock:
         Raises:
             RecipeError: they are not a number above 0.
         """
-        if not (isinstance(minutes, int | float) and 0 < 60 * minutes < math.inf):
+        seconds = 60 * float(minutes) if isinstance(minutes, int | float | np.integer | np.floating) else math.nan
+        if not 0 < seconds < math.inf:
             raise RecipeError(f"minutes: {minutes!r}: must be a number above 0")
-        return cls(60 * minutes, begun, time.monotonic() - begun)
+        return cls(seconds, begun, time.monotonic() - begun)
 
     @property
     def after(self) -> float:
