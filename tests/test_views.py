@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,16 @@ import numpy as np
 import pytest
 
 from kitae import console, views
-from kitae.data.check import check
+from kitae.data.check import CheckReport, check
+from kitae.data.spec import DataSpec
+from kitae.experiments.result import StudyResult
 from kitae.recipe import Recipe
+from kitae.reporting.plots import Plots
+from kitae.run import Run
 from kitae.runtime import Predictions
 from tests.images import write_folder
 
+STUDIES = Path(__file__).parents[1] / "studies" / "results"
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -30,6 +36,21 @@ def test_a_recipe_is_one_line_and_a_table() -> None:
     assert HOSTILE not in recipe._repr_html_()
     assert "horizontal_flip" in recipe._repr_html_()
     assert str(recipe) == recipe.to_yaml()
+
+
+def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    odd = "photos-\udcff"
+    result = StudyResult.open(next(STUDIES.iterdir()))
+    shown = [
+        repr(Recipe(data=DataSpec(source=f"folder:/{odd}"))),
+        repr(CheckReport(odd, 0, {"train": {}}, (), {}, {}, (), (), ())),
+        str(CheckReport(odd, 0, {"train": {}}, (), {}, {}, (), (), ())),
+        repr(replace(result, path=tmp_path / odd)),
+        repr(Plots(Run(tmp_path / odd, Recipe()))),
+    ]
+    for text in shown:
+        text.encode()
+        assert "photos-" in text
 
 
 def test_a_check_is_one_line_its_report_and_a_table(tmp_path: Path) -> None:

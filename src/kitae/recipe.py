@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kitae import views
 from kitae.augment.spec import OPS, AugmentSpec, make_op
-from kitae.console import plural
+from kitae.console import plural, printable
 from kitae.data.spec import DataSpec
 from kitae.errors import AugmentError, RecipeError, did_you_mean
 from kitae.evaluation.spec import EvaluateSpec
@@ -82,7 +82,7 @@ class Recipe(Spec):
 
     def __repr__(self) -> str:
         train, optimizer = self.train, self.train.optimizer
-        return (
+        return printable(
             f"Recipe({self.name}: {self.model.name} on {self.data.source}, {plural(train.epochs, 'epoch')}, "
             f"batch {train.batch_size}, {optimizer.name} lr {optimizer.lr:g})"
         )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from kitae import keyed, views
-from kitae.console import counter, plural
+from kitae.console import counter, plural, printable
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.groups import HASH_BYTES, first_alike, linked, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
@@ -159,10 +159,10 @@ class CheckReport:
 
     def __repr__(self) -> str:
         classes = len(next(iter(self.counts.values()), {}))
-        return f"CheckReport({self.source}: {self.images:,} images, {classes} classes, {self.verdict})"
+        return printable(f"CheckReport({self.source}: {self.images:,} images, {classes} classes, {self.verdict})")
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return printable("\n".join(self.lines()))
 
     def _repr_html_(self) -> str:
         found, *rest = self.lines()

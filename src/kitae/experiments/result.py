@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kitae import views
-from kitae.console import plural
+from kitae.console import plural, printable
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.design import Design, expand
@@ -149,7 +149,8 @@ class StudyResult:
 
     def __repr__(self) -> str:
         state = f"{len(self.finished)} of {len(self.runs)} runs finished"
-        return f"StudyResult({self.path}: {self.spec.name}, {self.spec.design}, {state}, {self.spec.metric})"
+        what = f"{self.spec.name}, {self.spec.design}, {state}, {self.spec.metric}"
+        return printable(f"StudyResult({self.path}: {what})")
 
     def _repr_html_(self) -> str:
         effects, labels = self.analyses[self.spec.metric].effects, self._labels()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kitae import views
-from kitae.console import percent, plural
+from kitae.console import percent, plural, printable
 from kitae.errors import TrainingError, one_line
 from kitae.experiments.folder import read_settings
 from kitae.experiments.result import StudyResult
@@ -128,7 +128,8 @@ class SearchResult:
 
     def __repr__(self) -> str:
         best = f"best {self.best.name!r} with {self.metric} {percent(self.best.rungs[-1][1])}"
-        return f"SearchResult({self.path}: {plural(len(self.arms), 'arm')}, {best}; {self.verdict.partition(':')[0]})"
+        found = f"{plural(len(self.arms), 'arm')}, {best}; {self.verdict.partition(':')[0]}"
+        return printable(f"SearchResult({self.path}: {found})")
 
     def _repr_html_(self) -> str:
         rows = []

@@ -160,7 +160,8 @@ class CompressionResult:
         return views.frame(self.rows)
 
     def __repr__(self) -> str:
-        return f"CompressionResult({self.path}: {compression_page.answer(self.record)[0].removesuffix('.')})"
+        answer = compression_page.answer(self.record)[0].removesuffix(".")
+        return console.printable(f"CompressionResult({self.path}: {answer})")
 
     def _repr_html_(self) -> str:
         rows = [

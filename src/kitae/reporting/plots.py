@@ -9,6 +9,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from kitae.console import printable
 from kitae.errors import KitaeError
 from kitae.reporting import charts
 from kitae.reporting.figures import grid_figure
@@ -36,7 +37,7 @@ class Plots:
         self._run = run
 
     def __repr__(self) -> str:
-        return f"Plots({self._run.path}): curves(), confusion(), calibration(), mistakes()"
+        return printable(f"Plots({self._run.path}): curves(), confusion(), calibration(), mistakes()")
 
     def curves(self) -> Figure:
         """Loss, accuracy and learning rate over the epochs, the best epoch marked.
