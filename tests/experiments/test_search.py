@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -154,7 +155,13 @@ def test_a_search_is_a_table_for_programs_and_text_for_people(
 def test_fields_are_set_as_in_training_and_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"executor": Inline(), "arms": len(PRESETS) + 1, **FAKE}
-    result = search("fashion-mini", set={"train.epochs": 9, "train.seed": 3}, **options)
+    optuna = pytest.importorskip("optuna")
+    monkeypatch.setattr(optuna.logging, "get_verbosity", lambda: 17)
+    levels: list[int] = []
+    monkeypatch.setattr(optuna.logging, "set_verbosity", levels.append)
+    numbers: dict[str, Any] = {"seed": np.int64(0), "rematch_seeds": np.int64(5), "threads": np.int64(1)}
+    result = search("fashion-mini", set={"train.epochs": 9, "train.seed": 3}, **options, **numbers)
+    assert levels == [optuna.logging.WARNING, 17]  # the user's own, in a notebook
     assert result.path == Path("runs/search")
     assert (result.winner.train.epochs, result.winner.train.seed) == (9, 3)
     again = search("fashion-mini", None, "train.epochs=9", set="train.seed=3", **options)

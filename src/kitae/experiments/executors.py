@@ -151,7 +151,8 @@ def threads_each(threads: int | None, workers: int) -> int:
         raise RecipeError(f"workers: {workers} must be at least 1")
     if threads is not None and threads < 1:
         raise RecipeError(f"threads: {threads} must be at least 1; omit it to divide the cores")
-    return max(1, processors() // workers) if threads is None else threads
+    # NumPy's integers cannot be written as YAML.
+    return max(1, processors() // workers) if threads is None else int(threads)
 
 
 def _threads(unit: Unit) -> int:

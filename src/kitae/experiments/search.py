@@ -23,7 +23,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -52,7 +53,7 @@ from kitae.experiments.space import PRESETS, apply, suggest
 from kitae.experiments.study import MEASURE, TRAIN_WITHOUT_TEST, study
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome, read_outcome
-from kitae.files import user_path, write_atomically, write_json
+from kitae.files import plain, user_path, write_atomically, write_json
 from kitae.folders import REPORT, Owned
 from kitae.pipelines.choices import set_fields, understand
 from kitae.pipelines.facts import framed
@@ -201,7 +202,8 @@ def search(
                 outcomes[job.name] = outcome
             return [outcomes[job.name] for job in jobs]
 
-        tried = _climb(setting, arms, workers, seed, score, say)
+        with _quiet():
+            tried = _climb(setting, arms, workers, seed, score, say)
         whole = [arm for arm in tried if arm.state != "failed"]
         presets = [arm for arm in whole if arm.preset]
         if not presets:
@@ -240,13 +242,24 @@ def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
     return with_train(recipe, epochs=epochs, schedule=schedule.model_copy(update={"warmup_epochs": warm_up}))
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Optuna's line for each trial, and restore the level afterwards: it is the whole process's."""
+    logging = require("optuna").logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _climb(
     setting: _Setting, arms: int, workers: int, seed: int, score: Callable[[Sequence[Recipe]], list[Outcome]],
     say: Callable[[str], None],
 ) -> list[Arm]:  # fmt: skip
     """Ask, train, tell: in rounds of up to `workers` runs, promoted arms before new ones."""
     optuna = require("optuna")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=10, multivariate=True),
@@ -300,7 +313,7 @@ def _written(
     folder: Path, base: Recipe, threads: int, measure: str, overwrite: bool, settings: Mapping[str, Any]
 ) -> _Setting:
     """The settings that the search was started with; if it is new, the current ones, which are saved."""
-    asked = {**settings, "recipe": base.model_dump(mode="json")}
+    asked = {**plain(settings), "recipe": base.model_dump(mode="json")}
     content = None if overwrite else read_search(folder)
     if content is not None:
         if changed := first_difference(content["asked"], asked):
