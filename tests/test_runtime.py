@@ -21,7 +21,7 @@ import kitae.runtime
 from kitae.deployment.onnx import Card, serialize
 from kitae.errors import DataError, ExportError, KitaeError
 from kitae.preprocess import PreprocessRules, decode
-from kitae.runtime import Model, content_hash, has_vnni, metadata_checksum, open_session, read_metadata
+from kitae.runtime import Model, Predictions, content_hash, has_vnni, metadata_checksum, open_session, read_metadata
 from tests.images import encode, turned_by
 from tests.refusals import refused
 
@@ -84,6 +84,16 @@ def test_one_image_none_and_a_generator(path: Path) -> None:
     assert model.predict([]).probabilities.shape == (0, 3)
     assert model.predict(np.zeros((0, 3, 8, 8), np.uint8)).probabilities.shape == (0, 3)
     assert model.predict(picture(c) for c in [(0, 0, 255), (0, 255, 0)]).names == ["blue", "green"]
+
+
+def test_predictions_with_equal_values_are_equal(path: Path) -> None:
+    model = Model(path)
+    first, second, other = (model.predict(picture(colour)) for colour in [(255, 0, 0), (255, 0, 0), (0, 255, 0)])
+    assert first == second
+    assert first != other
+    assert first != Predictions(first.labels, first.probabilities, first.classes, ("red.png",))
+    assert first != "red"
+    assert model.predict([picture((255, 0, 0))] * 2) != first
 
 
 def test_pixels_are_prepared_as_in_training(path: Path, tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ INPUT, OUTPUT = "images", "probabilities"
 _VNNI = {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
-    """A classifier's predictions for N images.
+    """A classifier's predictions for N images. Equal to others with the same values.
 
     Attributes:
         labels: int64 [N], the most probable class, as an index into `classes`.
@@ -62,6 +62,12 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Predictions):
+            return NotImplemented
+        same = np.array_equal(self.labels, other.labels) and np.array_equal(self.probabilities, other.probabilities)
+        return same and (self.classes, self.images) == (other.classes, other.images)
 
     @property
     def names(self) -> list[str]:

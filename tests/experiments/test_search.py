@@ -164,7 +164,8 @@ def test_fields_are_set_as_in_training_and_the_folder_is_named(tmp_path: Path, m
     assert levels == [optuna.logging.WARNING, 17]  # the user's own, in a notebook
     assert result.path == Path("runs/search")
     assert (result.winner.train.epochs, result.winner.train.seed) == (9, 3)
-    again = search("fashion-mini", None, "train.epochs=9", set="train.seed=3", **options)
+    again = search("fashion-mini", None, "train.epochs=9", set="train.seed=3", threads=1, **options)
+    assert again == SearchResult.open(again.path)
     assert again.data() == result.data(), "resumed"
     refused(RecipeError, "set takes texts", search, "fashion-mini", set=[3], **options)
     # Data are searched with a shipped recipe in length and model.

@@ -34,7 +34,7 @@ from kitae.reporting.study_results import StudyRecord
 Verdict = Literal["confirmed", "not shown", "refuted"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StudyResult:
     """A study's runs and what they show.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ class SearchResult:
     metric: str
     best: Arm
     preset: Arm
-    rematch: StudyResult | None
+    rematch: StudyResult | None = field(compare=False)  # the verdict says what it found
     verdict: str
     winner: Recipe
 
