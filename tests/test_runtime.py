@@ -86,6 +86,17 @@ def test_one_image_none_and_a_generator(path: Path) -> None:
     assert model.predict(picture(c) for c in [(0, 0, 255), (0, 255, 0)]).names == ["blue", "green"]
 
 
+def test_a_column_of_paths_is_several_images(path: Path, tmp_path: Path) -> None:
+    for place, colour in enumerate([(255, 0, 0), (0, 0, 255)]):
+        picture(colour).save(tmp_path / f"{place}.png")
+    files = [str(tmp_path / f"{place}.png") for place in range(2)]
+    model = Model(path)
+    for column in (np.array(files), np.array(files, object)):
+        found = model.predict(column)
+        assert (found.names, found.images) == (["red", "blue"], tuple(files))
+    assert len(model.predict(np.array([]))) == 0
+
+
 def test_predictions_with_equal_values_are_equal(path: Path) -> None:
     model = Model(path)
     first, second, other = (model.predict(picture(colour)) for colour in [(255, 0, 0), (255, 0, 0), (0, 255, 0)])

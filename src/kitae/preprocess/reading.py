@@ -204,8 +204,11 @@ def _grey_or_colour(image: Image.Image) -> Image.Image:
 def one_or_several(images: Any) -> list[Any]:
     """A list of images from one image (which may itself be iterable, as a path is) or several.
 
-    A path of a folder gives its images, as `list_images` does, and an open file its content.
+    A path of a folder gives its images, as `list_images` does, and an open file its content. An array with one
+    dimension holds several, such as a column of paths.
     """
+    if isinstance(images, np.ndarray) and images.ndim == 1 and (images.dtype.kind in "OUT" or not len(images)):
+        images = images.tolist()  # a column, such as one of paths, and no picture
     single = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray))
     if single or hasattr(images, "read"):  # an open file is iterable too, but its lines are no images
         images = [images]
