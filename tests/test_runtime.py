@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import venv
@@ -107,6 +109,17 @@ def test_predictions_with_equal_values_are_equal(path: Path) -> None:
     assert model.predict([picture((255, 0, 0))] * 2) != first
 
 
+def test_a_model_can_be_copied_and_sent_to_another_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    model = Model(path.name, threads=1)
+    sent = pickle.dumps(model)
+    monkeypatch.chdir("/")
+    image = picture((0, 0, 255))
+    for other in (pickle.loads(sent), copy.deepcopy(pickle.loads(sent))):
+        assert other.predict(image) == model.predict(image)
+        assert other.session.get_session_options().intra_op_num_threads == 1
+
+
 def test_pixels_are_prepared_as_in_training(path: Path, tmp_path: Path) -> None:
     """An image turned by EXIF, with alpha, of an odd size: the graph sees what `preprocess.decode` gives."""
     image = picture((255, 0, 0), (31, 17))
@@ -188,6 +201,7 @@ def test_what_is_no_image_is_named(
         (lambda path: Model(path.parent), "cannot be read"),
         (lambda path: Model(path, threads=0), "threads"),
         (lambda path: Model(path).predict([], batch_size=0), "batch_size"),
+        (lambda path: Model(path).run([[0]]), "must be a NumPy array, not list"),
     ],
 )
 def test_what_no_model_can_be_asked(call: Callable[[Path], object], words: str, path: Path) -> None:

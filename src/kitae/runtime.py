@@ -109,7 +109,7 @@ class Predictions:
 
 
 class Model:
-    """An exported classifier.
+    """An exported classifier. A copy, or what another process unpickles, reads the file again.
 
     Args:
         path: a file that `kitae export` or `kitae compress` wrote.
@@ -126,7 +126,7 @@ class Model:
         self.path = user_path(path)
         name = os.fspath(path)
         content = _read(self.path)
-        self.session = open_session(content, threads=threads, name=name)
+        self.session, self._threads = open_session(content, threads=threads, name=name), threads
         self.metadata: dict[str, Any] = read_metadata(content, name, self.session)
         try:
             names = self.metadata["classes"]
@@ -151,6 +151,9 @@ class Model:
         if signature != [(INPUT, "tensor(uint8)"), (OUTPUT, "tensor(float)")]:
             raise ExportError(f"{name}: its input and output are not those of a kitae model: {signature}")
         self._require_fit(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Model, (self.path.absolute(), self._threads)
 
     def __repr__(self) -> str:
         shape = " x ".join(str(size) for size in self.rules.shape)
@@ -211,6 +214,8 @@ class Model:
         Raises:
             ExportError: the batch has another dtype or shape.
         """
+        if not isinstance(batch, np.ndarray):
+            raise ExportError(f"a batch must be a NumPy array, not {type(batch).__name__}")
         if batch.dtype != np.uint8:
             raise ExportError(f"a batch must be uint8 with values 0 to 255, not {batch.dtype}")
         if batch.ndim != 4 or batch.shape[1:] != self.input_shape:
