@@ -65,6 +65,7 @@ def pairs(found: tuple[Duplicates, ...]) -> list[tuple[str, ...]]:
 
 def test_what_is_no_source_is_named() -> None:
     refused(DataError, "check takes a source, its name or a path, not NoneType", check, None)
+    refused(DataError, "threads: -1 must be at least 1", check, "fashion-mini:", threads=-1)
 
 
 def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:

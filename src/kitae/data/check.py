@@ -257,9 +257,12 @@ def check(
         threads: reading threads; by default one a processor.
 
     Raises:
-        DataError: the source cannot be opened, or the sheet cannot be written. Broken images are reported, not raised.
+        DataError: the source cannot be opened, `threads` is below 1, or the sheet cannot be written. Broken images are
+            reported, not raised.
     """
     planned = (spec is None and not isinstance(source, DataSpec)) if planned is None else planned
+    if threads is not None and threads < 1:
+        raise DataError(f"threads: {threads} must be at least 1")
     if not isinstance(source, Source | DataSpec | str | Path):
         raise DataError(f"check takes a source, its name or a path, not {type(source).__name__}")
     if isinstance(source, str | Path):
