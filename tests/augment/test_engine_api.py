@@ -143,6 +143,17 @@ def test_wrong_targets_are_named() -> None:
     np.testing.assert_array_equal(targets, np.eye(6, dtype=np.float32))
 
 
+def test_images_of_many_sizes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kitae.augment.engine._MOST_SIZES", 3)
+    aug = Augment(["horizontal_flip"])
+    for side in (*range(4, 12), 4):
+        images = pictures(2, 3, side, side)
+        out = aug(images, epoch=0, index=[0, 1])
+        assert aug.explain(epoch=0, index=0) in ([], ["horizontal flip"])
+        np.testing.assert_array_equal(out, Augment(["horizontal_flip"])(images, epoch=0, index=[0, 1]))
+        assert 0 < len(aug._stages) <= len(aug._pipelines) <= 3
+
+
 def test_parameters_may_be_tensors_of_any_kind() -> None:
     box = torch.tensor([0.0, 0.0, 2.0, 3.0], dtype=torch.bfloat16, requires_grad=True)
     np.testing.assert_array_equal(f.cutmix(X, None, box), f.cutmix(X, None, [0, 0, 2, 3]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -17,6 +17,17 @@ from kitae.errors import AugmentError
 
 if TYPE_CHECKING:
     from kitae.augment.cpu import Executor
+
+
+_MOST_SIZES = 1024  # of images that an Augment remembers; each takes some 5 KB
+T = TypeVar("T")
+
+
+def _keep(made: dict[tuple[int, int, int], T], key: tuple[int, int, int], value: T) -> None:
+    """Remember what was made for images of a size. Where every image has its own, sizes come and go: start over."""
+    if len(made) >= _MOST_SIZES:
+        made.clear()
+    made[key] = value
 
 
 class Augment:
@@ -120,23 +131,26 @@ class Augment:
     def pipeline(self, channels: int, height: int, width: int) -> Pipeline:
         """What the ops mean for images of this size."""
         key = (channels, height, width)
-        if key not in self._pipelines:
+        made = self._pipelines.get(key)
+        if made is None:
             if channels not in (1, 3) or not all(isinstance(n, int | np.integer) and n > 0 for n in (height, width)):
                 raise AugmentError(f"images have 1 or 3 channels and whole sides from 1 on, not {list(key)}")
             for name, value in (("mean", self.mean), ("std", self.std)):
                 if value is not None and len(value) not in (1, channels):
                     raise AugmentError(f"{name} has {len(value)} channels, the images have {channels}")
-            self._pipelines[key] = Pipeline.make(self.ops, channels, height, width, self.mean, self.std, self.mix)
-        return self._pipelines[key]
+            made = Pipeline.make(self.ops, channels, height, width, self.mean, self.std, self.mix)
+            _keep(self._pipelines, key, made)
+        return made
 
     def _executors(self, pipeline: Pipeline) -> list[Executor | Custom]:
         """What runs a pipeline, part by part: compiled parts and, in between, users' ops."""
         key = (pipeline.channels, *pipeline.sizes[0])
-        if key not in self._stages:
+        stages = self._stages.get(key)
+        if stages is None:
             from kitae.augment.cpu import Executor
 
             parts = pipeline.segments()
-            self._stages[key] = [
+            stages = [
                 part
                 if isinstance(part, Custom)
                 else Executor(
@@ -149,7 +163,8 @@ class Augment:
                 )
                 for part in parts
             ]
-        return self._stages[key]
+            _keep(self._stages, key, stages)
+        return stages
 
     def prepare(self, channels: int, height: int, width: int) -> Augment:
         """Compile what images of this size need, before the first batch. Returns self."""
