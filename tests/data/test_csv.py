@@ -58,6 +58,9 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
         (("path,label,split", "images/0.png,a,maybe"), "maybe"),
         (("Path,label,path", "images/0.png,a,images/1.png"), "'Path' and 'path'.*rename"),
         (("path,label,split,split", "images/0.png,a,train,test"), "'split' and 'split'.*rename"),
+        (("path,label", "images/0.png,dog, small", "images/1.png,dog, big"), "line 2 has more cells.*small.*quotes"),
+        (("path,label", "images/0.png,a", 'images/1.png,"b', "images/2.png,b"), "row after line 2 is not CSV"),
+        (("path,label,note", 'images/0.png,a,"x', 'images/1.png,b,"y"', "images/2.png,b,"), "row after line 1"),
         (("",), "path"),
     ],
 )
@@ -83,6 +86,13 @@ def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
     images(tmp_path)
     spec = write(tmp_path, "path , label,caption", "images/0.png,a,one\u2028two", 'images/1.png,b,"three\nfour"')
     assert open_source(spec).table.classes == ("a", "b")
+
+
+def test_empty_cells_may_follow_the_last_column(tmp_path: Path) -> None:
+    images(tmp_path)
+    assert open_source(write(tmp_path, "path,label", "images/0.png,a,", 'images/1.png, "b, c",, ')).table.classes == (
+        "a", "b, c",
+    )  # fmt: skip
 
 
 def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:

@@ -47,11 +47,16 @@ class CsvSource(FileSource):
             raise DataError(f"{self.name}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{self.name}: not UTF-8 text; save it as UTF-8") from error
-        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        # Strict, or a quote that is not closed would take the next rows into its cell in silence.
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+        self._rows: list[tuple[int, dict[str, str]]] = []
+        last = 1
         try:
-            self._rows = [(reader.line_num, _stripped(row)) for row in reader]  # blank lines are not rows
+            for row in reader:  # blank lines are not rows
+                last = reader.line_num
+                self._rows.append((last, self._stripped(row, last)))
         except csv.Error as error:
-            raise DataError(f"{self.name}: line {reader.line_num}: not CSV ({error})") from error
+            raise DataError(f"{self.name}: the row after line {last} is not CSV ({error})") from error
         header = [column.strip() for column in reader.fieldnames or () if column.strip()]
         self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
         known = {column.lower(): column for column in header}
@@ -73,6 +78,16 @@ class CsvSource(FileSource):
                 f"{self.name}: line {self._rows[missing[0]][0]}: there is no file {self._files[missing[0]]}{more}; "
                 "correct the path, or use kitae data fix to write the data without such lines"
             )
+
+    def _stripped(self, row: dict[str | Any, Any], line: int) -> dict[str, str]:
+        """Without the spaces around cells. Empty cells may follow the last column."""
+        surplus = [cell for cell in row.pop(None, ()) if cell.strip()]
+        if surplus:  # the label may be cut off at a comma, or be in another column
+            raise DataError(
+                f"{self.name}: line {line} has more cells than the header has columns ({surplus[0]!r}); put a cell "
+                "that contains a comma in double quotes"
+            )
+        return {column.strip(): (cell or "").strip() for column, cell in row.items()}
 
     def _file(self, written: str) -> Path:
         file = self.path.parent / user_path(written)
@@ -115,8 +130,3 @@ class CsvSource(FileSource):
             fixed = any(self._key in row for _, row in self._rows)
             return by_values([row[self._group] for _, row in self._rows], names, self._group, fixed=fixed)
         return None if self.rule is None else by_paths([name.replace("\\", "/") for name in names], self.rule)
-
-
-def _stripped(row: dict[str, Any]) -> dict[str, str]:
-    """Without the spaces around cells, and without cells of no column."""
-    return {column.strip(): (cell or "").strip() for column, cell in row.items() if column is not None}
