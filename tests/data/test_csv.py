@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,25 @@ def test_empty_cells_may_follow_the_last_column(tmp_path: Path) -> None:
     assert open_source(write(tmp_path, "path,label", "images/0.png,a,", 'images/1.png, "b, c",, ')).table.classes == (
         "a", "b, c",
     )  # fmt: skip
+
+
+def test_other_labels_make_another_store_even_at_the_same_size_and_time(tmp_path: Path) -> None:
+    images(tmp_path, 2)
+    spec = write(tmp_path, "path,label", "images/0.png,cat", "images/1.png,dog")
+    file, first = tmp_path / "labels.csv", open_store(spec)
+    was = file.stat()
+    write(tmp_path, "path,label", "images/0.png,dog", "images/1.png,cat")
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert file.stat().st_size == was.st_size
+    assert (first.labels.tolist(), open_store(spec).labels.tolist()) == ([0, 1], [1, 0])
+
+
+def test_labels_that_change_while_they_are_read_do_not_stay_in_the_cache(tmp_path: Path) -> None:
+    images(tmp_path, 2)
+    spec = write(tmp_path, "path,label", "images/0.png,cat", "images/1.png,dog")
+    read = open_source(spec)
+    write(tmp_path, "path,label", "images/0.png,dog", "images/1.png,cat")
+    assert read.fingerprint() != open_source(spec).fingerprint()
 
 
 def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:

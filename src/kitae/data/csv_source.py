@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -47,6 +48,7 @@ class CsvSource(FileSource):
             raise DataError(f"{self.name}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{self.name}: not UTF-8 text; save it as UTF-8") from error
+        self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         # Strict, or a quote that is not closed would take the next rows into its cell in silence.
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
         self._rows: list[tuple[int, dict[str, str]]] = []
@@ -108,6 +110,10 @@ class CsvSource(FileSource):
 
     def files(self) -> list[Path]:
         return [self.path, *(path for path in self._files if os.path.isfile(path))]
+
+    def identity(self) -> dict[str, Any]:
+        # A list that was written again may have its old size and time, and change while its images are looked for.
+        return {"text": self._digest}
 
     def load_table(self) -> Table:
         classes, labels = numbered([row[self._label] for _, row in self._rows])
