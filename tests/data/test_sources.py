@@ -145,6 +145,15 @@ def test_what_is_not_an_image_is_passed_over(make_folder: Maker) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN"])
+def test_images_in_folders_of_the_system_are_none_of_the_data(make_folder: Maker, name: str) -> None:
+    """Thumbnails would be near copies of the images, perhaps in another split; deleted images a class of their own."""
+    root = make_folder("cats", "dogs", name, f"cats/{name}/000.png.thumbs")
+    source = folder_source(root)
+    assert source.table.classes == ("cats", "dogs")
+    assert len(source) == 12
+
+
 def test_nested_files_and_linked_folders_belong_to_the_class(make_folder: Maker, tmp_path: Path) -> None:
     root = make_folder("cats/2023/may", "dogs")
     (root / "birds").symlink_to(make_folder("x", name="elsewhere") / "x", target_is_directory=True)

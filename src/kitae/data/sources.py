@@ -34,7 +34,7 @@ from kitae.data.spec import DataSpec
 from kitae.errors import DataError, did_you_mean
 from kitae.files import user_path
 from kitae.folders import written_by_us
-from kitae.preprocess import image_files, is_image, visible_files
+from kitae.preprocess import image_files, is_hidden, is_image, visible_files
 
 GROUP_PREFIX = "group="
 
@@ -233,7 +233,7 @@ def _has_images(folder: Path) -> bool:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+        found = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
         return [path for path in found if not written_by_us(path) or _has_images(path)]
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error

@@ -39,6 +39,10 @@ EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".mpo", ".avif", ".heic", ".heif",
 ))  # fmt: skip
+# Folders that systems make beside those of a user. Some hold images: thumbnails, or files that were deleted.
+_OF_SYSTEMS = frozenset((
+    "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found",
+))  # fmt: skip
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags of the sides as stored
@@ -144,6 +148,11 @@ def _raw_mode(tile: Any) -> str:
     return mode if isinstance(mode, str) else ""
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over for its name: it begins with a dot, or a system made the folder."""
+    return name.startswith((".", "__MACOSX")) or name.lower() in _OF_SYSTEMS
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image, and not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
@@ -162,7 +171,7 @@ def visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     if real in above:  # a link to a folder that it is in
         return
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__MACOSX"))]
+        entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
     for entry in entries:
