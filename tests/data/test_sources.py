@@ -174,6 +174,15 @@ def test_links_to_folders_are_followed_at_any_depth_and_circles_end(make_folder:
     assert not source.ignored()
 
 
+@pytest.mark.parametrize("link", ["train/emus", "test"])
+def test_a_class_or_a_split_that_is_a_link_to_nothing_is_refused(make_folder: Maker, tmp_path: Path, link: str) -> None:
+    """The disk that it leads to may not be mounted."""
+    root = make_folder("train/cats", "train/dogs")
+    (root / link).symlink_to(tmp_path / "unmounted", target_is_directory=True)
+    (root / "LICENSE.txt").symlink_to(tmp_path / "unmounted" / "LICENSE.txt")
+    refused(DataError, rf"{Path(link).name}'.* is a link to nothing", folder_source, root)
+
+
 def test_a_link_to_itself_is_an_image_that_cannot_be_read(make_folder: Maker) -> None:
     root = make_folder("cats", "dogs")
     for name in ("cats/self.png", "dogs/self"):

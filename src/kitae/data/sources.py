@@ -92,7 +92,9 @@ class FolderSource(FileSource):
     """
 
     def __init__(self, root: str | Path, groups: str | None = None) -> None:
-        """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
+        """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images
+        or behind a link to nothing.
+        """
         super().__init__(f"folder:{root}", groups)
         self.root = user_path(root)
         if not os.path.isdir(self.root):
@@ -107,6 +109,7 @@ class FolderSource(FileSource):
 
     def _scan(self) -> tuple[str, ...]:
         codes = {folder: SPLIT_ALIASES.get(folder.name.lower()) for folder in _subfolders(self.root)}
+        _check_links(self.root, self.name)
         named = sorted((code, folder) for folder, code in codes.items() if code is not None)
         train = [folder for code, folder in named if code == TRAIN]
         odd = [folder for folder, code in codes.items() if code is None]
@@ -137,7 +140,9 @@ class FolderSource(FileSource):
         numbers = {name: number for number, name in enumerate(names)}
         for code, part in parts:
             before = len(self._files)
-            for folder in _subfolders(part):
+            folders = _subfolders(part)
+            _check_links(part, self.name)
+            for folder in folders:
                 if (name := composed(folder.name)) not in found:
                     raise DataError(
                         f"{self.name}: class {folder.name!r} of {part.name} is not in train; add it there, or remove it"
@@ -224,6 +229,15 @@ def _check_part(part: Path, name: str, *, empty: bool) -> None:
         raise DataError(
             f"{name}: {part.name} has no images; add some, or remove the folder to hold out a split from train"
         )
+
+
+def _check_links(folder: Path, name: str) -> None:
+    """Refuse links to nothing that may have led to a class or a split, which would be missing without a word."""
+    for link in sorted(folder.iterdir()):
+        if link.is_symlink() and not (link.suffix or is_hidden(link.name) or os.path.exists(link)):
+            raise DataError(
+                f"{name}: {link.name!r} in {folder} is a link to nothing; restore what it leads to, or remove the link"
+            )
 
 
 def _has_images(folder: Path) -> bool:
