@@ -108,6 +108,12 @@ def test_splits_are_in_the_names_of_files_and_folders_or_in_a_column(tmp_path: P
     assert list(source.images())[2] == b""
 
 
+def test_the_name_of_a_file_or_of_the_inner_folder_decides_on_its_split(tmp_path: Path) -> None:
+    for file in ("train_test_split/test.parquet", "train_test_split/train.parquet", "train_test_split/val/0.parquet"):
+        write(tmp_path / "set" / file, six())
+    assert ParquetSource(tmp_path / "set").table.splits.tolist() == [TEST] * 6 + [TRAIN] * 6 + [VAL] * 6
+
+
 def test_links_are_followed_and_none_is_left_out_in_silence(tmp_path: Path) -> None:
     write(tmp_path / "set" / "train" / "0000.parquet", six())
     write(tmp_path / "set" / ".hidden" / "0000.parquet", six())

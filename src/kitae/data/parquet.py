@@ -4,7 +4,8 @@
     label       int or string; `labels` and `fine_label` are taken where there is no `label`
     class_name  optional, string: the name of each int label
     split       optional, string: train, val or test (or validation, valid, dev, ...; an empty one is train); without
-                the column the file names tell (`train-00000-of-00004.parquet`, `test/0000.parquet`)
+                the column the file names tell (`train-00000-of-00004.parquet`), or else the folders, the inner ones
+                first (`test/0000.parquet`)
     group       optional, int or string: equal values stay together in a split (`data.groups` takes another column,
                 or a rule for `path`)
     path        optional, string: names the image in messages and reports
@@ -40,7 +41,7 @@ _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 128  # that are read at once, at most
 _SOME_BYTES = 256 << 20  # that are read for a sample, about
-_SPLIT_IN_NAME = re.compile(rf"(?:^|[/_.\-])({'|'.join(SPLIT_ALIASES)})(?=[/_.\-]|$)", re.IGNORECASE)
+_SPLIT_IN_NAME = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_ALIASES)})(?=[_.\-]|$)", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -231,7 +232,9 @@ class ParquetSource(Source):
 
     def _splits(self, path: Path, values: list[Any] | None, count: int) -> list[int]:
         if values is None:
-            found = _SPLIT_IN_NAME.search(path.relative_to(self._root).as_posix()) if self._root else None
+            parts = path.relative_to(self._root).parts if self._root else ()
+            # The name of the file says more than that of its folder: consider `train_test_split/test.parquet`.
+            found = next((match for part in reversed(parts) if (match := _SPLIT_IN_NAME.search(part))), None)
             return [SPLIT_ALIASES[found.group(1).lower()] if found else TRAIN] * count
         names = ["" if value is None else str(value).strip().lower() for value in values]
         wrong = next((row for row, name in enumerate(names) if name and name not in SPLIT_ALIASES), None)
