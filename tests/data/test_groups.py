@@ -96,6 +96,18 @@ def test_a_parquet_file(tmp_path: Path) -> None:
         grouped(table(tmp_path), "parent").table.groups  # noqa: B018
 
 
+def test_a_patient_is_one_group_in_files_with_other_types(tmp_path: Path) -> None:
+    """As pandas writes a column of integers from which it has dropped an empty cell."""
+    for name, patients in (("train", [7, 7, 8, 8, 9, 9]), ("test", [9.0, 9.0, 10.0, 10.0, 11.0, 11.0])):
+        (tmp_path / name).mkdir()
+        table(tmp_path / name, group=patients)
+    source = open_source(DataSpec(source=f"parquet:{tmp_path}"))
+    assert sizes(source) == [2, 2, 2, 2, 4]
+    table(tmp_path, group=[1.0, 1.0, float("nan"), float("nan"), 2.0, 2.0])
+    spec = DataSpec(source=f"parquet:{tmp_path / 'd.parquet'}")
+    refused(DataError, r"d\.parquet:2: has no group .*2 such", lambda: open_source(spec).table)
+
+
 def test_sources_without_columns_or_folders_say_so() -> None:
     refused(DataError, r"data\.groups: cifar10 has neither", open_source, DataSpec(source="cifar10", groups="parent"))
 

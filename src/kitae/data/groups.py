@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -23,13 +24,17 @@ def by_values(values: Sequence[object], names: Sequence[str], rule: str, *, fixe
     """A group for each value of a column: int64 [N].
 
     Args:
-        values: N cells. names: N names of the images, for messages.
+        values: N cells; 7 and 7.0 are equal. names: N names of the images, for messages.
         fixed: the column may hold groups as `data fix` writes them, which are kept.
 
     Raises:
-        DataError: an empty cell.
+        DataError: a cell that is empty or NaN.
     """
-    texts = ["" if value is None else str(value).strip() for value in values]
+    # In one file of several, a column of integers may be of floats, because of an empty cell that it had.
+    mixed = {int, float} <= set(map(type, values))
+    whole = [int(value) if mixed and isinstance(value, float) and value.is_integer() else value for value in values]
+    missing = [value is None or (isinstance(value, float) and math.isnan(value)) for value in whole]
+    texts = ["" if gone else str(value).strip() for value, gone in zip(whole, missing, strict=True)]
     if "" in texts:
         raise DataError(f"{names[texts.index('')]}: has no {rule} (data.groups), {texts.count('')} such image(s)")
     numbers = fixed and all(map(is_key, texts))
