@@ -65,6 +65,11 @@ def test_labels(columns: dict[str, Any], classes: tuple[str, ...], labels: list[
     assert (table.classes, table.labels.tolist()) == (classes, labels)
 
 
+def test_classes_that_differ_only_in_spaces_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", six(("cat", "dog", "cat ", "dog", "cat", "dog")))
+    refused(DataError, "'cat' and 'cat ' differ only in spaces", lambda: ParquetSource(path).table)
+
+
 def test_the_hubs_layout(tmp_path: Path) -> None:
     """A folder of split files, images in a struct, class names in the schema's metadata."""
     feature = {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}

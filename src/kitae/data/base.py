@@ -204,9 +204,17 @@ def composed(text: str) -> str:
 
 
 def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N]."""
+    """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N].
+
+    Raises:
+        DataError: two classes differ only in the spaces around their names.
+    """
     labels = [composed(label) if isinstance(label, str) else label for label in labels]
     distinct = sorted(set(labels))
+    stripped: dict[str, Any] = {}
+    for label in distinct:
+        if (other := stripped.setdefault(str(label).strip(), label)) != label:
+            raise DataError(f"the classes {other!r} and {label!r} differ only in spaces; give them one name")
     place = {label: number for number, label in enumerate(distinct)}
     return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)
 
