@@ -112,6 +112,16 @@ def test_sources_without_columns_or_folders_say_so() -> None:
     refused(DataError, r"data\.groups: cifar10 has neither", open_source, DataSpec(source="cifar10", groups="parent"))
 
 
+def test_a_folder_is_one_group_however_it_is_written() -> None:
+    groups = by_paths(
+        ["p1/1.png", "./p1/2.png", "p1//3.png", "x/../p1/4.png", "p2/5.png", "6.png", "./7.png"], "parent"
+    )
+    assert groups.tolist() == [groups[0]] * 4 + [groups[4]] + [groups[5]] * 2
+    assert len(set(groups.tolist())) == 3
+    assert groups[0] == by_paths(["p1/1.png"], "parent")[0]
+    assert by_paths(["./p1/1.png"], "parent")[0] != groups[0], "splits that were drawn earlier stay as they are"
+
+
 def test_an_expression_may_name_the_group_anywhere() -> None:
     groups = by_paths(["x/video12_frame3.jpg", "y/video12_frame9.jpg", "y/video1_frame3.jpg"], r"video(\d+)_")
     assert groups[0] == groups[1] != groups[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import posixpath
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,9 @@ def by_paths(paths: Sequence[str], rule: str, inside: int = 0) -> NDArray[np.int
         folders = ["/".join(path.split("/")[inside:-1]) for path in paths]
         if inside and not any(folders):
             raise DataError("data.groups: parent, but no class folder has images in subfolders; set it to null")
+        # `./p1` and `p1` are one folder: it has the name that it is first written with.
+        written: dict[str, str] = {}
+        folders = [written.setdefault(posixpath.normpath(folder), folder) for folder in folders]
         pairs = zip(paths, folders, strict=True)
         return np.array([name_key(folder if folder or not inside else f"\0{path}") for path, folder in pairs], np.int64)
     try:
