@@ -65,6 +65,16 @@ def test_labels(columns: dict[str, Any], classes: tuple[str, ...], labels: list[
     assert (table.classes, table.labels.tolist()) == (classes, labels)
 
 
+def test_class_names_in_another_order_than_in_the_metadata_are_refused(tmp_path: Path) -> None:
+    """As if labels were numbered anew, and the metadata of the old ones kept."""
+    metadata = {"classes": json.dumps(["emu", "dog", "cat"])}
+    agree, other = ["emu", "dog", "a cat"] * 2, ["cat", "dog", "emu"] * 2
+    path = write(tmp_path / "x.parquet", six(class_name=agree), metadata)
+    assert ParquetSource(path).table.classes == ("emu", "dog", "cat"), "longer names of the same classes"
+    write(path, six(class_name=other), metadata)
+    refused(DataError, r"x\.parquet:0: its class_name is 'cat', but in the metadata", lambda: ParquetSource(path).table)
+
+
 def test_classes_that_differ_only_in_spaces_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", six(("cat", "dog", "cat ", "dog", "cat", "dog")))
     refused(DataError, "'cat' and 'cat ' differ only in spaces", lambda: ParquetSource(path).table)

@@ -275,7 +275,15 @@ def _classes(
             f"({len(wrong)} such labels; some hub data sets hide their test labels this way); leave these rows out"
         )
     if any(known for _, known, _ in named_by_file):
-        return _united_classes(named_by_file, np.array(values, np.int64))
+        classes, labels = _united_classes(named_by_file, np.array(values, np.int64))
+        place = {name: number for number, name in enumerate(classes)}
+        for label, name, image in zip(labels.tolist(), map(composed, class_names), names, strict=False):  # or no names
+            if place.get(name, label) != label:
+                raise DataError(
+                    f"{image}: its class_name is {name!r}, but in the metadata this is another label's name; correct "
+                    "one of them"
+                )
+        return classes, labels
     classes, labels = numbered(values)
     if not class_names:
         return classes, labels
