@@ -31,7 +31,7 @@ from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.store import Names, Store, open_store
-from kitae.errors import DataError
+from kitae.errors import DataError, KitaeError
 from kitae.files import cache_folder
 from kitae.preprocess import PreprocessRules, decode, probe
 from kitae.preprocess import picture as picture_of
@@ -500,6 +500,22 @@ def test_broken_images_are_named_or_left_out_when_asked(pets: Path, cache: Path)
         assert store.labels.tolist() == [0] * 5 + [1] * 6
         assert (store.images[2] == decode(pets / store.names[2], store.rules)).all()
     assert len(stores(cache)) == 1
+
+
+def test_an_error_of_the_machine_leaves_no_image_out(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store would lack a sound image ever after."""
+    last, read = sorted(pets.rglob("*.png"))[-1], Image.open
+
+    def opening(file: Any, *args: Any, **options: Any) -> Any:
+        if file == last:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(file))
+        return read(file, *args, **options)
+
+    spec = DataSpec(source=f"folder:{pets}", image_size=16, on_corrupt="skip")
+    monkeypatch.setattr(Image, "open", opening)
+    refused(KitaeError, rf"{last.name}: cannot be read now \(Too many open files\); try again", open_store, spec)
+    monkeypatch.undo()
+    assert open_store(spec).skipped == ()
 
 
 def test_only_broken_images(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, Jpeg2KImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
-from kitae.errors import DataError, one_line
+from kitae.errors import DataError, KitaeError, one_line
 from kitae.files import user_path
 
 with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
@@ -44,6 +45,8 @@ _OF_SYSTEMS = frozenset((
     "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found",
 ))  # fmt: skip
 
+# Errors of a busy machine or of a network disk. They say nothing about an image, which must not be left out for them.
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT))
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags of the sides as stored
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -75,7 +78,12 @@ def opened(source: Encoded, name: str = "") -> Iterator[ImageFile.ImageFile]:
 
 @contextlib.contextmanager
 def naming(name: str, source: Encoded) -> Iterator[None]:
-    """Turn whatever Pillow raises on a bad file (nearly any type of exception) into one line that names the file."""
+    """Turn whatever Pillow raises on a bad file (nearly any type of exception) into one line that names the file.
+
+    Raises:
+        DataError: the file is bad.
+        KitaeError: the machine or the network failed, not the file.
+    """
     name = "".join(c if c.isprintable() else "?" for c in name)
     try:
         yield
@@ -90,6 +98,8 @@ def naming(name: str, source: Encoded) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_not_an_image(source)}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise KitaeError(f"{name}: cannot be read now ({error.strerror}); try again") from error
         raise DataError(f"{name}: cannot be decoded ({one_line(error)})") from error
 
 
