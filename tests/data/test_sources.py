@@ -232,6 +232,8 @@ def test_a_class_that_two_systems_wrote_differently_is_one_class(make_folder: Ma
         (("bus", "train/group=1", "train/group=2"), ("bus", "train")),
         (("control/group=1", "test/group=1"), ("control", "test")),
         (("control/mon", "test/tue"), ("control", "test")),
+        (("latest/2021", "trainers/2021", "valley/2021"), ("latest", "trainers", "valley")),
+        (("bus stop", "test tube", "train station"), ("bus stop", "test tube", "train station")),
     ],
 )
 def test_a_class_may_be_called_as_a_split(
@@ -274,6 +276,9 @@ def test_groups_are_marked_folders(make_folder: Maker) -> None:
         (("train_images/a", "val/a", "val/b"), (), "'train_images' has class folders of val.*'train_images' to train"),
         (("eval/a", "test/a", "training_set/a"), (), "rename 'training_set' to train, or 'test' if both are classes"),
         (("test1", "train/a", "train/b"), (), r"'test1' has images outside class folders.*move it.*kitae predict"),
+        (("training_set/a", "training_set/b", "test_set/a"), (), "'training_set' and 'test_set' seem to be splits"),
+        (("seg_train/seg_train/a", "seg_test/seg_test/a", "seg_pred"), (), "'seg_train' and 'seg_test' seem to be"),
+        (("TrainData", "ValidationData"), (), "'TrainData' and 'ValidationData' seem to be splits.*or give a CSV file"),
         (("test/a", "val/a"), (), "no train folder"),
         (("images/a", "images/b"), (), r"has only the folder 'images'.*give .*images"),
         (("train/a", "train/b", "test", "test/a"), (), r"test has images outside class folders \(000\.png"),

@@ -15,7 +15,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +117,8 @@ class FolderSource(FileSource):
         odd = [folder for folder, code in codes.items() if code is None]
         if named and odd:
             self._check_names([folder for _, folder in named], train, odd)
+        if not named:
+            self._check_words(odd)
         if named and not odd and not train:
             raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder; add one")
         parts = named if train and not odd else [(TRAIN, self.root)]
@@ -193,6 +197,18 @@ class FolderSource(FileSource):
                     f"elsewhere (kitae predict classifies its images), or rename {train[0].name!r} if both are classes"
                 )
 
+    def _check_words(self, folders: list[Path]) -> None:
+        """Refuse folders such as training_set and test_set, which would be two classes that mix all of the data's."""
+        spoken = {folder: _split_in(folder.name) for folder in folders}
+        trains = [folder for folder in folders if spoken[folder] == TRAIN]
+        others = [folder for folder in folders if spoken[folder] not in (None, TRAIN)]
+        for train, held in itertools.product(trains, others):
+            if None not in spoken.values() or _nested_twice(train) & _nested_twice(held):
+                raise DataError(
+                    f"{self.name}: {train.name!r} and {held.name!r} seem to be splits; call the folders train, val and "
+                    "test, with one folder of images per class in each, or give a CSV file of paths and labels"
+                )
+
     def files(self) -> list[Path]:
         return [path for path in self._files if path not in self._gone]
 
@@ -256,6 +272,19 @@ def _subfolders(folder: Path) -> list[Path]:
 def _nested(folder: Path) -> set[str]:
     """The names of the folders in a class or a split, without those that mark groups of a class."""
     return {inner.name for inner in _subfolders(folder) if not inner.name.startswith(GROUP_PREFIX)}
+
+
+def _nested_twice(folder: Path) -> set[str]:
+    """`_nested`; of `seg_train/seg_train`, as some archives have it, that of the inner folder."""
+    names = _nested(folder)
+    return _nested(folder / folder.name) if names == {folder.name} else names
+
+
+def _split_in(name: str) -> int | None:
+    """The split that a folder's name speaks of, as training_set, TestData or seg_train do; None if none."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    found = re.search(rf"(?<![a-z])({'|'.join(SPLIT_ALIASES)})(set|data|images)?(?![a-z])", words)
+    return SPLIT_ALIASES[found[1]] if found else None
 
 
 def _marked_groups(names: Sequence[str], keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
