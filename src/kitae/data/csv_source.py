@@ -38,7 +38,8 @@ class CsvSource(FileSource):
             gaps: accept missing image files; reading one then raises.
 
         Raises:
-            DataError: no such file, a column or an image file is missing, two columns have one name, an unknown split.
+            DataError: no such file, a column or an image file is missing, two columns have one name, a row has
+                more cells than the header or a quote that is not closed.
         """
         super().__init__(f"csv:{path}", groups)
         self.path = user_path(path)
@@ -52,15 +53,19 @@ class CsvSource(FileSource):
         # Strict, or a quote that is not closed would take the next rows into its cell in silence.
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
         self._rows: list[tuple[int, dict[str, str]]] = []
-        last = 1
+        last = 0
         try:
+            header = [column.strip() for column in reader.fieldnames or () if column.strip()]
+            last = reader.line_num
+            self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
             for row in reader:  # blank lines are not rows
                 last = reader.line_num
                 self._rows.append((last, self._stripped(row, last)))
         except csv.Error as error:
-            raise DataError(f"{self.name}: the row after line {last} is not CSV ({error})") from error
-        header = [column.strip() for column in reader.fieldnames or () if column.strip()]
-        self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
+            raise DataError(
+                f"{self.name}: the row after line {last} is not CSV ({error}); close its quotes, and double those "
+                "inside a cell"
+            ) from error
         known = {column.lower(): column for column in header}
         self._split = known.get("split")
         self._key = known.get(KEY, KEY)
