@@ -14,7 +14,7 @@ import pytest
 
 from kitae.data.base import TEST, TRAIN, VAL
 from kitae.data.parquet import ParquetSource
-from kitae.data.sources import open_source
+from kitae.data.sources import open_source, source_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from tests.images import encode, picture
@@ -127,6 +127,14 @@ def test_the_name_of_a_file_or_of_the_inner_folder_decides_on_its_split(tmp_path
     for file in ("train_test_split/test.parquet", "train_test_split/train.parquet", "train_test_split/val/0.parquet"):
         write(tmp_path / "set" / file, six())
     assert ParquetSource(tmp_path / "set").table.splits.tolist() == [TEST] * 6 + [TRAIN] * 6 + [VAL] * 6
+
+
+def test_files_are_found_in_a_folder_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+    for file in ("train.parquet", "test.PARQUET"):
+        write(tmp_path / "set" / file, six())
+    assert sorted(ParquetSource(tmp_path / "set").table.splits.tolist()) == [TRAIN] * 6 + [TEST] * 6
+    (tmp_path / "set" / "train.parquet").unlink()
+    assert source_of(tmp_path / "set") == f"parquet:{tmp_path / 'set'}"
 
 
 def test_links_are_followed_and_none_is_left_out_in_silence(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class ParquetSource(Source):
             self._files = sorted(
                 p
                 for p in visible_files(root)
-                if p.suffix == ".parquet" and (p.parent == root or not written_by_us(p.parent))
+                if p.suffix.lower() == ".parquet" and (p.parent == root or not written_by_us(p.parent))
             )
             self._root: Path | None = root
             if not self._files:

@@ -303,7 +303,7 @@ def source_of(path: str | Path) -> str:
     """
     given = user_path(path)
     if os.path.isdir(given):
-        tables = any(path.suffix == ".parquet" for path in given.glob("*.parquet"))
+        tables = any(file.suffix.lower() == ".parquet" for file in given.glob("*"))
         # Predictions may have been written into a folder of classes, or of splits of classes.
         inside = (file for folder in _subfolders(given) for file in visible_files(folder))
         return f"folder:{path}" if not tables or any(is_image(file.name) for file in inside) else f"parquet:{path}"
