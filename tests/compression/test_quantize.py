@@ -114,6 +114,28 @@ def test_normalisation_and_probabilities_stay_float(graph: onnx.ModelProto, rang
     assert scaled.input[0] == cast.output[0]
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_convolution_that_is_the_classifier_gives_its_logits_in_float(
+    train: Data, selection: Data, pooled: bool
+) -> None:
+    """As a linear layer does; but one whose many outputs are pooled into logits stays an integer kernel."""
+    torch.manual_seed(0)
+    pool, head = nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1)
+    tail = (head, pool) if pooled else (pool, head)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *tail, nn.Flatten()).eval()
+    graph = to_onnx(network, CARD)
+    quantized = static(graph, calibrate(graph, train.images))
+    output = next(node.output[0] for node in quantized.graph.node if node.name == weighted_nodes(graph)[-1])
+    readers = [node.op_type for node in quantized.graph.node if output in node.input]
+    assert ("QuantizeLinear" in readers) == pooled
+    written = {name for node in quantized.graph.node for name in node.output}
+    read = {name for node in quantized.graph.node for name in node.input}
+    assert written - read == {"probabilities"}, "no pair is left that nobody reads"
+    assert {item.name for item in quantized.graph.initializer} <= read
+    expected = probabilities(graph, selection.images)
+    assert distance(expected, probabilities(quantized, selection.images))[0] < 0.01
+
+
 def test_calibration_on_unnormalised_images_ruins_the_accuracy(
     trained: nn.Module, graph: onnx.ModelProto, ranges: Ranges, train: Data, selection: Data
 ) -> None:

@@ -80,14 +80,39 @@ def with_activation(proto: onnx.ModelProto, name: str) -> list[str]:
     return [name, *(node.name for node in readers if len(readers) == 1 and node.op_type in _CUTTING)]
 
 
+def readers_of_logits(proto: onnx.ModelProto) -> list[str]:
+    """The nodes that read the last weighted one, if that gives one number for each class.
+
+    A convolution whose outputs are pooled afterwards gives more.
+
+    Args:
+        proto: with inferred shapes.
+    """
+    last = weighted_nodes(proto)[-1]
+    output = next(node.output[0] for node in proto.graph.node if node.name == last)
+    shapes = [info.type.tensor_type.shape.dim for info in proto.graph.value_info if info.name == output]
+    if not shapes or any(dim.dim_value != 1 for dim in shapes[0][2:]):
+        return []
+    return [node.name for node in proto.graph.node if output in node.input]
+
+
 def unrounded(proto: onnx.ModelProto, names: Collection[str]) -> None:
-    """Let these nodes read floats again: a tensor that a shortcut takes on was rounded for all its readers."""
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    for node in proto.graph.node:
+    """Let these nodes read floats again: what one node makes was rounded for all its readers."""
+    graph = proto.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
         for place, name in enumerate(node.input if node.name in names else ()):
             restored = makers.get(name)
             if restored is not None and restored.op_type == "DequantizeLinear" and restored.input[0] in makers:
                 node.input[place] = makers[restored.input[0]].input[0]
+    constants = {item.name: item for item in graph.initializer}
+    for kind in ("DequantizeLinear", "QuantizeLinear"):  # of a pair that nobody reads any more
+        read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
+        for node in [node for node in graph.node if node.op_type == kind and node.output[0] not in read]:
+            graph.node.remove(node)
+            left = {name for other in graph.node for name in other.input}
+            for name in set(node.input) & constants.keys() - left:
+                graph.initializer.remove(constants.pop(name))
 
 
 def tidied(proto: onnx.ModelProto) -> onnx.ModelProto:

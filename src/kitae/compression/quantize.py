@@ -28,6 +28,7 @@ from kitae.compression.graph import (
     compact,
     prepared,
     quantizable,
+    readers_of_logits,
     tidied,
     unrounded,
     weighted_nodes,
@@ -58,7 +59,7 @@ def static(
     """Quantize a float graph with fixed ranges.
 
     What comes before the first weighted node (the normalisation) and after the last (temperature, softmax) stays float,
-    and the classifier gives its logits in float.
+    and the classifier gives its logits in float. (A convolution whose outputs are pooled into logits is rounded.)
 
     Args:
         ranges: as `calibrate` returns them.
@@ -75,7 +76,10 @@ def static(
     work, body = prepared(proto)
     first = weighted_nodes(work)[float_layers]
     body = body[body.index(first) :]
-    before = set(itertools.takewhile(first.__ne__, [node.name for node in work.graph.node]))
+    in_float = {
+        *itertools.takewhile(first.__ne__, [node.name for node in work.graph.node]),
+        *readers_of_logits(work),
+    }
     if only is not None:
         body = [name for name in body if name in set(only)]
     with quiet():
@@ -94,7 +98,7 @@ def static(
             body,
             [],
             sorted(quantizable(work)),
-            # The logits are not rounded to 256 steps, since they decide the class.
+            # The logits are not rounded to 256 steps, since they decide the class; see `readers_of_logits` as well.
             {"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         try:
@@ -102,7 +106,7 @@ def static(
         except Exception as error:
             raise CompressionError(f"onnxruntime cannot quantize this graph: {one_line(error, 300)}") from error
         quantized: onnx.ModelProto = quantizer.model.model
-        unrounded(quantized, before)
+        unrounded(quantized, in_float)
         quantizer.model.topological_sort()
     return compact(tidied(quantized))
 
