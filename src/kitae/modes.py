@@ -1,4 +1,4 @@
-"""What is changed for a while and then restored: the mode of a network, torch's threads and its defaults."""
+"""What is changed for a while and then restored: the mode of a network, torch's threads, its defaults and TF32."""
 
 from __future__ import annotations
 
@@ -53,3 +53,17 @@ def torch_defaults() -> Iterator[None]:
         held.enter_context(torch.inference_mode(False))
         held.enter_context(torch.enable_grad())
         yield
+
+
+@contextmanager
+def convolutions_in_float32() -> Iterator[None]:
+    """Let GPUs convolve float32 tensors in float32: by default cuDNN rounds them to TF32, which has 10 bits."""
+    import torch
+
+    convolution = torch.backends.cudnn.conv
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision = before

@@ -124,6 +124,21 @@ def test_a_channel_cut_out_of_the_wrong_place_is_refused(trained: nn.Module, mon
     refused(CompressionError, "something else than with zeros in their place", remove_channels, trained, SHAPE, 0.4)
 
 
+def test_networks_are_compared_in_float32_on_a_gpu_too() -> None:
+    """In TF32, two networks that compute the same may be further apart than rounding is thought to bring them."""
+
+    class Recorder(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return x
+
+    seen: list[str] = []
+    before = torch.backends.cudnn.conv.fp32_precision
+    assert channels._distance(Recorder(), Recorder(), torch.ones(1, 2)) == 0
+    assert seen == ["ieee", "ieee"]
+    assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
+
+
 def test_ratios_by_layer_and_coupling(trained: nn.Module) -> None:
     result = remove_channels(trained, SHAPE, {"conv1": 0.5})
     assert set(result.removed) == {"conv1", "norm1"}

@@ -176,6 +176,11 @@ def test_only_classes_that_were_clear_count_as_changed() -> None:
 
 def test_the_reference_leaves_the_network_as_it_was(network: nn.Module, card: Card, images: NDArray[np.uint8]) -> None:
     network.train()
+    seen = []
+    network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.conv.fp32_precision
     torch_reference(network, card.mean, card.std)(images)
     assert network.training
+    assert seen == ["ieee"], "not in TF32 on a GPU"
+    assert torch.backends.cudnn.conv.fp32_precision == before
     assert torch.is_grad_enabled()

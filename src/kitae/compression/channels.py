@@ -25,7 +25,7 @@ from kitae.compression.shape import Shape, difference
 from kitae.compression.spec import Importance, Scope
 from kitae.errors import CompressionError, one_line, require
 from kitae.keyed import uniform
-from kitae.modes import evaluating
+from kitae.modes import convolutions_in_float32, evaluating
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
@@ -327,6 +327,6 @@ def _some_images(model: nn.Module, input_shape: tuple[int, int, int], batches: B
 
 def _distance(original: nn.Module, smaller: nn.Module, images: Tensor) -> float:
     """Largest difference of an output in eval mode, as a share of the original's largest."""
-    with evaluating(original), evaluating(smaller), torch.no_grad():
+    with evaluating(original), evaluating(smaller), torch.no_grad(), convolutions_in_float32():
         expected, got = original(images), smaller(images)
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -18,7 +18,7 @@ from torch import nn
 
 from kitae.errors import ExportError, one_line, require
 from kitae.keyed import uniform
-from kitae.modes import evaluating
+from kitae.modes import convolutions_in_float32, evaluating
 from kitae.runtime import INPUT, OUTPUT, answers, open_session
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def torch_reference(
     spread = torch.tensor(tuple(std), dtype=dtype, device=device).reshape(1, -1, 1, 1)
 
     def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with evaluating(network), torch.no_grad():
+        with evaluating(network), torch.no_grad(), convolutions_in_float32():
             pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device, dtype) / 255.0
             logits = network((pixels - centre) / spread).to(dtype)
             result: NDArray[np.float32] = torch.softmax(logits / temperature, dim=1).float().cpu().numpy()
