@@ -94,6 +94,12 @@ def test_a_network_with_another_number_of_classes(network: nn.Module, card: Card
     refused(ExportError, r"\[2, 5\] for two images, not \[2, 2\]", export, network, tmp_path / "model.onnx", two)
 
 
+def test_weights_that_do_not_fit_into_one_file(card: Card) -> None:
+    huge = nn.Module()
+    huge.weight = nn.Parameter(torch.zeros(1).expand(2**29))  # one number in memory
+    refused(ExportError, r"536,870,912 weights take 2.0 GiB .* less than 2 GiB", to_onnx, huge, card)
+
+
 def test_a_random_op_is_refused_and_the_old_file_kept(card: Card, tmp_path: Path) -> None:
     class AlwaysRandom(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

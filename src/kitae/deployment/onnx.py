@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+_MOST_BYTES = 2**31 - 1  # of a protobuf message
+
+
 @dataclass(frozen=True)
 class Card:
     """The metadata of an exported file.
@@ -105,11 +108,17 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
     The network is copied to the CPU, set to eval mode and float32; the original is not touched.
 
     Raises:
-        ExportError: an operation of the network has no ONNX counterpart (it is named), or its outputs have another
-            shape than the card says.
+        ExportError: an operation of the network has no ONNX counterpart (it is named), its outputs have another shape
+            than the card says, or its weights do not fit into one file.
     """
     require("onnx")
     require("onnxscript")
+    weights = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+    if 4 * weights > _MOST_BYTES:
+        raise ExportError(
+            f"the network's {weights:,} weights take {4 * weights / 2**30:.1f} GiB in float32, and one ONNX file holds "
+            f"less than 2 GiB; export a smaller network"
+        )
     classifier = Classifier(copy.deepcopy(network).to("cpu", torch.float32), card).eval()
     example = torch.zeros((2, *card.rules.shape), dtype=torch.uint8)  # two: a batch of one would be taken as fixed
     with torch.no_grad(), quiet():
