@@ -703,6 +703,15 @@ def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: R
     rebuilt.load_state_dict(steps.model.state_dict())
 
 
+@pytest.mark.parametrize(("round_to", "widest"), [(1, 4), (3, 3)])
+def test_a_tenth_of_the_original_stays_whatever_the_steps(find: Finder, round_to: int, widest: int) -> None:
+    """Of 32 channels four stay, or the nearest pack, though less than a tenth."""
+    options: dict[str, Any] = {"round_to": round_to, "finetune_epochs": 0}
+    for steps in ((0.5, 0.95), (0.95,)):
+        kept = find.pruned(*steps, **options).shape.kept
+        assert max(len(positions) for positions in kept.values()) == widest, steps
+
+
 def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
     outcome = find(ratios=(0.5, 0.52), round_to=4, quantize=("none",), controls=("random",))
     assert names(outcome) == ["original fp32", "50 % fp32", "random, 50 % fp32"]

@@ -90,8 +90,8 @@ def remove_channels(
             L2 norm over all weights of all coupled layers that touch it (Fang et al. 2023); `taylor` the change of the
             loss if it were zero, to first order, averaged over the coupled layers, and its square over batches
             (Molchanov et al. 2019); `random` is the control.
-        scope: `layer` removes the ratio from every layer; `global` ranks all channels together. Either leaves each
-            layer at least a tenth, before `round_to`.
+        scope: `layer` removes the ratio from every layer; `global` ranks all channels together. One ratio for all
+            leaves each layer at least a tenth, before `round_to`; ratios by name leave it at least one channel.
         skip: layers that keep all their outputs, and with them those coupled to them.
         required: layers that must be able to lose channels: those whose ratio was given by name.
         batches: *training* images, for `taylor`, and to compare with the masked original (on noise without).
@@ -110,7 +110,8 @@ def remove_channels(
     smaller.eval().requires_grad_(True)  # the coupling of layers is read off the autograd graph
     groups = _groups(smaller, input_shape, chosen, set(skip), required)
     scores = _scores(smaller, groups, importance, batches, seed)
-    numbers = _channels_to_drop(groups, scores, total, round_to)
+    limit: Callable[[int], int] = most if isinstance(ratios, float | int) else lambda width: width - 1
+    numbers = _channels_to_drop(groups, scores, total, limit, round_to)
     gone: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # outputs, inputs
     survivors: dict[tuple[bool, str], list[int]] = {}
     for group, score, number in zip(groups, scores, numbers, strict=True):
@@ -290,12 +291,16 @@ def _loss_changes(
 
 
 def _channels_to_drop(
-    groups: Sequence[_Group], scores: Sequence[Tensor], total: float | None, round_to: int
+    groups: Sequence[_Group],
+    scores: Sequence[Tensor],
+    total: float | None,
+    limit: Callable[[int], int],
+    round_to: int,
 ) -> list[int]:
     numbers = [round(group.ratio * group.width) for group in groups] if total is None else global_shares(scores, total)
     result = []
     for group, number in zip(groups, numbers, strict=True):
-        stay = group.width - min(number, most(group.width))
+        stay = group.width - min(number, limit(group.width))
         # Rounding removes channels as well, but not from a layer of which nothing is to be removed.
         result.append(group.width - whole_packs(stay, group.width, round_to) if group.ratio else 0)
     return result

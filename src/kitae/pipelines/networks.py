@@ -23,7 +23,7 @@ import kitae
 from kitae.compression.batchnorm import reestimate_batchnorm
 from kitae.compression.channels import remove_channels, whole_packs
 from kitae.compression.counting import count, prunable_layers, require_layers, weight_of, width_of
-from kitae.compression.masks import Gradual, apply_masks, magnitude_masks
+from kitae.compression.masks import Gradual, apply_masks, magnitude_masks, most
 from kitae.compression.qat import Simulated
 from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
 from kitae.compression.spec import CompressSpec
@@ -261,7 +261,8 @@ class Networks:
             ratios = {}
             for name, share in self._by_layer(original, ratio).items():
                 width = width_of(full[name])
-                stay = whole_packs(max(1, round((1 - share) * width)), width, round_to) if share else width
+                fewest = max(width - most(width), round((1 - share) * width))
+                stay = whole_packs(fewest, width, round_to) if share else width
                 ratios[name] = max(0.0, 1 - stay / width_of(now[name]))
             round_to = 1
         result = remove_channels(
