@@ -196,7 +196,7 @@ class Bench:
                 graph, ranges, self.validation.gather(self.validation.rows[sample])[0], self.labels[sample],
                 target=self.spec.target, per_channel=self.spec.per_channel,
             )  # fmt: skip
-        except CompressionError as error:  # the files are there already; this list only explains them
+        except (CompressionError, ExportError) as error:  # the files are there already; this list only explains them
             self.leave_out("the sensitivity of the layers", str(error))
             return ()
         return tuple(found)
