@@ -544,6 +544,31 @@ def test_a_variant_is_told_in_words_only_if_they_say_how_it_differs_from_the_ref
         assert study_labels.variant_labels(found)["a_b"] == told
 
 
+def planned(design: str, **fields: Any) -> StudyRecord:
+    """The record of a study with three seeds, in which nothing was measured."""
+    spec = StudySpec.parse({"name": "s", "base": "cifar10-quick", "design": design, "seeds": [0, 1, 2], **fields})
+    made = expand(spec)
+    effects = [{"name": one, "metric": spec.metric} for one in made.effects]
+    return StudyRecord.model_validate({
+        "name": "s", "metric": spec.metric, "design": design, "factors": made.factors,
+        "levels": {one.name: one.levels for one in made.variants},
+        "variants": [{"name": one.name, "runs": 3, "overrides": one.overrides} for one in made.variants],
+        "analyses": {spec.metric: {"noise": {"reference": made.reference}, "effects": effects}},
+    })  # fmt: skip
+
+
+def test_words_that_do_not_tell_variants_or_levels_apart_give_way_to_names() -> None:
+    policy = "augment.train.rand_augment"
+    variants = {"weak policy": {policy: {"magnitude": 5}}, "strong policy": {policy: {"magnitude": 15}},
+                "smoothing": {"train.label_smoothing": 0.1}}  # fmt: skip
+    labels = study_labels.variant_labels(planned("compare", variants={"base": {}, **variants}))
+    assert [labels[name] for name in variants] == ["weak policy", "strong policy", "with label smoothing 0.1"]
+    factors = {"policy": {policy: [{"magnitude": 5}, {"magnitude": 15}]}, "crop": {"augment.train.cutout": [None, {}]}}
+    both = planned("factorial", factors=factors)
+    told = [study_labels.effect_label(both, one) for one in ("policy", "crop", "policy x crop")]
+    assert told == ["with policy", "with Cutout", "policy × Cutout"]
+
+
 def test_the_probe_is_no_epoch_of_the_curves_of_a_study() -> None:
     values = {"mean": [0.5, 0.6, 0.7], "low": [0.5, 0.6, 0.7], "high": [0.5, 0.6, 0.7]}
     content = {**study(effect(2.0)).model_dump(), "curves": {"a": {"epoch": [0, 1, 2], "val_accuracy": values}}}

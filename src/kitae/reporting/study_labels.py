@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,8 @@ def variant_labels(record: StudyRecord) -> dict[str, str]:
     """Every variant in words, by its name.
 
     Words tell what a variant changes in the base recipe, so they are used only if that is also how it differs from the
-    reference: if the reference changes nothing, or the same fields.
+    reference: if the reference changes nothing, or the same fields. And only if they tell it from the other variants:
+    two magnitudes of RandAugment are both `with RandAugment`.
     """
     if record.design in ("one_out", "one_in", "screening"):
         return {variant.name: _switched(record, variant.name) for variant in record.variants}
@@ -79,7 +81,8 @@ def variant_labels(record: StudyRecord) -> dict[str, str]:
     others = [variant.overrides for variant in record.variants if variant.name != reference]
     if reference == "none" and not fields and others and all("augment.train" in changes for changes in others):
         found["none"] = "without augmentation"
-    return found
+    used = Counter(found.values())
+    return {name: label if used[label] == 1 else _named(name) for name, label in found.items()}
 
 
 def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
@@ -141,6 +144,13 @@ def _levels(record: StudyRecord) -> dict[str, tuple[str, int]]:
 
 
 def _level(record: StudyRecord, factor: str, level: int) -> str:
+    """A factor's level in words; empty if there are none, or another level has the same."""
+    words = _words_of_level(record, factor, level)
+    others = (k for k in range(len(record.factors.get(factor, ()))) if k != level)
+    return "" if any(_words_of_level(record, factor, k) == words for k in others) else words
+
+
+def _words_of_level(record: StudyRecord, factor: str, level: int) -> str:
     """A factor's level in words, by the fields in which the variants with it differ from the others; empty if none."""
     on: list[Mapping[str, Any]] = []
     off: list[Mapping[str, Any]] = []
