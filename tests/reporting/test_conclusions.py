@@ -569,6 +569,32 @@ def test_words_that_do_not_tell_variants_or_levels_apart_give_way_to_names() -> 
     assert told == ["with policy", "with Cutout", "policy × Cutout"]
 
 
+@pytest.mark.parametrize(
+    ("variants", "reference", "told"),
+    [
+        ({"few": {"data.limit": 1000}, "some": {"data.limit": 5000}, "all": {"data.limit": 48_000}}, "few",
+         "1,000 to 48,000 training images of cifar10, resnet9 of width 16, 24 epochs"),
+        ({"base": {}, "short": {"train.epochs": 8}}, "base",
+         "1,000 training images of cifar10, resnet9 of width 16, 8 and 24 epochs"),
+        ({"base": {}, "wide": {"model.width": 32}}, "base",
+         "1,000 training images of cifar10, resnet9 of width 16 and 32, 24 epochs"),
+        ({"base": {}, "deep": {"model.name": "resnet20", "model.width": None}}, "base",
+         "1,000 training images of cifar10, resnet9 and resnet20, 24 epochs"),
+        ({"few": {"data.limit": 1000}, "base": {}}, "few", "resnet9 of width 16, 24 epochs"),
+        ({"base": {}, "other": {"train": {"epochs": 8}}}, "base",
+         "1,000 training images of cifar10, resnet9 of width 16"),
+    ],
+)  # fmt: skip
+def test_a_study_holds_for_the_conditions_of_all_its_variants(
+    variants: dict[str, dict[str, Any]], reference: str, told: str
+) -> None:
+    found = compared(variants, reference)
+    settings = {**found.settings, "images": 1000}  # of the reference
+    assert study_page.regime(found.model_copy(update={"settings": settings})).startswith(
+        f"This holds for {told}, 3 seeds;"
+    )
+
+
 def test_the_probe_is_no_epoch_of_the_curves_of_a_study() -> None:
     values = {"mean": [0.5, 0.6, 0.7], "low": [0.5, 0.6, 0.7], "high": [0.5, 0.6, 0.7]}
     content = {**study(effect(2.0)).model_dump(), "curves": {"a": {"epoch": [0, 1, 2], "val_accuracy": values}}}

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from kitae.console import data_name, plural
+from kitae.console import data_name, listed, plural
 from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError
 from kitae.folders import SIGNS
@@ -246,19 +246,42 @@ def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
 
 
 def regime(record: StudyRecord) -> str:
-    """Under which conditions all this was measured."""
+    """Under which conditions all this was measured; what the variants differ in is told of all of them."""
     found, parts = record.settings, []
-    if isinstance(found.get("images"), int):
-        parts.append(f"{found['images']:,} training images of {data_name(str(found.get('source')))}")
-    if found.get("model"):
-        width = f" of width {found['width']}" if found.get("width") else ""
-        parts.append(f"{found['model']}{width}")
-    if isinstance(found.get("epochs"), int):
-        parts.append(plural(found["epochs"], "epoch"))
-    if found.get("batch_size"):
-        parts.append(f"batches of {found['batch_size']}")
+    if images := _values(record, "images", "data.limit"):
+        parts.append(f"{_span(images)} training images of {data_name(str(found.get('source')))}")
+    if models := _values(record, "model", "model.name"):
+        widths = _values(record, "width", "model.width")
+        parts.append(listed(models) + (f" of width {_span(widths)}" if widths else ""))
+    if epochs := _values(record, "epochs", "train.epochs"):
+        parts.append(plural(epochs[0], "epoch") if len(epochs) == 1 else f"{_span(epochs)} epochs")
+    if sizes := _values(record, "batch_size", "train.batch_size"):
+        parts.append(f"batches of {_span(sizes)}")
     if found.get("precision"):
         parts.append(f"trained in {found['precision']}")  # and evaluated in float32
     if record.seeds:
         parts.append(plural(len(record.seeds), "seed"))
     return f"This holds for {', '.join(parts)}; other data or longer training may give other results." if parts else ""
+
+
+def _values(record: StudyRecord, setting: str, field: str) -> list[Any]:
+    """The values of a condition in the variants, each once; none if they are not known of all variants.
+
+    Args:
+        setting: its name in the settings, which are those of the reference.
+        field: of the recipe, where a variant changes it.
+    """
+    common, reference = record.settings.get(setting), record.main.noise.reference
+    sections = (field, *(field[:at] for at, letter in enumerate(field) if letter == "."))
+    changed = {one.name for one in record.variants if not one.overrides.keys().isdisjoint(sections)}
+    own = [one.overrides.get(field) if one.name in changed else common for one in record.variants] or [common]
+    # What the base has is known from the reference, unless that changes it.
+    known = reference not in changed or len(changed) == len(record.variants)
+    kind = str if setting == "model" else int
+    return list(dict.fromkeys(own)) if known and all(one and isinstance(one, kind) for one in own) else []
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """`5,000`, `1,000 and 5,000`, or of more the lowest and the highest: `1,000 to 48,000`."""
+    texts = [f"{number:,}" for number in sorted(numbers)]
+    return listed(texts) if len(texts) < 3 else f"{texts[0]} to {texts[-1]}"
