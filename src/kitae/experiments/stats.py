@@ -70,7 +70,10 @@ def analyse(
     else:
         raw = _differences(fit, design, name, negligible)
         if correct and name == "test.accuracy":
-            raw = [_with_images(e, pair, seeds, correct) for e, pair in zip(raw, design.contrasts, strict=True)]
+            raw = [
+                e if _chance(e, negligible) else _with_images(e, pair, seeds, correct)
+                for e, pair in zip(raw, design.contrasts, strict=True)
+            ]
     coarse = shown.unit == "points"
     effects = _holm([_finish(effect, ratio, negligible, coarse) for effect in raw], design.compared)
     own = values[variants == design.reference]
@@ -319,17 +322,22 @@ def half_interval(error: float, df: float) -> float:
     return float(special.stdtrit(df, 0.5 + CONFIDENCE / 2)) * error
 
 
+def _chance(raw: Effect, negligible: float) -> bool:
+    """Whether its noise is 0 because two pairs differ by the same number of images, which happens by chance."""
+    return raw.standard_error <= negligible and raw.df < 2
+
+
 def _finish(raw: Effect, ratio: bool, negligible: float, coarse: bool) -> Effect:
     """The interval and p-value of an estimate; back from logarithms if it is a ratio.
 
     Args:
-        coarse: the metric counts images, so two pairs can have the same difference by chance. That is not noise of 0.
+        coarse: the metric counts images, so a noise of 0 can be chance.
     """
     low = high = p = math.nan
     # Identical runs differ by rounding, which can be many times its own standard error.
     estimate = 0.0 if abs(raw.estimate) < negligible else raw.estimate
     error = 0.0 if raw.standard_error < negligible else raw.standard_error
-    if raw.df > 0 and not math.isnan(error) and not (coarse and error == 0 and raw.df < 2):
+    if raw.df > 0 and not math.isnan(error) and not (coarse and _chance(raw, negligible)):
         half = half_interval(error, raw.df)
         low, high = estimate - half, estimate + half
         p = 1.0 if estimate == 0 else 0.0  # of runs without any noise: unmeasured seconds, or a deterministic toy
