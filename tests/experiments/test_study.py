@@ -325,6 +325,14 @@ def test_seeds_can_be_added_and_the_result_says_so(tmp_path: Path, folder: Path)
     assert "after a first look" not in whole.table()
 
 
+def test_seeds_that_were_added_before_any_result_are_no_second_look(folder: Path) -> None:
+    result, row = run(folder, make(seeds=[0])), {"seeds": [3, 4], "when": "2026-11-30T08:00:00"}
+    (before,) = replace(result, added=[{**row, "finished": 0}]).notes
+    assert before == "Seeds 3, 4 were added on 2026-11-30, before any run had finished."
+    (after,) = replace(result, added=[{**row, "finished": 1}]).notes
+    assert "after 1 run had finished: the number of seeds was raised after a first look at the data." in after
+
+
 def test_a_changed_base_recipe_is_refused(tmp_path: Path, folder: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("name: base\n")

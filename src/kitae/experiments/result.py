@@ -132,8 +132,13 @@ class StudyResult:
     def notes(self) -> list[str]:
         """What a reader has to know of how the study was run."""
         added = [
-            f"Seeds {', '.join(str(seed) for seed in row['seeds'])} were added on {str(row['when'])[:10]}, after "
-            f"{row['finished']} runs had finished: the number of seeds was raised after a first look at the data."
+            f"Seeds {', '.join(str(seed) for seed in row['seeds'])} were added on {str(row['when'])[:10]}, "
+            + (
+                f"after {plural(row['finished'], 'run')} had finished: the number of seeds was raised after a first "
+                "look at the data."
+                if row["finished"]
+                else "before any run had finished."
+            )
             for row in self.added
         ]
         lacking = dict.fromkeys(name for _, name in self.spec.wanted if name not in self.analyses)
