@@ -544,6 +544,22 @@ def test_settings_name_every_precision_and_commit_of_a_study(tmp_path: Path, mon
     assert (settings["machine"]["commit"], settings["precision"]) == (["aaa", "bbb"], "fp32 and bf16")
 
 
+def test_machines_that_a_study_was_resumed_on_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, processor = fake_train.FakeRun.environment, "slow"
+    monkeypatch.setattr(
+        fake_train.FakeRun, "environment", lambda run: {**original(run), "processor": processor, "cores": 2}
+    )
+    cut(folder, 4)
+    processor = "fast"
+    result = run(folder)
+    assert result.settings["machine"] == {"processor": ["fast", "slow"], "cores": 2}
+    said = "The runs were made on different machines (fast; slow), so differences in time, rate and memory may be"
+    assert said in result.table()
+    assert any(said in sentence for sentence in result.data()["sentences"])
+    accuracy = make(also=["val.accuracy"])
+    assert not any("machines" in note for note in replace(result, spec=accuracy).notes)
+
+
 def test_the_machine_is_that_of_the_first_run_that_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_FAIL", "none-seed0")
     result = run(folder)

@@ -44,7 +44,8 @@ class StudyResult:
         runs: a row per planned run: variant, seed, status (done, failed, missing), error, run, fingerprint, every
             number, `epochs` (JSON: the curves), `correct` (which test images it got right, packed), `machine` (JSON),
             `store` (fingerprint of its images).
-        settings: base, model, images, epochs, precision, threads (of a run; a list if runs differ), machine, hours.
+        settings: base, model, images, epochs, precision, threads (of a run; a list if runs differ), machine (of the
+            finished runs; a list of what they differ in), hours.
         added: seeds that were added after the study was started: {seeds, when, finished: runs that were done by then}.
     """
 
@@ -141,6 +142,13 @@ class StudyResult:
             )
             for row in self.added
         ]
+        facts = [json.loads(text or "{}") for text in self.finished["machine"]]
+        machines = sorted({str(one.get("gpu") or one.get("processor")) for one in facts})
+        if len(machines) > 1 and any(metric(name).ratio for name in self.analyses):
+            added.append(
+                f"The runs were made on different machines ({'; '.join(machines)}), so differences in time, rate and "
+                "memory may be those of the machines."
+            )
         lacking = dict.fromkeys(name for _, name in self.spec.wanted if name not in self.analyses)
         return added + [f"No finished run has a number {name}." for name in lacking if len(self.finished)]
 
@@ -344,8 +352,11 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """The conditions under which the effects were measured, for the ledger."""
     recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
     precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # several if the study varies it
-    commits = sorted({one["machine"]["commit"] for one in outcomes.values() if one["machine"].get("commit")})
     machines = [outcomes[job.fingerprint]["machine"] for job in plan.jobs if done(outcomes, job)]
+    facts: dict[str, list[Any]] = {}  # of the machines, each once
+    for name, value in (fact for machine in machines for fact in machine.items()):
+        if value not in facts.setdefault(name, []):
+            facts[name].append(value)
     trained = {job.folder: outcomes[job.fingerprint] for job in plan.jobs if done(outcomes, job)}  # a training once
     numbers = [one["numbers"] for one in trained.values()]
     seconds = [each["training_seconds"] for each in numbers if "training_seconds" in each]
@@ -359,7 +370,7 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         "batch_size": recipe.train.batch_size,
         "precision": " and ".join(precisions),
         "threads": plan.run_threads[0] if len(plan.run_threads) == 1 else list(plan.run_threads),
-        "machine": {**(machines[0] if machines else {}), **({"commit": commits} if len(commits) > 1 else {})},
+        "machine": {name: of[0] if len(of) == 1 else sorted(of, key=str) for name, of in facts.items()},
         "training_hours": sum(seconds) / 3600 if seconds else None,
     }
 
