@@ -293,6 +293,8 @@ def test_a_study_concludes_in_three_sentences() -> None:
     assert "none a gain" in study_page.answer(study(bad))[0]
     assert study_page.answer(study(open_))[0].startswith("c: no difference could be shown")
     assert "too few runs" in study_page.answer(study())[0]
+    for others in ((good, bad), (good,)):
+        assert study_page.answer(study(*others, effect(None, name="lost")))[1].startswith("Not decided: lost. ")
     ranked = (bad, effect(None, name="d"), good)
     assert [one.name for one in Analysis(better=1, effects=ranked).ranked] == ["a", "b", "d"]
     assert [one.name for one in Analysis(better=-1, effects=ranked).ranked] == ["b", "a", "d"]

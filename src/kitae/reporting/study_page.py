@@ -109,10 +109,11 @@ def metric_label(name: str) -> str:
 
 def answer(record: StudyRecord) -> list[str]:
     """Three sentences: what is shown, what is not, and where it holds."""
-    known = [effect for effect in distinct(record, record.main.ranked) if effect.known]
+    every = distinct(record, record.main.ranked)
+    known = [effect for effect in every if effect.known]
     if not known:
         return [f"Nothing can be said about {metric_label(record.metric)}: too few runs have it."]
-    return [text for text in (_shown(record, known), _not_shown(record, known), regime(record)) if text]
+    return [text for text in (_shown(record, known), _not_shown(record, every), regime(record)) if text]
 
 
 def _pair(record: StudyRecord, name: str) -> frozenset[str]:
@@ -229,16 +230,16 @@ def _reference(record: StudyRecord) -> str:
     return f"reference: {variant_labels(record).get(found.reference, found.reference)}, {number}"
 
 
-def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
-    unclear = [effect for effect in known if not effect.shown]
-    widths = [(e.high - e.low) / 2 for e in known if e.bounded and not e.ratio]
+def _not_shown(record: StudyRecord, every: Sequence[Effect]) -> str:
+    unclear = [effect for effect in every if not effect.shown]  # also where too few runs finished
+    widths = [(e.high - e.low) / 2 for e in every if e.bounded and not e.ratio]
     blind = ""
     if widths and record.main.unit == "points":
         least, seeds = median_high(widths), plural(len(record.seeds), "seed")
         blind = f" Differences below about {least:.1f} points cannot be seen with {seeds}."
     if not unclear:
         return f"Every comparison gave a clear answer.{blind}"
-    if len(known) == 1:
+    if len(every) == 1:
         return blind.strip()
     names = [effect_label(record, effect.name) for effect in unclear]
     listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
