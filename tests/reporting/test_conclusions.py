@@ -255,6 +255,7 @@ def effect(
         (effect(-5.17, 1.3), "5.2 points worse", "-5.2 points (-6.5 to -3.9)"),
         (effect(2.0), "2.0 points better", "+2.0 points (+1.0 to +3.0)"),
         (effect(2.0, metric="test.ece"), "2.0 points worse", "+2.0 points (+1.0 to +3.0)"),
+        (effect(-2.0, kind="interaction"), "2.0 points less", "-2.0 points (-3.0 to -1.0)"),
         (effect(2.0, metric="prune.sparsity"), "2.0 points more", "+2.0 points (+1.0 to +3.0)"),
         (effect(0.5, shown=False), "not shown", "+0.5 points (-0.5 to +1.5)"),
         (effect(-3.0, shown=False), "-3.0 points, not certain", "-3.0 points (-4.0 to -2.0)"),
@@ -298,6 +299,21 @@ def test_a_study_concludes_in_three_sentences() -> None:
     ranked = (bad, effect(None, name="d"), good)
     assert [one.name for one in Analysis(better=1, effects=ranked).ranked] == ["a", "b", "d"]
     assert [one.name for one in Analysis(better=-1, effects=ranked).ranked] == ["b", "a", "d"]
+
+
+def test_an_interaction_is_no_gain_and_no_loss() -> None:
+    a, b = effect(9.0, name="a", kind="main"), effect(2.0, name="b", kind="main")
+    joint, other = (effect(size, name=f"a x {name}", kind="interaction") for size, name in ((-4.0, "b"), (5.0, "c")))
+    told = "a x b: 4.0 points less (-5.0 to -3.0)."
+    both = study_page.answer(study(a, b, joint))[0]
+    assert both.startswith("2 of 3 comparisons show a gain, most of all a: 9.0 points better ")
+    assert both.endswith(f"; 1 shows an interaction, {told}")
+    assert study_page.answer(study(joint))[0] == f"1 of 1 comparisons shows an interaction, {told}"
+    more = study_page.answer(study(joint, other))[0]
+    assert more.startswith("2 of 2 comparisons show interactions, the largest a x c: 5.0 points more ")
+    drawn = study_charts.forest(Analysis(unit="points", better=1, effects=(joint,)), str, "x", "f")
+    assert drawn is not None
+    assert "bad" not in drawn.__html__()
 
 
 def pairs(*effects: Effect, **contrasts: tuple[str, str]) -> StudyRecord:

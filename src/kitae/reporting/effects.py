@@ -120,9 +120,14 @@ class Effect(Record):
         return not math.isnan(self.low)
 
     @property
+    def better(self) -> int:
+        """As in `Metric`; 0 for an interaction: techniques that bring less together than one by one may both help."""
+        return 0 if self.kind == "interaction" else metric(self.metric).better
+
+    @property
     def helps(self) -> bool:
-        """Whether it is an improvement; false if the metric has no known direction."""
-        return (self.estimate - self.neutral) * metric(self.metric).better > 0
+        """Whether it is an improvement; false if it has no known direction."""
+        return (self.estimate - self.neutral) * self.better > 0
 
     @property
     def size(self) -> float:
@@ -224,7 +229,7 @@ def verdict(effect: Effect) -> str:
     if not effect.bounded:
         return f"{size}, without an interval"
     if effect.shown:
-        way = ("better" if effect.helps else "worse") if metric(effect.metric).better else ""
+        way = ("better" if effect.helps else "worse") if effect.better else ""
         if effect.ratio:
             return f"{size}, {way}" if way else size
         return f"{size.lstrip('+-')} {way or ('more' if effect.estimate > 0 else 'less')}"

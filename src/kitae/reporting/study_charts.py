@@ -30,7 +30,7 @@ def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str
     ratio, neutral = known[0].ratio, known[0].neutral
     rows, told = [], []
     for effect in known:
-        look = "neutral" if not effect.shown or not analysis.better else "good" if effect.helps else "bad"
+        look = "neutral" if not effect.shown or not effect.better else "good" if effect.helps else "bad"
         said, span = verdict(effect), f"({interval(effect)})" if effect.bounded else ""
         mark = partial(interval_mark, value=effect.estimate, ends=(effect.low, effect.high) if span else None,
                        look=look, about=f"{said} {span}".strip(), hollow=not effect.shown)  # fmt: skip

@@ -145,10 +145,12 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     if not shown:
         base = _base(record, [effect for effect in known if _to_reference(record, effect)])
         return f"None of {tested} changes made a difference that could be shown on {metric}{base}."
-    good = sum(effect.helps for effect in shown)
-    bad = len(shown) - good
+    sided = [effect for effect in shown if effect.better]
+    joint = [effect for effect in shown if effect.kind == "interaction"]
+    good = sum(effect.helps for effect in sided)
+    bad = len(sided) - good
     largest = max(shown, key=lambda effect: effect.size)
-    named = [*shown[: good > 0], *shown[len(shown) - (bad > 0) :]] if analysis.better else [largest]
+    named = [*sided[: good > 0], *sided[len(sided) - (bad > 0) :]] if analysis.better else [largest]
     base = _base(record, named)
 
     def show(count: int) -> str:
@@ -162,17 +164,19 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     def most(count: int) -> str:
         return "most of all " if count > 1 else ""
 
-    best, worst = f"{most(good)}{told(shown[0])}", f"{most(bad)}{told(shown[-1])}"
     if not analysis.better:
-        text = f"{show(len(shown))} a difference; the largest is {told(largest)}"
-    elif not bad:
-        text = f"{show(good)} a gain, {best}"
-    elif not good:
-        text = f"{show(bad)} a loss and none a gain; {worst}"
-    else:
-        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, {worst}"
-        text = f"{show(good)} a gain, {best}; {loss}"
-    return f"{text}{base}."
+        return f"{show(len(shown))} a difference; the largest is {told(largest)}{base}."
+    parts = []
+    if good:
+        parts.append(f"{show(good)} a gain, {most(good)}{told(sided[0])}")
+    if bad:
+        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, " if good else f"{show(bad)} a loss and none a gain; "
+        parts.append(f"{loss}{most(bad)}{told(sided[-1])}")
+    if joint:
+        found = f"{len(joint)} {'shows' if len(joint) == 1 else 'show'}" if parts else show(len(joint))
+        one = "an interaction, " if len(joint) == 1 else "interactions, the largest "
+        parts.append(f"{found} {one}{told(max(joint, key=lambda effect: effect.size))}")
+    return f"{'; '.join(parts)}{base}."
 
 
 def commands(record: StudyRecord | None, folder: Path, study: Mapping[str, Any]) -> list[tuple[str, str]]:
