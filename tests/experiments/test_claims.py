@@ -28,6 +28,8 @@ from tests.experiments.test_wording import effect
         (effect(0.1, -0.4, 0.6, 0.9), None, 1.0, "confirmed", ""),
         (effect(0.1, -1.4, 0.6, 0.9), None, 1.0, "not shown", "the interval is wider than the claim"),
         (effect(2.0, 1.4, 2.6), None, 1.0, "refuted", "a larger difference"),
+        (effect(0.0, 0.0, 0.0, 1.0), None, 1.0, "not shown", "all pairs differ by the same number of images"),
+        (effect(0.0, 0.0, 0.0, 1.0, metric="prune.sparsity"), None, 1.0, "confirmed", ""),
         (effect(0.5, 0.4, 0.6, ratio=True), (0.33, 0.67), None, "confirmed", ""),
         (effect(0.9, 0.85, 0.95, ratio=True), (0.33, 0.67), None, "refuted", "smaller than claimed"),
         (effect(1.2, 1.1, 1.3, ratio=True), (0.33, 0.67), None, "refuted", "the opposite"),

@@ -391,6 +391,9 @@ def judge(
     refuted     the whole interval is short of the claimed size (between), or outside (within).
     not shown   anything else: the runs do not decide.
 
+    An interval of width 0 does not decide on a claim of no difference in a metric that counts images: a variant that
+    loses 2 % of the images loses none of 24 with each of three seeds in 23 of 100 studies (0.98 ** 72).
+
     Returns:
         The verdict, and a remark such as `smaller than claimed`.
     """
@@ -398,6 +401,9 @@ def judge(
         return "not shown", "no interval"
     none = effect.neutral
     if within is not None:
+        counted = metric(effect.metric).unit == "points" and not effect.metric.endswith("sparsity")
+        if counted and effect.low == effect.high:
+            return "not shown", "all pairs differ by the same number of images"
         if none - within <= effect.low and effect.high <= none + within:
             return "confirmed", ""
         if effect.low > none + within or effect.high < none - within:
