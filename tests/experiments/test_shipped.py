@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from kitae.experiments.executors import Inline
-from kitae.experiments.plan import make_plan
+from kitae.experiments.plan import make_plan, resolve
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
-from kitae.experiments.study_spec import SHIPPED, StudySpec, shipped
+from kitae.experiments.study_spec import SHIPPED, StudySpec, base_recipe, shipped
 from kitae.reporting.page import report
 
 ROOT = Path(__file__).parents[2]
@@ -64,3 +64,12 @@ def test_a_shipped_study_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(shipped()) - {"label-smoothing"}))
 def test_every_shipped_study_runs(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
+
+
+def test_the_baseline_of_the_full_pipeline_has_its_crops_and_flips() -> None:
+    spec = StudySpec.load("full-pipeline")
+    base = base_recipe(spec.base, "base")
+    pipelines = [resolve(base, spec, fields, name)[0].augment.train for name, fields in spec.variants.items()]
+    baseline, full = ({name: op[name] for op in ops for name in op} for ops in pipelines)
+    assert [*baseline] == ["random_crop", "horizontal_flip"]
+    assert all(full[name] == given for name, given in baseline.items())
