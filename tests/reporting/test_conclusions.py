@@ -364,6 +364,18 @@ def test_the_axis_of_a_forest_has_a_sign_at_every_difference_but_at_no_differenc
     assert all(tick == "0" or tick[0] in "+-" for tick in ticks)
 
 
+def test_a_forest_of_too_many_effects_keeps_those_that_are_shown() -> None:
+    small = [effect(0.5 + 0.01 * k, name=f"small {k}", shown=False) for k in range(study_charts.MOST_EFFECTS)]
+    drawn = study_charts.forest(
+        Analysis(unit="points", better=1, effects=(*small, effect(-2.0, name="loss"))), str, "x", "f"
+    )
+    assert drawn is not None
+    text = drawn.__html__()
+    assert ">loss<" in text
+    assert ">small 0<" not in text
+    assert "x; without 1 smaller one" in text
+
+
 def test_the_noise_is_told_with_the_label_of_the_reference() -> None:
     noise = {"sd": 0.3, "low": 0.2, "high": 0.4, "df": 6, "reference": "none", "reference_mean": 80.0}
     analysis = Analysis.model_validate({"unit": "points", "noise": noise})

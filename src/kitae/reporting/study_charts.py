@@ -22,11 +22,14 @@ def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str
     """Every effect with its 95 % interval, the best first, and the noise of one run as a band.
 
     An effect that is shown after Holm's correction is filled, in one colour where it helps and another where it hurts;
-    what is not shown is hollow.
+    what is not shown is hollow. Of more effects than `MOST_EFFECTS`, those that are shown come first, then the largest.
     """
-    known = [effect for effect in analysis.ranked if effect.known][:MOST_EFFECTS]
-    if not known:
+    every = [effect for effect in analysis.ranked if effect.known]
+    if not every:
         return None
+    least = sorted((-effect.shown, -effect.size) for effect in every)[:MOST_EFFECTS][-1]
+    known = [effect for effect in every if (-effect.shown, -effect.size) <= least]
+    left_out = f"; without {plural(len(every) - len(known), 'smaller one')}" if len(known) < len(every) else ""
     ratio, neutral = known[0].ratio, known[0].neutral
     rows, told = [], []
     for effect in known:
@@ -36,8 +39,8 @@ def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str
                        look=look, about=f"{said} {span}".strip(), hollow=not effect.shown)  # fmt: skip
         rows.append(Row(label(effect.name), said, mark, span=span))
         told.append(f"{label(effect.name)}: {said} {span}".strip())
-    every = [(e.estimate, e.low, e.high) if e.bounded else (e.estimate,) for e in known]
-    ends = [end for three in every for end in three if end > 0 or not ratio]
+    marks = [(e.estimate, e.low, e.high) if e.bounded else (e.estimate,) for e in known]
+    ends = [end for mark in marks for end in mark if end > 0 or not ratio]
     keep = [end for e in known if e.shown for end in (e.estimate, e.low, e.high)]
     if ratio:
         low, high, cut = max(min(*ends, neutral) * 0.9, 1e-6), max(*ends, neutral) * 1.1, ""
@@ -47,8 +50,8 @@ def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str
     band = None if math.isnan(sd) else (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
     return rows_chart(
         name, f"Effects on {what}", "; ".join(told),
-        rows, low, high, "x {:g}".format if ratio else _signed, label=f"{what}{cut}", neutral=neutral, log=ratio,
-        band=band,
+        rows, low, high, "x {:g}".format if ratio else _signed, label=f"{what}{cut}{left_out}", neutral=neutral,
+        log=ratio, band=band,
     )  # fmt: skip
 
 
