@@ -93,7 +93,7 @@ def require_format(value: Mapping[str, Any], known: int, path: Path, error: type
         raise error(f"{path}: was written by a newer version of Kitae (format {given}, not {known}); upgrade kitae")
 
 
-def user_path(path: str | Path) -> Path:
+def user_path(path: str | os.PathLike[str]) -> Path:
     """A path with `~` expanded. Unlike `Path.expanduser`, it leaves a `~` that names no user as it is.
 
     Raises:

@@ -60,7 +60,7 @@ def convolutions_in_float32() -> Iterator[None]:
     """Let GPUs convolve float32 tensors in float32: by default cuDNN rounds them to TF32, which has 10 bits."""
     import torch
 
-    convolution = torch.backends.cudnn.conv
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolution.fp32_precision
     convolution.fp32_precision = "ieee"
     try:

@@ -56,14 +56,19 @@ def report(target: Run | Result | str | Path, *others: Run | str | Path) -> Path
     """
     if not others:
         return write(target)[0]
-    return compare([target if isinstance(target, Run) else getattr(target, "path", target), *others])
+    return compare([target if isinstance(target, Run) else _place(target), *others])
+
+
+def _place(target: Any) -> Any:
+    """The folder of a result; anything else as it is."""
+    return getattr(target, "path", target)
 
 
 def write(target: Run | Result | str | Path) -> tuple[Path, list[tuple[str, str]]]:
     """`report` of one folder; the page, and its next commands: what each is for, and the command."""
     if isinstance(target, Run):
         return _write("run", run_page.content(RunRecord.open(target)), target.path)
-    folder = user_path(getattr(target, "path", target))
+    folder = user_path(_place(target))
     kind = known_kind(folder)
     if kind == "search":
         found = next((folder / "rematch").glob(f"*/{SIGNS['study']}"), None)
