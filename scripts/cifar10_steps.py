@@ -154,7 +154,7 @@ def picture() -> Chart:
         "cifar10-speed, one thread": run_points(BESIDE),
         "airbench94's recipe, one thread": record_points(),
         "cifar10-quick, two threads, alone": [end],
-        "the ends of cifar10-speed with 4, 5, 7 and 11 epochs": [run_points(name)[-1] for name in (*SHORT, ALONE)],
+        "ends with 4, 5, 7 and 11 epochs": [run_points(name)[-1] for name in (*SHORT, ALONE)],
     }
     summary = "; ".join(
         f"{name}: {100 * points[-1].accuracy:.1f} % after {duration(points[-1].seconds)} and "
