@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
@@ -41,6 +42,7 @@ from kitae.errors import (
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.intervals import paired_difference
 from kitae.pipelines import compress as compressing
+from kitae.pipelines import export as exporting
 from kitae.pipelines.compress import CompressionResult, compress, resolve_spec
 from kitae.pipelines.export import export
 from kitae.pipelines.setup import Setup
@@ -73,6 +75,22 @@ def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Pat
     assert Model(exported.path).metadata["recipe"] == "fashion-mini"
     beside = export(finished.path)
     assert beside.path == finished.path.with_name("tiny.onnx")
+
+
+def test_an_export_is_verified_on_images_of_all_classes(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder, the images of a class lie one after the other."""
+    setup = Setup.of(finished)
+    rows = setup.splits.val
+    by_class = replace(setup.splits, val=rows[np.argsort(setup.store.labels[rows], kind="stable")])
+    monkeypatch.setattr(Setup, "of", lambda *_: replace(setup, splits=by_class))
+    monkeypatch.setattr(exporting, "VERIFY_IMAGES", 20)
+    verified: list[np.ndarray[Any, Any]] = []
+    monkeypatch.setattr(exporting, "write_onnx", lambda model, file, card, images: verified.append(images))
+    export(finished, tmp_path / "model.onnx")
+    known = {images.tobytes(): label for images, label in zip(*setup.image_set(rows).gather(rows), strict=True)}
+    assert {known[image.tobytes()] for image in verified[0]} == set(range(10))
 
 
 def test_a_page_is_written_where_somebody_looks(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

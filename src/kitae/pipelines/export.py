@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from kitae import console
 from kitae.deployment.onnx import Card, Exported
 from kitae.deployment.onnx import export as write_onnx
@@ -44,8 +46,9 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     try:
         with console.counter(None, "decoding images") as progress:
             setup = Setup.of(run, progress)
-        rows = (setup.splits.val if len(setup.splits.val) else setup.splits.train)[:VERIFY_IMAGES]
-        images = setup.image_set(rows).gather(rows)[0]
+        rows = setup.splits.val if len(setup.splits.val) else setup.splits.train
+        spread = np.linspace(0, len(rows) - 1, min(len(rows), VERIFY_IMAGES)).round().astype(np.int64)  # over classes
+        images = setup.image_set(rows).gather(rows[spread])[0]
     except DataError:  # the data has moved; generated pictures verify a file too
         images = None
     return write_onnx(model, file, card(run), images)
