@@ -279,8 +279,8 @@ def test_pairs_that_are_close_by_chance_do_not_narrow_an_interval() -> None:
     ("kind", "count", "who", "times", "covers", "false_winners"),
     [
         ("compare", 5, "v1", 3, 0.85, 0.055),
-        ("compare", 5, "v1", 5, 0.87, 0.055),
-        ("compare", 5, "v0", 1.5, 0.93, 0.05),
+        pytest.param("compare", 5, "v1", 5, 0.87, 0.055, marks=pytest.mark.slow),
+        pytest.param("compare", 5, "v0", 1.5, 0.93, 0.05, marks=pytest.mark.slow),
         ("compare", 5, "v0", 3, 0.92, 0.05),
         ("compare", 11, "v0", 3, 0.92, 0.05),
         ("screening", 7, "none", 5, 0.92, 0.045),

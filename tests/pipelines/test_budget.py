@@ -340,6 +340,7 @@ def test_a_loop_that_forgets_the_masks_is_noticed(
         find(prune="unstructured", finetune_epochs=1, stages=tmp_path / "stages")
 
 
+@pytest.mark.slow
 def test_every_precision_of_one_network(find: Finder, finished: Run) -> None:
     outcome = find(
         quantize=("none", "dynamic", "static", "qat"), prune="none", calibration=("minmax", "average"),
@@ -474,6 +475,7 @@ def test_a_fine_tuning_that_diverges_ends_the_ratios_and_not_the_search(
     refused(TrainingInterruptedError, "", find, **fields, stages=tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_8_bit_training_that_is_stopped_stops_the_search(
     find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
