@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -677,21 +678,24 @@ def test_a_killed_run_keeps_the_one_that_it_replaces_until_it_is_finished(
     assert not aside.exists()
 
 
+def dying_after(moves: int) -> Callable[[Path, Path], Path]:
+    """`Path.rename` of a process that is killed after so many."""
+    rename, made = Path.rename, itertools.count()
+
+    def dying(self: Path, target: Path) -> Path:
+        if next(made) >= moves:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    return dying
+
+
 @pytest.mark.parametrize("moves", [0, 3, 8])
 def test_a_process_that_is_killed_while_it_overwrites_leaves_one_run_or_the_other(
     moves: int, copied: Run, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename, made = Path.rename, 0
-
-    def dying(self: Path, target: Path) -> Path:
-        nonlocal made
-        if made == moves:
-            raise KeyboardInterrupt
-        made += 1
-        return rename(self, target)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", dying)
+        patched.setattr(Path, "rename", dying_after(moves))
         with pytest.raises(KeyboardInterrupt):
             Run.create(copied.path, tiny("train.seed=5"), overwrite=True)
     refused(DataError, "nowhere", train, tiny("data.source=folder:nowhere"), copied.path, overwrite=True)
@@ -715,20 +719,11 @@ def test_an_unfinished_run_comes_back_that_was_to_replace_another(
 ) -> None:
     """It may hold hours of training, and the other one is kept until it is finished."""
     begun(tmp_path, "train.seed=1")
-    rename, made = Path.rename, 0
-
-    def dying(self: Path, target: Path) -> Path:
-        nonlocal made
-        if made == moves:
-            raise KeyboardInterrupt
-        made += 1
-        return rename(self, target)
-
     for seed, epochs in ((2, 5), (3, 7)):
         unfinished = begun(tmp_path, f"train.seed={seed}", overwrite=True)
         Run.open(tmp_path).write_metrics([{"epoch": epochs}])
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        patched.setattr(Path, "rename", dying)
+        patched.setattr(Path, "rename", dying_after(moves))
         fourth = Run.create(tmp_path, Recipe().override("train.seed=4"), overwrite=True)
         fourth.close()
         fourth.discard_failed(diverged=False)

@@ -95,7 +95,8 @@ class SearchResult:
         Raises:
             KitaeError: no finished search there, or a file is damaged.
         """
-        folder, file = user_path(path), user_path(path) / "search.json"
+        folder = user_path(path)
+        file = folder / "search.json"
         content = read_search(folder)
         if content is None or not file.is_file():
             raise TrainingError(f"{folder}: no finished search there (it has no {file.name if content else SEARCH})")
