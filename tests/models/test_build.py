@@ -346,6 +346,16 @@ def test_local_weights(name: str, tmp_path: Path) -> None:
         assert torch.equal(tensor, expected), key
 
 
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "resnet8"])
+def test_a_classifier_for_other_classes_learns(name: str, tmp_path: Path) -> None:
+    """SqueezeNet has a ReLU after it, which passes no gradient at zero."""
+    path = saved(tmp_path / "w.safetensors", make(name, classes=10))
+    model = make(name, classes=3, pretrained=path)
+    nn.functional.cross_entropy(model(torch.randn(6, 3, 32, 32)), torch.arange(6) % 3).backward()
+    for head in classifier_names(model):
+        assert model.get_submodule(head).weight.grad.any()  # type: ignore[union-attr]
+
+
 def test_local_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.safetensors", make("resnet8", classes=10))
     refused(RecipeError, r"size mismatch for stem\.0\.weight", make, "resnet8", width=8, pretrained=path)

@@ -9,6 +9,7 @@ same seed, networks share the values of all parameters of the same name, shape a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -110,7 +111,7 @@ def build(
     sums the first convolution's weights over the three.
 
     With pretrained weights, a classifier for other classes than theirs starts at zero: a random one would change the
-    features before it has learnt anything.
+    features before it has learnt anything. SqueezeNet's starts random, since the ReLU after it would pass no gradient.
 
     With `spec.freeze == "backbone"` only the classifier has `requires_grad`, and everything below it stays in eval mode
     even after `model.train()`, so that BatchNorm keeps its pretrained statistics. With `statistics` all parameters have
@@ -232,10 +233,20 @@ def _fill(model: nn.Module, weights: Weights, classes: int) -> None:
 @torch.no_grad()
 def _zero_fresh_classifier(model: nn.Module, weights: Weights) -> None:
     for name in classifier_names(model):
+        if _is_rectified(model, name):
+            continue
         for key, parameter in model.get_submodule(name).named_parameters(prefix=name):
             given = weights.tensors.get(key)
             if given is None or given.shape != parameter.shape:
                 parameter.zero_()
+
+
+def _is_rectified(model: nn.Module, classifier: str) -> bool:
+    """Whether the logits go through a ReLU, as SqueezeNet's do: at zero it passes no gradient."""
+    parent, _, own = classifier.rpartition(".")
+    layers = model.get_submodule(parent)
+    after = itertools.dropwhile(lambda layer: layer[0] != own, layers.named_children())
+    return isinstance(layers, nn.Sequential) and any(isinstance(layer, nn.ReLU) for _, layer in after)
 
 
 def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image_size: Size) -> None:
