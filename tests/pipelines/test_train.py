@@ -356,6 +356,19 @@ def test_a_network_of_one_size_cannot_start_with_smaller_pictures() -> None:
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 10))
     words = r"train\.progressive: resnet8 for images of 28 x 28 cannot take 20 x 20"
     refused(RecipeError, words, notes_of, setup, fixed)
+    # Nor one that takes the first size, of 20 pixels, but not the next one.
+    branches = nn.Sequential(
+        nn.AvgPool2d(4), _UpAndDown(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)
+    )
+    refused(RecipeError, "cannot take 24 x 24", notes_of, setup, branches)
+
+
+class _UpAndDown(nn.Module):
+    """Adds two resolutions, as HRNet does: the sides must be odd here."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        half = nn.functional.interpolate(images[:, :, ::2, ::2], scale_factor=2)[:, :, :-1, :-1]
+        return images + half
 
 
 def test_fine_tuning_scales_every_rate_and_takes_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from kitae.models.build import normalization
 from kitae.models.structure import takes
 from kitae.pipelines.setup import Setup
 from kitae.training.batches import epoch_shape
-from kitae.training.schedule import progressive_size
+from kitae.training.schedule import progressive_sizes
 
 FEW_UPDATES = 10
 """An epoch with fewer updates is noted."""
@@ -80,12 +80,13 @@ def _size_notes(setup: Setup, model: nn.Module) -> list[str]:
             )
         notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
     if recipe.train.progressive is not None:
-        first = progressive_size(seen, 0.0, recipe.train.progressive)
-        if not takes(model, (channels, *first)):
-            raise RecipeError(
-                f"train.progressive: {recipe.model.name} for images of {height} x {width} cannot take "
-                f"{first[0]} x {first[1]}; set it to null, or choose a network for any size"
-            )
+        # The second is 4 pixels larger, which no network for multiples of 8 or more takes. All would take seconds.
+        for tall, wide in progressive_sizes(seen, recipe.train.progressive)[:2]:
+            if not takes(model, (channels, tall, wide)):
+                raise RecipeError(
+                    f"train.progressive: {recipe.model.name} for images of {height} x {width} cannot take "
+                    f"{tall} x {wide}; set it to null, or choose a network for any size"
+                )
     return notes
 
 

@@ -8,6 +8,7 @@ from kitae.training.spec import ProgressiveSpec, ScheduleSpec, TrainSpec
 
 _GRAIN = 4  # pixels between two sizes; the first step at each new size is slower
 _PARTS = 100  # of a run, to average over
+_MOMENTS = 1000  # of a run, to look at each size
 
 
 def planned_step(step: int, spec: TrainSpec, steps_per_epoch: int) -> float:
@@ -62,6 +63,11 @@ def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) 
     share = spec.start + (1 - spec.start) * done / spec.until
     height, width = (min(side, max(1, round(side * share / _GRAIN)) * _GRAIN) for side in size)
     return height, width
+
+
+def progressive_sizes(size: tuple[int, int], spec: ProgressiveSpec) -> list[tuple[int, int]]:
+    """The heights and widths that training images have over a run, in their order; `size` is the last one."""
+    return list(dict.fromkeys(progressive_size(size, part / _MOMENTS, spec) for part in range(_MOMENTS + 1)))
 
 
 def size_at(full: tuple[int, int], update: int, spec: TrainSpec, per_epoch: int) -> tuple[int, int]:
