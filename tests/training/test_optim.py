@@ -84,6 +84,8 @@ def test_average_is_not_held_back_by_initial_weights() -> None:
 def test_an_optimizer_s_name_brings_its_usual_rate_and_decay() -> None:
     assert (OptimizerSpec(name="adamw").lr, OptimizerSpec(name="adamw").weight_decay) == (1e-3, 0.05)
     assert OptimizerSpec(name="adamw", lr=0.01).lr == 0.01
+    assert OptimizerSpec(name="adadelta").lr == 1, "with 1e-3 it learns nothing"
+    assert not OptimizerSpec(name="adadelta", lr=1.0).unusual
     base = Recipe().override("train.optimizer.lr=0.3")
     other = base.override("train.optimizer.name=adamw").train.optimizer
     assert (other.lr, other.weight_decay) == (1e-3, 0.05)

@@ -33,7 +33,8 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
 
 
 # Name -> learning rate and weight decay where a recipe leaves them out.
-_USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05), "muon": (0.05, 0.0)}
+# Adadelta has no rate of its own (Zeiler 2012): its steps are in units of the weights, and torch multiplies them by it.
+_USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05), "muon": (0.05, 0.0), "adadelta": (1.0, 0.0)}
 _USUAL_OTHERS = (1.0e-3, 0.0)
 
 
@@ -45,8 +46,8 @@ class OptimizerSpec(GrowingSpec):
 
     Attributes:
         name: an optimizer of torch.optim in lower case (sgd, adamw, rmsprop, ...), or `muon`.
-        lr: the highest learning rate of the schedule. The default depends on the name: 0.1 for sgd, 0.05 for muon, 1e-3
-            for others.
+        lr: the highest learning rate of the schedule. The default depends on the name: 0.1 for sgd, 0.05 for muon, 1
+            for adadelta, 1e-3 for others.
         momentum: of sgd, rmsprop and muon.
         nesterov: Nesterov momentum, in sgd.
         weight_decay: not applied to norms, biases and other one-dimensional parameters, nor to position embeddings and
