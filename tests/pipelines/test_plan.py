@@ -46,6 +46,8 @@ from tests.images import encode, picture
 from tests.refusals import refused
 from tests.watchers import DiesHereError, KillAt
 
+PACE = room._Planner.pace
+
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
@@ -305,6 +307,17 @@ def test_a_slow_measurement_is_repeated_where_it_would_leave_most_of_the_minutes
     monkeypatch.setattr(room._Planner, "pace", lambda *_, **__: measured.append(slow) or slow)
     assert plan(source, minutes=3).recipe.train.epochs == 0
     assert len(measured) <= 6  # a slow machine is believed in the end
+
+
+def test_a_plan_leaves_torch_s_generator_as_it_was(
+    pets: str, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many networks it measures depends on the machine's speed."""
+    monkeypatch.setattr(room._Planner, "pace", PACE)
+    monkeypatch.setattr(room, "pace_of", lambda *_: world["pace"])
+    before = torch.get_rng_state()
+    planned(pets, model="resnet8", set=FIELDS)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_large_files_are_decoded_for_a_few_seconds_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

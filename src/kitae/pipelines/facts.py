@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class Facts:
     aspect: float
     longest: int
     same: bool
-    channels: int
+    channels: Literal[1, 3]
     seconds: float
 
     @property

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from kitae import console
 from kitae.data.spec import DataSpec
 from kitae.errors import MissingExtraError, install
 from kitae.files import user_path
 from kitae.machine import processors
-from kitae.models.build import build, normalization
+from kitae.models.build import build_seeded, normalization
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import package_of, read_file, within_reach
 from kitae.pipelines.choices import Choices, apply, as_in, by_option, set_fields
@@ -36,6 +38,7 @@ from kitae.pipelines.pace import (
     replan,
 )
 from kitae.pipelines.setup import begin, placed, uneven
+from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe, assigns
 from kitae.training import distributed
 from kitae.training.distributed import World
@@ -245,12 +248,15 @@ class _Planner:
         fields = (text for text in set_fields(self.choices) if text.startswith("model."))
         return Recipe(name=self.base.name, model=model).override(*fields).model
 
+    def network(self, model: ModelSpec, size: int) -> nn.Module:
+        """The network, to be looked at or measured, on the device; no weights are loaded."""
+        rules = PreprocessRules(size, self.facts.channels)
+        return placed(build_seeded(model, 0, len(self.facts.counts), rules), self.base.train, self.world)
+
     def pace(self, model: ModelSpec, size: int, before: Pace | None = None, images: int = _MEASURED) -> Pace:
-        """See `pace_of`. The network is built for the measurement; no weights are loaded."""
-        train, classes, channels = self.base.train, len(self.facts.counts), self.facts.channels
-        plain = model.model_copy(update={"pretrained": False})
-        net = placed(build(plain, classes=classes, channels=channels, image_size=size), train, self.world)
-        return pace_of(net, train, self.world, (channels, size, size), classes, images, before)
+        """See `pace_of`."""
+        net, shape = self.network(model, size), (self.facts.channels, size, size)
+        return pace_of(net, self.base.train, self.world, shape, len(self.facts.counts), images, before)
 
     def fit(self, size: int, measured: Pace, each: int, most: int, *, views: int = 0, least: Length = NO_STEPS) -> _Fit:
         """The epochs and steps that fit at a size; `least` where none do.
