@@ -357,11 +357,11 @@ def test_a_plan_without_minutes_has_a_limit_that_training_is_held_to(tmp_path: P
     assert clock is None, "a length that is given is kept"
 
 
-def own_weights(file: Path) -> Choices:
+def own_weights(file: Path, name: str = "resnet8") -> Choices:
     """A small net and a file of weights of it, which were trained for other classes."""
-    spec = ModelSpec(name="resnet8", width=4)
+    spec = ModelSpec(name=name, width=4)
     save_file(build(spec, classes=7, channels=3, image_size=32).state_dict(), file)
-    return {"model": "resnet8", "set": (*FIELDS, f"model.pretrained={file.name}")}
+    return {"model": name, "set": (*FIELDS, f"model.pretrained={file.name}")}
 
 
 def test_weights_of_ones_own_are_planned_with(pets: str, tmp_path: Path, world: dict[str, Any]) -> None:
@@ -376,6 +376,22 @@ def test_weights_of_ones_own_are_planned_with(pets: str, tmp_path: Path, world: 
         assert recipe.train.probe is not None
         assert recipe.train.optimizer.name == "adamw"
     assert {model.width for model in world["models"]} == {4}
+
+
+@pytest.mark.parametrize(("minutes", "speed"), [(5, 1 / 60), (1, 20.0)])
+def test_without_a_linear_classifier_there_is_no_probe(
+    minutes: float, speed: float, pets: str, tmp_path: Path, world: dict[str, Any]
+) -> None:
+    """That of resnet9 has no bias. Where there is little time, some steps are made nevertheless."""
+    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, speed)
+    own = own_weights(tmp_path / "own.safetensors", "resnet9")
+    made = plan(pets, minutes=minutes, choices={**own, "set": (*own["set"], "model.stem=small")})
+    assert not any("linear head" in line for line in made.lines)
+    assert steps(made) >= 20
+    setup, cpu = Setup.without_run(made.recipe), World(0, 1, torch.device("cpu"))
+    assert resolved(made.recipe, setup, cpu, setup.initial_model(cpu)).train.probe is None
+    off = Choices(model="resnet8", set=(*own_weights(tmp_path / "own.safetensors")["set"], "train.probe=null"))
+    assert steps(plan(pets, minutes=minutes, choices=off)) >= 20
 
 
 def test_weights_that_cannot_be_read_are_refused_before_the_data_are() -> None:

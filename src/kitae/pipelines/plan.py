@@ -21,6 +21,7 @@ from kitae.files import user_path
 from kitae.machine import processors
 from kitae.models.build import build_seeded, normalization
 from kitae.models.spec import ModelSpec
+from kitae.models.structure import linear_classifier
 from kitae.models.weights import package_of, read_file, within_reach
 from kitae.pipelines.choices import Choices, apply, as_in, by_option, set_fields
 from kitae.pipelines.facts import LEAST, Facts, framing, look
@@ -133,7 +134,7 @@ def plan(
     probe = asked.train.probe if isinstance(asked.train.probe, ProbeSpec) else ProbeSpec()
     planner = _Planner(
         facts, base, choices, share, begin(base.train), runs, patient, asked.model.pretrained,
-        min(facts.train, probe.limit), asked.train.accumulate,
+        0 if asked.train.probe is None else min(facts.train, probe.limit), asked.train.accumulate,
     )  # fmt: skip
     weights, why_not = planner.weights()
     if distributed.any_true(weights is None, planner.world) and weights:
@@ -188,7 +189,7 @@ class _Planner:
     runs: int
     patient: bool  # whether minutes were given
     pretrained: bool | str  # as in model.pretrained; True unless the user says otherwise
-    probed: int  # images that a probe is fitted on
+    probed: int  # images that a probe is fitted on; 0 where there is none
     accumulate: int  # as in train.accumulate
 
     def weights(self) -> tuple[str | None, str]:
@@ -352,8 +353,11 @@ class _Planner:
         if measured:  # on three sets of photographs (LOG.md, 2026-11-25 to 29)
             model = model.model_copy(update={"freeze_first": 6, "features": "stages"})
         model = self.own(model)
+        at = min(self.sizes(_SIZES), key=lambda size: abs(size - 128))  # the first one that is measured
+        if self.probed and not measured and linear_classifier(self.network(model, at)) is None:
+            return replace(self, probed=0).transfer(weights)  # as with resnet9, whose classifier has no bias
         batch, each = self.batch_size(32)
-        fit = self.chosen(self.tuned(model, each))
+        fit = self.chosen(self.tuned(model, each, at))
         recipe, lines = self.made(
             f"{net.removeprefix('tf_')} pretrained", fit, each, model,
             data={
@@ -369,12 +373,12 @@ class _Planner:
                 },
                 "schedule": {"name": "cosine", "warmup_epochs": round(_WARMUP * fit.length.epochs, 2)},
                 "clip_norm": 1.0,
-                "probe": {"views": _VIEWS if fit.length.epochs else 0},
+                "probe": {"views": _VIEWS if fit.length.epochs else 0} if self.probed else "auto",
             },
             evaluate={"batch_size": _JUDGED_AT_ONCE},
             why=f"weights: {weights}",
         )  # fmt: skip
-        if recipe.train.probe is None:
+        if not self.probed:
             return recipe, lines
         head = f"a linear head on the frozen network's features first (epoch 0, on {self.probed:,} images)"
         none = "without fine-tuning"
@@ -390,10 +394,9 @@ class _Planner:
         epochs = self.choices.get("epochs")
         return fit if epochs is None else fit._replace(length=Length(epochs, 0))
 
-    def tuned(self, model: ModelSpec, each: int) -> _Fit:
-        """The fine-tuning that fits at the pace of this machine."""
+    def tuned(self, model: ModelSpec, each: int, at: int) -> _Fit:
+        """The fine-tuning that fits at the pace of this machine; `at`: the image size to measure first."""
         sizes = self.sizes(_SIZES)
-        at = min(sizes, key=lambda size: abs(size - 128))
         agreed = partial(distributed.from_main, world=self.world)  # since all processes measure together
 
         def plan() -> _Fit:
@@ -424,11 +427,14 @@ class _Planner:
     def fitting(self, sizes: Sequence[int], measured: Pace, each: int) -> _Fit:
         """The largest size that leaves enough steps to fine-tune.
 
-        If there is none, or it is much smaller than the probe alone allows, the largest size at which the probe fits.
+        If there is none, or one much smaller than the probe alone allows, the largest at which the probe fits; without
+        a probe, the smallest.
         """
-        per_pass = max(1, self.facts.train // each)
         most = most_steps(self.facts.train, each, patient=self.patient, pretrained=True)
-        wanted = min(most, max(_TUNED_STEPS, 4 * per_pass))
+        wanted = min(most, max(_TUNED_STEPS, 4 * max(1, self.facts.train // each)))
+        if not self.probed:
+            alone = [self.fit(size, measured, each, most, least=Length(1, FEWEST_STEPS)) for size in sizes]
+            return next((fit for fit in alone if fit.trained >= wanted), alone[-1])
         probes = [self.fit(size, measured, each, 0, views=1) for size in sizes]
         probe = next((fit for fit in probes if fit.overhead < self.clock.left), probes[-1])
         smallest = max(_SMALLEST_TUNED, _TUNED_SIDE * probe.size) if len(sizes) > 1 else 0
