@@ -429,7 +429,9 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
                 "epochs to 1 or more"
             )
     elif spec.probe is not None and not linear:
-        raise RecipeError(f"train.probe: the classifier of {recipe.model.name} is not one linear layer; set it to null")
+        raise RecipeError(
+            f"train.probe: the classifier of {recipe.model.name} is not one linear layer with a bias; set it to null"
+        )
     if spec.precision == "auto":
         decided["precision"] = precision.choose(world.device)
     elif spec.precision not in (possible := precision.candidates(world.device)):
