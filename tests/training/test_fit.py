@@ -20,6 +20,7 @@ from kitae.training import fit as loop
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import Progress, load_weights, save_weights
 from kitae.training.distributed import World
+from kitae.training.guards import SignalFlag
 from kitae.training.learner import Teacher
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
 from tests.refusals import refused
@@ -560,6 +561,19 @@ except RuntimeError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where a program inherits its parent's peak")
+def test_a_handler_from_outside_of_python_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python names that of a program around it, such as R, None, and cannot set it again."""
+
+    def set_handler(kind: int, handler: Any) -> None:
+        if handler is None:
+            raise TypeError("signal handler must be signal.SIG_IGN, signal.SIG_DFL, or a callable object")
+
+    monkeypatch.setattr(signal, "getsignal", lambda kind: None)
+    monkeypatch.setattr(signal, "signal", set_handler)
+    with SignalFlag() as flag:
+        assert flag.name is None
+
+
 def test_peak_memory_is_of_this_program_not_of_the_one_that_started_it() -> None:
     hoard = np.ones(2 * 10**9, np.uint8)
     code = (

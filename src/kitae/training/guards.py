@@ -36,7 +36,9 @@ class SignalFlag:
     def __enter__(self) -> SignalFlag:
         if threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGTERM, signal.SIGINT):
-                self._before[kind] = signal.signal(kind, self._note)
+                # None is a handler of a program that Python runs in (of R or Julia), which could not be restored.
+                if signal.getsignal(kind) is not None:
+                    self._before[kind] = signal.signal(kind, self._note)
         return self
 
     def _note(self, number: int, frame: object) -> None:
