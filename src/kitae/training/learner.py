@@ -40,8 +40,9 @@ class Teacher:
 class Step:
     """Result of a step: mean loss of the batch, target mass on the predicted classes (a sum), and whether it counted.
 
-    A step that was not finite is skipped, and does not change weights, averages or BatchNorm's statistics. All three
-    are 0-d tensors on the device; reading one waits for the step.
+    A step that was not finite is skipped, and does not change weights, averages or BatchNorm's statistics. In fp16, a
+    step whose gradients overflow leaves the weights, but counts: overflows are usual while the scale is adjusted. All
+    three are 0-d tensors on the device; reading one waits for the step.
     """
 
     loss: Tensor
