@@ -255,8 +255,8 @@ def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image
         logits = probed(model, (channels, height, width))
     except REFUSALS as error:
         raise RecipeError(
-            f"model.name: {spec.name} does not run on {height}x{width} images with {channels} channels: "
-            f"{one_line(error)}"
+            f"model.name: {spec.name} does not run on {height}x{width} images with {channels} channels "
+            f"({one_line(error)}); set data.image_size to a size that it takes, or choose another network"
         ) from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
         raise RecipeError(f"model.name: {spec.name} does not give one logit per class; choose another net")

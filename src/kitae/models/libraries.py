@@ -119,7 +119,8 @@ def _made(spec: ModelSpec, image_size: Size, make: Callable[[], nn.Module]) -> n
     except REFUSALS as error:
         height, width = sides(image_size)
         raise RecipeError(
-            f"model.name: {spec.name} cannot be built for {height} x {width} pixels: {one_line(error)}"
+            f"model.name: {spec.name} cannot be built for {height} x {width} pixels ({one_line(error)}); set "
+            "data.image_size to a size that it takes, or choose another network"
         ) from error
 
 
