@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from PIL import Image
 from torch import nn
 
 from kitae.data.spec import DataSpec
-from kitae.data.store import find_store
+from kitae.data.store import find_store, open_store
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
-from kitae.reporting.page import render
+from kitae.reporting.page import render, report
 from kitae.reporting.results import RunRecord
 from kitae.reporting.run_page import content
 from kitae.reporting.samples import Photo, Samples, photo
@@ -27,6 +29,7 @@ from kitae.run import Run
 from kitae.training.batches import augmented_batches, epoch_shape
 from kitae.training.distributed import World
 from kitae.training.schedule import progressive_size
+from tests.data.shard_files import shards
 
 
 def decoded(picture: Photo) -> NDArray[np.uint8]:
@@ -126,6 +129,32 @@ def test_a_store_is_found_by_content_or_not_at_all(run: Run, tmp_path: Path) -> 
     np.testing.assert_array_equal(found.images[:5], store.images[:5])
     assert find_store("0" * 32, run.recipe.data) is None
     assert find_store(store.fingerprint, DataSpec(cache=str(tmp_path))) is None
+
+
+def test_a_run_on_shards_that_were_moved_has_a_page_without_pictures(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    source = shards(tmp_path / "shards", 2, 20)
+    run = make_run(classes=("0", "1"))
+    run.recipe = run.recipe.override(f"data.source={source}", f"data.cache={tmp_path / 'cache'}", "data.image_size=8")
+    run.recipe.save(run.recipe_file)
+    store = open_store(run.recipe.data)
+    run.write_environment({"store": store.fingerprint})
+    run.write_facts({**run.facts(), "mean": [0.5] * 3, "std": [0.25] * 3})
+    run.splits(store)
+    text = report(run).read_text(encoding="utf-8")
+    assert "<h2>What the network really saw</h2>" in text
+    assert "Training images of each class" in text
+    assert "Pictures are left out" not in text
+    shutil.rmtree(tmp_path / "shards")
+    text = report(run).read_text(encoding="utf-8")
+    assert "<img" not in text
+    assert "Pictures are left out, since an image cannot be read: " in text
+    assert "was it moved?" in text
+    for absent in ("What the network really saw", "Training images of each class"):
+        assert absent not in text
+    assert "<h2>The data</h2>" in text
+    assert "images have the same pixels." in text
 
 
 def test_duplicates_and_conflicts_are_counted(samples: Samples) -> None:

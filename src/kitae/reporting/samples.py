@@ -1,15 +1,16 @@
 """Pictures and properties of a run's images: counts, duplicates, the augmented images that the network saw.
 
-Everything is read from the decoded store that the run was trained on, if it is still in the cache: a page never decodes
-or downloads anything. Test images are only shown if the run has opened its test and written its predictions; nothing is
-measured on them here.
+Everything is read from the store that the run was trained on, if it is still in the cache: a page never decodes the
+source again. Images in shards are decoded from there, for which the cache may have to download a shard again; pictures
+are left out once one cannot be read. Test images are only shown if the run has opened its test and written its
+predictions; nothing is measured on them here.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -93,10 +94,15 @@ class Quality:
 
 
 class Samples:
-    """The images of a run."""
+    """The images of a run.
+
+    Attributes:
+        problem: why there are no pictures, as of shards that were moved; empty while every image could be read.
+    """
 
     def __init__(self, record: RunRecord, store: Store, splits: Splits) -> None:
         self.record, self.store, self.splits = record, store, splits
+        self.problem = ""
 
     @classmethod
     def find(cls, record: RunRecord) -> Samples | None:
@@ -136,17 +142,26 @@ class Samples:
         labels = np.asarray(self.store.labels)[self.splits.train]
         names = self.store.classes
         chosen: list[int] = np.linspace(0, len(names) - 1, min(CLASSES_SHOWN, len(names))).astype(int).tolist()
-        rows = {k: self.splits.train[labels == k][:PER_CLASS] for k in chosen}
-        return [(names[k], [photo(self._pixels(row), f"training image of {names[k]}") for row in of.tolist()])
-                for k, of in rows.items()]  # fmt: skip
+        rows = {k: self.splits.train[labels == k][:PER_CLASS].tolist() for k in chosen}
+        drawn = {k: self._photos((row, f"training image of {names[k]}", ()) for row in of) for k, of in rows.items()}
+        return [] if self.problem else [(names[k], shown) for k, shown in drawn.items()]
 
     def seen(self) -> list[tuple[str, list[Photo]]]:
         """Some training images as they are stored, and as the network saw them in some epochs: redrawn by their keys.
 
         Returns:
             (heading, pictures): the stored ones, then an epoch each. Empty if the recipe uses custom ops that are
-            not registered here.
+            not registered here, or an image cannot be read.
         """
+        if self.problem:
+            return []
+        try:
+            return self._seen()
+        except KitaeError as error:
+            self.problem = str(error)
+            return []
+
+    def _seen(self) -> list[tuple[str, list[Photo]]]:
         import torch
 
         from kitae.augment import Augment
@@ -213,7 +228,7 @@ class Samples:
         found = self.record.predicted
         if found is None or not len(self.test):
             return []
-        return [self._predicted(place) for place in found.mistakes(most)]
+        return self._photos(map(self._predicted, found.mistakes(most)))
 
     def tested(self, place: int) -> Image:
         """uint8 [C, H, W], the test image at a position of the predictions."""
@@ -226,7 +241,7 @@ class Samples:
             return []
         pair = np.flatnonzero((found.label == names.index(true)) & (found.predicted == names.index(predicted)))
         order = pair[np.argsort(-found.confidence[pair], kind="stable")][:most]
-        return [self._predicted(place) for place in order.tolist()]
+        return self._photos(map(self._predicted, order.tolist()))
 
     def quality(self) -> Quality:
         """Unreadable and identical images, and those of them that have two classes or lie in two splits."""
@@ -255,13 +270,24 @@ class Samples:
             ),
         )
 
-    def _predicted(self, place: int) -> Photo:
+    def _photos(self, wanted: Iterable[tuple[int, str, Sequence[str]]]) -> list[Photo]:
+        """The pictures of rows of the store, each with its alternative text and lines; none once one cannot be read."""
+        if self.problem:  # a server that does not answer is not asked for every picture
+            return []
+        try:
+            return [photo(self._pixels(row), alt, lines) for row, alt, lines in wanted]
+        except KitaeError as error:
+            self.problem = str(error)
+            return []
+
+    def _predicted(self, place: int) -> tuple[int, str, Sequence[str]]:
+        """The row of a test image, and what its picture says."""
         found, names = self.record.predicted, self.record.facts.classes
         assert found is not None
         true, taken = names[found.label[place]], names[found.predicted[place]]
         sure = share(float(found.confidence[place]), 0)
         alt = f"{found.names[place]}: {true}, predicted as {taken} with {sure}"
-        return photo(self.tested(place), alt, [f"{taken}, {sure}", f"is {true}"])
+        return int(self.test[place]), alt, [f"{taken}, {sure}", f"is {true}"]
 
     def _pixels(self, row: int) -> Image:
         """uint8 [C, H, W] of an image."""
