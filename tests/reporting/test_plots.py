@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from kitae.errors import KitaeError
-from kitae.reporting import plots
+from kitae.reporting import plots, style
 from kitae.reporting.results import Predicted
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE
@@ -30,6 +31,21 @@ def test_figures_of_a_run(make_run: Callable[..., Run], tmp_path: Path) -> None:
         assert figure._repr_png_()[:4] == b"\x89PNG"  # type: ignore[attr-defined]
         figure.savefig(tmp_path / "figure.png")
     assert "curves" in repr(plot)
+
+
+def test_names_are_no_formulas_whatever_saves_a_figure(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((1, 8, 8), np.uint8)
+    samples = SimpleNamespace(test=[0], tested=lambda place: image)
+    monkeypatch.setattr(plots.Samples, "find", lambda *_: samples)
+    plot = make_run().plot
+    with rc_context({"text.usetex": True, "font.family": ["monospace"]}):
+        for figure in (plot.mistakes(), plot.confusion()):
+            figure.savefig(tmp_path / "figure.png")
+            for text in (*figure.texts, *(text for ax in figure.axes for text in ax.texts)):
+                assert (text.get_parse_math(), text.get_usetex()) == (False, False), text.get_text()
+                assert text.get_fontfamily() == list(style._families())
 
 
 def test_a_figure_of_many_classes_stays_small(make_run: Callable[..., Run]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from kitae.reporting import svg
-from kitae.reporting.style import DPI, INK, LABEL, SMALL, TITLE, WIDTH, Image, fit, new_figure, wrap
+from kitae.reporting.style import DPI, INK, LABEL, SMALL, TITLE, WIDTH, Image, fit, new_figure, verbatim, wrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +96,10 @@ def grid_figure(
     figure = new_figure(width / DPI, height / DPI, layout=None)
     figure.figimage(canvas, 0, 0, origin="upper")
     for x, y, text, size, weight, align in texts:
-        figure.text(x / width, 1 - y / height, text, fontsize=size, fontweight=weight, color=INK, ha=align, va="top")
+        figure.text(
+            x / width, 1 - y / height, text, fontsize=size, fontweight=weight, color=INK, ha=align, va="top",
+            **verbatim(),
+        )  # fmt: skip
     return figure
 
 

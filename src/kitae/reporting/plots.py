@@ -15,7 +15,7 @@ from kitae.reporting import charts
 from kitae.reporting.figures import grid_figure
 from kitae.reporting.results import RunRecord, read_epochs
 from kitae.reporting.samples import Samples
-from kitae.reporting.style import DPI, MUTED, SMALL, WIDTH, Image, fit, new_figure, plain, text_width
+from kitae.reporting.style import DPI, MUTED, SMALL, WIDTH, Image, fit, new_figure, plain, text_width, verbatim
 from kitae.reporting.svg import MARGIN, SIZE, Chart, one_line
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def figure_of(chart: Chart, where: str = "", note: str = "", *, width: float = W
     height = below + (0.65 if note else 0.4)
     figure = new_figure(width, height, f"{chart.title}, {where}" if where else chart.title, layout=None)
     figure.texts[0].set_y(1 - 0.1 / height)
-    figure.text(0.012, 1 - 0.45 / height, note, fontsize=SMALL, color=MUTED, va="top")
+    figure.text(0.012, 1 - 0.45 / height, note, fontsize=SMALL, color=MUTED, va="top", **verbatim())
     ax = figure.add_axes((0, 0, 1, below / height), xlim=(-MARGIN, wide + MARGIN), ylim=(tall + MARGIN, -MARGIN))
     ax.set_axis_off()
     for group in root.iter("g"):
@@ -144,9 +144,9 @@ def figure_of(chart: Chart, where: str = "", note: str = "", *, width: float = W
             turned = ("transform" in mark.attrib) * 90
             ax.text(
                 at["x"], at["y"], plain((mark.text or "") + words), color=look["fill"], rotation=turned,
-                rotation_mode="anchor", fontsize=at.get("font-size", SIZE) * unit * 72, parse_math=False,
+                rotation_mode="anchor", fontsize=at.get("font-size", SIZE) * unit * 72,
                 fontweight="bold" if "font-weight" in look else "normal",
-                ha={"end": "right", "middle": "center"}.get(mark.get("text-anchor", ""), "left"),
+                ha={"end": "right", "middle": "center"}.get(mark.get("text-anchor", ""), "left"), **verbatim(),
             )  # fmt: skip
             continue
         if mark.tag == "circle":

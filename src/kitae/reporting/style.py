@@ -62,7 +62,9 @@ def new_figure(
         engine.set(w_pad=0.06, h_pad=0.09, hspace=0.02)  # type: ignore[call-arg]
     if title:
         lines = wrap(title, int(width * DPI * 0.96), TITLE, bold=True)
-        figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
+        figure.suptitle(
+            "\n".join(lines), x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK, **verbatim()
+        )
     return figure
 
 
@@ -82,6 +84,11 @@ def _drawable(character: str) -> bool:
     from matplotlib.font_manager import findfont, get_font
 
     return any(get_font(findfont(name)).get_char_index(ord(character)) for name in _families())
+
+
+def verbatim() -> dict[str, Any]:
+    """Properties of a text that may show a name: "$a$" is no formula, and is drawn in fonts that have it."""
+    return {"parse_math": False, "usetex": False, "fontfamily": list(_families())}
 
 
 def plain(text: object) -> str:
@@ -131,9 +138,7 @@ def png(figure: Figure) -> bytes:
 
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        text.set_parse_math(False)  # a class named "$a$" is a name, not a formula
-        text.set_usetex(False)
-        text.set_fontfamily(list(_families()))
+        text.set(**verbatim())
     canvas = FigureCanvasAgg(figure)
     buffer = BytesIO()
     # Without the version string, the same picture has the same bytes.
