@@ -212,6 +212,14 @@ def test_grid_shows_the_pixels_it_was_given(tmp_path: Path) -> None:
     assert (grey == grey[..., :1]).all()
 
 
+def test_a_grid_fills_its_figure_at_every_resolution(tmp_path: Path) -> None:
+    """As `savefig(dpi=300)` and notebooks for fine screens ask for."""
+    grid_figure([[IMAGES[0]]]).savefig(tmp_path / "g.png", dpi=2 * style.DPI)
+    factor = 2 * (300 // 32)
+    block = pixels(tmp_path / "g.png")[24 : 24 + 32 * factor, 24 : 24 + 32 * factor]
+    np.testing.assert_array_equal(block, IMAGES[0].transpose(1, 2, 0).repeat(factor, 0).repeat(factor, 1))
+
+
 def test_worst_mistakes_keep_the_confidence_when_the_name_is_long(tmp_path: Path) -> None:
     name = "an extremely long class name " * 4
     long_ = pixels(saved(_worst_mistakes, IMAGES[:1], [name], [name], [0.987], "x")(tmp_path / "a.png"))

@@ -94,7 +94,9 @@ def grid_figure(
     for x, top, picture in placed:
         canvas[top : top + picture.shape[0], x : x + picture.shape[1]] = picture
     figure = new_figure(width / DPI, height / DPI, layout=None)
-    figure.figimage(canvas, 0, 0, origin="upper")
+    ax = figure.add_axes((0, 0, 1, 1))  # unlike `figimage`, in proportion at every resolution
+    ax.imshow(canvas, aspect="auto", interpolation="nearest")
+    ax.set_axis_off()
     for x, y, text, size, weight, align in texts:
         figure.text(
             x / width, 1 - y / height, text, fontsize=size, fontweight=weight, color=INK, ha=align, va="top",
