@@ -198,6 +198,13 @@ def test_copies_in_test_are_told(make_run: Callable[..., Run]) -> None:
         "10 test images are also in train or validation; accuracy without them is 80.0 %"
         in run_page.answer(found.model_copy(update={"evaluation": both}))[2]
     )
+    none = {"count": 0, "accuracy": None, "accuracy_interval": None}
+    every = found.evaluation.model_copy(update={"test": type(test).model_validate(
+        {**test.model_dump(), "without_duplicates": none})})  # fmt: skip
+    assert (
+        "Every test image is also in train or validation, so this accuracy says nothing about new images."
+        in run_page.answer(found.model_copy(update={"evaluation": every}))
+    )
 
 
 def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Run]) -> None:

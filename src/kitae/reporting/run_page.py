@@ -197,8 +197,10 @@ def _copies(record: RunRecord) -> str:
     """The effect of copies of training or validation images on the test accuracy."""
     test = record.evaluation.test
     others = test.without_duplicates if test else None
-    if test is None or test.count is None or others is None or others.accuracy is None:
+    if test is None or test.count is None or others is None:
         return ""
+    if not others.count:
+        return "Every test image is also in train or validation, so this accuracy says nothing about new images."
     many = test.count - others.count
     return (
         f"{many:,} test image{' is' if many == 1 else 's are'} also in train or validation; accuracy without "
