@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from importlib import resources
+from xml.etree import ElementTree
 
 import pytest
 
@@ -69,6 +70,14 @@ def test_every_text_is_escaped() -> None:
         drawn = chart.__html__() + rows.__html__()
         assert not re.search(r"<(?!/?(svg|title|desc|text|tspan|circle|line)\b)", drawn)
         assert "onload" not in drawn
+
+
+def test_a_file_is_xml_whatever_names_contain() -> None:
+    chart = Chart("name", "a\x0bb", "\x00\uffff\ud800", 100)
+    chart.circle(1, 1, 1, "f1", "tab\tand\x1bescape 猫😀")
+    root = ElementTree.fromstring(chart.file())
+    assert root.findtext("{*}title") == "a\ufffdb"
+    assert root.findtext("{*}circle/{*}title") == "tab\tand\ufffdescape 猫😀"
 
 
 @pytest.mark.parametrize("values", [[0.5], [None, 0.5, None]])

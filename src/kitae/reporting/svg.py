@@ -14,6 +14,7 @@ Every text is escaped. Classes that the style sheet knows:
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ SIZE = 12.0  # of text
 LINE = 16.0
 SERIES = 6
 MARGIN = 10  # of a file: labels of an axis may reach over the frame
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 
 Point = tuple[float, float]
 Form = Callable[[float], str]
@@ -207,7 +209,7 @@ class Chart:
         size = f'width="{WIDTH + 2 * MARGIN:g}" height="{self.height + 2 * MARGIN:g}"'
         paper = f'<rect x="-{MARGIN}" y="-{MARGIN}" {size} fill="#fff"/>'
         space = f'xmlns="http://www.w3.org/2000/svg" width="{2 * (WIDTH + 2 * MARGIN):g}" font-family="sans-serif" '
-        return self._svg(space, MARGIN, f"<style>{style}</style>{paper}")
+        return _NOT_XML.sub("\ufffd", self._svg(space, MARGIN, f"<style>{style}</style>{paper}"))
 
     def _svg(self, attributes: str, margin: int, below: str) -> str:
         view = f"{-margin} {-margin} {WIDTH + 2 * margin:g} {self.height + 2 * margin:g}"
