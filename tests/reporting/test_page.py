@@ -488,7 +488,7 @@ def test_study(study: Path) -> None:
     (study / "effects.json").write_text(json.dumps(effects))
     assert_told(page(study)[1], "12,346 images/s", "± 156 over seeds", "12,346 ± 100")
     (study / "effects.json").unlink()
-    assert "not finished" in page(study)[1]
+    assert_told(page(study)[1], "not finished", f"kitae study {study / 'study.yaml'} --out {study}")
 
 
 @pytest.mark.parametrize("name", ["ledger-precision", "ledger-small", "ledger-small-screening"])
