@@ -270,6 +270,17 @@ def test_a_temperature_is_named_only_where_one_was_fitted(make_run: Callable[...
     assert "the temperature" not in words + charts(text)["Calibration"]
 
 
+def test_views_have_no_error_before_the_temperature(make_run: Callable[..., Run]) -> None:
+    """The power of a mean of probabilities is not what the views would have without the temperature."""
+    run = make_run()
+    assert '<th scope="row">before</th>' in page(run)[0]
+    run.write_evaluation({**run.evaluation(), "tta": "flip"})
+    text, words = page(run)
+    assert_told(words, "mean of the views (temperature 1.300, fitted on single views of validation)")
+    assert not re.search(r"\bbefore\b", text)
+    assert charts(text)["Calibration"].startswith("Confidence and accuracy differ by")
+
+
 def test_a_test_opened_after_training_is_not_called_closed(make_run: Callable[..., Run]) -> None:
     run = make_run()
     (run.path / "predictions.parquet").unlink()

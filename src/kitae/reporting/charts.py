@@ -267,7 +267,7 @@ def confusion(split: Split, name: str, *, whole: bool = False) -> Chart | None:
 def reliability(after: Bins, before: Bins | None) -> Chart:
     """Accuracy against confidence in bins, after and before the temperature, above the sizes of the bins.
 
-    Without `before` no temperature was fitted, or it changes nothing, so none is named.
+    Without `before` none is named: no temperature was fitted, it changes nothing, or views were averaged.
     """
     summary = f"confidence and accuracy differ by {share(after.error, 2)} on average."
     summary = summary.capitalize() if before is None else f"After the temperature, {summary}"

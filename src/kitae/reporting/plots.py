@@ -69,6 +69,8 @@ class Plots:
     def calibration(self) -> Figure:
         """Accuracy on test against the confidence of the predictions, before and after the temperature.
 
+        With test-time augmentation only after it.
+
         Raises:
             KitaeError: the run is not finished, did not open test, or its predictions.parquet was deleted.
         """

@@ -183,6 +183,11 @@ class Evaluation(Record):
     tta: str | None = None
 
     @property
+    def of_views(self) -> bool:
+        """Whether probabilities are means over the views of test-time augmentation."""
+        return self.tta not in (None, "none")
+
+    @property
     def splits(self) -> dict[str, Split]:
         """Those that were measured, by their names in a table."""
         named = {"Test": self.test, "Out of fold": self.out_of_fold, "Validation": self.val}
@@ -259,7 +264,7 @@ class Predicted:
         return order
 
     def uncalibrated(self, temperature: float) -> Floats:
-        """Confidence before the temperature: p to the power T, normalised, is what the logits themselves gave."""
+        """Confidence of single views before the temperature: p to the power T, normalised, is what the logits gave."""
         power = np.exp(temperature * np.log(np.maximum(self.probabilities, 1e-38)))
         return np.asarray((power / power.sum(axis=1, keepdims=True)).max(axis=1))
 
@@ -329,11 +334,14 @@ class RunRecord(Record, arbitrary_types_allowed=True):
 
     @cached_property
     def reliability(self) -> tuple[Bins, Bins | None] | None:
-        """The predictions on test binned by confidence, and by that before the temperature if it differs."""
+        """The predictions on test binned by confidence, and by that before the temperature if it differs.
+
+        Of a mean over views only the first: what the views gave before the temperature is not in it.
+        """
         found, temperature = self.predicted, self.evaluation.temperature or 1.0
         if found is None:
             return None
-        changed = abs(temperature - 1) > 1e-3
+        changed = abs(temperature - 1) > 1e-3 and not self.evaluation.of_views
         return found.bins(found.confidence), found.bins(found.uncalibrated(temperature)) if changed else None
 
 
