@@ -426,7 +426,7 @@ def test_folder_without_permission(make_run: Callable[..., Run]) -> None:
     run = make_run(done=False, rows=0)
     run.path.chmod(0o500)
     try:
-        with pytest.raises(KitaeError, match="cannot write"):
+        with pytest.raises(KitaeError, match="cannot be written"):
             p.report(run)
     finally:
         run.path.chmod(0o700)
