@@ -214,6 +214,17 @@ def test_unfinished_run_says_so(rows: int, make_run: Callable[..., Run]) -> None
     assert ("No epoch has ended yet" in words) == (not rows)
 
 
+def test_an_unfinished_cross_validation_counts_its_folds(make_run: Callable[..., Run]) -> None:
+    run = make_run(done=False, rows=0)
+    run.recipe = run.recipe.override("data.folds=3")
+    run.recipe.save(run.recipe_file)
+    run.fold(1).mkdir(parents=True)
+    shutil.copy(make_run("fold").evaluation_file, run.fold(1))
+    assert_told(page(run)[1], "not finished: 1 of 3 folds and 0 of 9 epochs of the model on everything are done.")
+    run.write_metrics(epochs(2))
+    assert "<span>Training time</span><b>5 s</b><span>without the folds</span>" in page(run)[0]
+
+
 def test_the_probe_is_no_epoch_of_those_that_are_counted(make_run: Callable[..., Run]) -> None:
     rows = [{**row, "epoch": number} for number, row in enumerate(epochs(4))]
     unfinished, finished = make_run("unfinished", done=False), make_run("finished")

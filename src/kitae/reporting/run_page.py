@@ -110,8 +110,12 @@ def _folds(record: RunRecord) -> str:
 
 def _unfinished(record: RunRecord) -> str:
     ended = record.epochs[-1].epoch if record.epochs else 0  # the row of the probe, epoch 0, is no epoch of training
-    done = f"This run is not finished: {ended} of {record.recipe.train.last_epoch} epochs are done."
-    best = record.best
+    done, data = f"{ended} of {record.recipe.train.last_epoch} epochs", record.recipe.data
+    if data.whole:  # its folds are trained first
+        runs = [record.run.fold(number) for number in range(1, (data.folds or 0) + 1)]
+        tested = sum((run / record.run.evaluation_file.name).is_file() for run in runs)
+        done = f"{tested} of {len(runs)} folds and {done} of the model on everything"
+    done, best = f"This run is not finished: {done} are done.", record.best
     if best is None or best.val_accuracy is None:
         return done
     by = f"in epoch {best.epoch}" if best.epoch else "by the linear head"
