@@ -131,6 +131,18 @@ def test_a_store_is_found_by_content_or_not_at_all(run: Run, tmp_path: Path) -> 
     assert find_store(store.fingerprint, DataSpec(cache=str(tmp_path))) is None
 
 
+def test_a_page_is_written_where_there_is_no_place_for_a_cache(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError
+
+    for name in ("KITAE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert "no longer in the cache" in report(make_run()).read_text(encoding="utf-8")
+
+
 def test_a_run_on_shards_that_were_moved_has_a_page_without_pictures(
     make_run: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -106,13 +106,13 @@ class Samples:
 
     @classmethod
     def find(cls, record: RunRecord) -> Samples | None:
-        """The images that a run was trained on; None where they are not in the cache any more."""
+        """The images that a run was trained on; None where they are not in the cache any more, or it cannot be read."""
         from kitae.data.store import find_store
 
-        store = find_store(str(record.environment.get("store")), record.recipe.data)
-        if store is None or tuple(store.classes) != record.facts.classes:
-            return None
         try:
+            store = find_store(str(record.environment.get("store")), record.recipe.data)
+            if store is None or tuple(store.classes) != record.facts.classes:
+                return None
             return cls(record, store, record.run.splits(store))
         except KitaeError:
             return None
