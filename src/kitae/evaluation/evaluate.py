@@ -47,8 +47,8 @@ def predict_logits(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits of the images at `rows`, each exactly once and in their order.
 
-    The model runs in float32, in eval mode without gradients, and every module gets its mode back afterwards. It must
-    already be on `device`. Pixels become (pixel / 255 - mean) / std in the model's own dtype. No random number is
+    The model runs in eval mode without gradients, and every module gets its mode back afterwards. It must already be on
+    `device`. Pixels become (pixel / 255 - mean) / std in float32, and then the model's own dtype. No random number is
     drawn.
 
     Args:
