@@ -175,7 +175,7 @@ def evaluate(
     result: dict[str, Any] = {"count": count}
     methods: dict[str, Any] = {
         "level": intervals.LEVEL,
-        "covers": "the choice of test images; the trained model is held fixed",
+        "covers": "the choice of images; the trained model is held fixed",
     }
 
     def add(name: str, value: float, interval: intervals.Interval | None, method: str) -> None:

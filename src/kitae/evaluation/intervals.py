@@ -1,7 +1,7 @@
 """95 % intervals, one method for each kind of number.
 
-All of them hold the trained model fixed and cover the random choice of *test images*. They do not cover the variation
-between seeds; `kitae study` measures that.
+All of them hold the trained model fixed and cover the random choice of the *images* that it is measured on. They do not
+cover the variation between seeds; `kitae study` measures that.
 """
 
 from __future__ import annotations
