@@ -54,6 +54,16 @@ def test_a_program_with_numbers_that_are_none_is_refused() -> None:
         augment.replay(np.zeros((8, 3, 32, 32), np.uint8), Program(program.codes, args, None))
 
 
+@pytest.mark.parametrize("side", [-1, 0, 2, 65, np.nan])
+def test_a_blur_of_a_size_that_the_kernel_cannot_have_is_refused(side: float) -> None:
+    augment = Augment(["gaussian_blur"])
+    program = augment.plan(epoch=0, index=INDEX, size=(80, 80))
+    args = program.args.copy()
+    args[3, 0, 1] = side
+    with pytest.raises(AugmentError, match="was not made by this pipeline"):
+        augment.replay(np.zeros((8, 3, 80, 80), np.uint8), Program(program.codes, args))
+
+
 @pytest.mark.parametrize("op", [{"random_resized_crop": {"size": 64}}, {"random_crop": {"size": 16}}])
 def test_a_step_that_changes_the_size_cannot_be_left_out(op: Any) -> None:
     """The steps after it would read an image of another size than there is."""

@@ -90,7 +90,7 @@ def check_program(program: Program, pipeline: Pipeline, count: int) -> Program:
         kernel = a[..., :2]
         # A box that is zero after normalisation lies in the result, so no size changes after it.
         early = (c == ERASE_AFTER) & ((h, w) != pipeline.sizes[-1])
-        blurs = ((kernel % 2 == 1) & (kernel <= 63) & (kernel // 2 < [w, h])).all(-1)
+        blurs = ((kernel % 2 == 1) & (kernel >= 1) & (kernel <= 63) & (kernel // 2 < [w, h])).all(-1)
         wrong = ~np.isin(c, known) | (np.isin(c, (ERASE, ERASE_AFTER)) & ~inside) | ((c == CROP) & ~crops)
         wrong |= ((c == RESIZED_CROP) & ~(inside & sizes)) | ((c == GAUSSIAN_BLUR) & ~blurs) | early
         bad = bad or bool(wrong.any())
