@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kitae.augment import cpu, tta
 from kitae.augment import functional as f
@@ -238,6 +239,15 @@ def test_what_collate_cannot_use_is_named() -> None:
     refuse("labels must be integers, not torch", Augment([], mean=0.5, std=0.5).collate(), rows)
     refuse("integer targets need num_classes", Augment([], mix={}).collate(), [(image, 0, 0), (image, 1, 1)])
     refuse(r"not \[3, 6, 8\] and \[3, 8, 8\]", Augment([]).collate(), [(image, 0, 0), (image[:, 2:], 1, 1)])
+    collate = Augment([], num_classes=2).collate()
+    refuse(r"labels must be integers, or .* of one length, not 'cat'", collate, [(image, "cat", 0), (image, "dog", 1)])
+    refuse(r"labels must be .*, not \[0.5, 0.5\]", collate, [(image, [0.5, 0.5], 0), (image, [1.0], 1)])
+    refuse("images must be .*, not Image", collate, [(Image.new("RGB", (8, 8)), 0, 0)])
+    refuse("must yield", collate, [{"image": image, "label": 0, "index": 0}])
+    for wrong in (0.7, "a.png"):  # 0.7 and 0.2 would be drawn alike
+        refuse(f"index must be an integer, not {wrong!r}", collate, [(image, 0, wrong), (image, 1, wrong)])
+        refuse(f"index must be an integer, not {wrong!r}", collate, [(image, wrong)])
+    assert collate([(image, 0, torch.tensor(0)), (image, 1, np.int64(1))])[1].tolist() == [[1, 0], [0, 1]]
 
 
 def test_torch_in_torch_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -357,17 +358,28 @@ class Collate:
     def __call__(self, samples: Sequence[Sequence[Any]]) -> Any:
         import torch
 
-        if not samples or len(samples[0]) not in (2, 3):
+        if not samples or not isinstance(samples[0], Sequence) or len(samples[0]) not in (2, 3):
             raise AugmentError("the data set must yield (image, label, index) or (image, index)")
-        pictures = [torch.as_tensor(s[0]) for s in samples]
+        try:
+            pictures = [torch.as_tensor(s[0]) for s in samples]
+        except (RuntimeError, TypeError, ValueError):  # a path, or an image of Pillow
+            kind = type(samples[0][0]).__name__
+            raise AugmentError(f"images must be torch tensors or NumPy arrays, uint8 [C, H, W], not {kind}") from None
         if len(shapes := {tuple(picture.shape) for picture in pictures}) > 1:
             a, b, *_ = (list(shape) for shape in sorted(shapes))
             raise AugmentError(f"the images of a batch must have one shape, not {a} and {b}: resize them first")
         images = torch.stack(pictures)
-        index = np.array([int(s[-1]) for s in samples], np.int64)
+        try:
+            index = [operator.index(s[-1]) for s in samples]
+        except TypeError:  # names, or fractions, which would give several samples one key
+            raise AugmentError(f"index must be an integer, not {samples[0][-1]!r}") from None
         if len(samples[0]) == 2:
             return self.augment(images, epoch=self.epoch, index=index)
-        labels = torch.as_tensor(np.stack([np.asarray(s[1]) for s in samples]))
+        try:
+            labels = torch.as_tensor(np.stack([np.asarray(s[1]) for s in samples]))
+        except (TypeError, ValueError):  # words, None, or of different lengths
+            first = samples[0][1]
+            raise AugmentError(f"labels must be integers, or float32 [K] of one length, not {first!r}") from None
         mixes = self.augment.mix is not None and self.augment.mix.active
         if labels.ndim == 1 and self.augment.num_classes is None and not mixes:
             if labels.is_floating_point():
