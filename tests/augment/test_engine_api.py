@@ -128,6 +128,7 @@ def test_wrong_settings_are_named() -> None:
     refuse("mix.1: .*strings", Augment, [], mix={1: 1.0})
     refuse("mix must be a mapping or a MixSpec, .*, not True", Augment, [], mix=True)
     refuse("ops is a list", Augment, "invert")
+    refuse("bfloat16 needs mean and std", Augment, [], dtype="bfloat16")
     refuse("bfloat16 needs torch", Augment([], mean=0.5, std=0.5, dtype="bfloat16"), X, epoch=0, index=ROWS)
 
 

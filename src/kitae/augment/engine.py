@@ -63,7 +63,7 @@ class Augment:
         threads: threads of the CPU executor; by default PyTorch's number, which is 1 in a DataLoader worker.
         executor: `cpu` (compiled kernels), `torch` (batched torch ops, any device), `auto`: torch for tensors that are
             not on the CPU, cpu for the rest.
-        dtype: float32 or bfloat16 of normalised images. bfloat16 needs torch tensors.
+        dtype: float32 or bfloat16 of normalised images. bfloat16 needs `mean` and `std`, and torch tensors.
         channels_last: the result [N, C, H, W] is stored as [N, H, W, C] (torch.channels_last).
         layout: layout of the input: `nchw`, or `nhwc` for [N, H, W, C]. The result is always [N, C, H, W].
 
@@ -119,6 +119,8 @@ class Augment:
         ):
             if value not in valid:
                 raise AugmentError(f"{name} must be one of {', '.join(valid)}, not {value!r}")
+        if dtype == "bfloat16" and self.mean is None:
+            raise AugmentError("dtype bfloat16 needs mean and std: without them the result is uint8")
         self.executor, self.layout, self.channels_last = executor, layout, channels_last
         self.dtype = dtype if self.mean is not None else "uint8"
         self._pipelines: dict[tuple[int, int, int], Pipeline] = {}
