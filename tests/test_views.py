@@ -108,6 +108,19 @@ def test_all_results_of_a_run_are_shown() -> None:
     assert "to_pandas" not in text
 
 
+@pytest.mark.parametrize("changed", [{"per_class": None}, {"accuracy_interval": [0.8]}, {"loss": "x"}])
+def test_a_run_whose_file_has_other_contents_is_no_traceback(changed: dict[str, object]) -> None:
+    split = {
+        "count": 160, "accuracy": 0.9, "accuracy_interval": (0.8, 0.95), "balanced_accuracy": 0.9, "loss": 0.3,
+        "ece": 0.02, "folds": [{"accuracy": 0.9}], "per_class": {}, **changed,
+    }  # fmt: skip
+    run = SimpleNamespace(
+        finished=True, path=Path("runs/x"), recipe=Recipe.load("fashion-mini"), metrics=list,
+        evaluation=lambda: {"out_of_fold": split, "best_epoch": 2, "test_openings": 1},
+    )  # fmt: skip
+    assert "cannot be shown" in views.run_html(run)
+
+
 def test_the_training_time_of_a_run_includes_validation() -> None:
     split = {"accuracy": 0.9, "accuracy_interval": (0.8, 0.95), "balanced_accuracy": 0.9, "loss": 0.3, "ece": 0.02}
     rows = [{"epoch": 1, "seconds": 50.0, "validation_seconds": 10.0}, {"epoch": 2, "seconds": 60.0}]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_ROWS = 20  # of a table in a notebook
-_DAMAGED = (KitaeError, KeyError, StopIteration, TypeError, ValueError)  # raised by a file with unexpected contents
+# What a file with unexpected contents raises.
+_DAMAGED = (AttributeError, KitaeError, LookupError, StopIteration, TypeError, ValueError)
 
 
 def block(
