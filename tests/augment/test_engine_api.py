@@ -119,6 +119,8 @@ def test_wrong_settings_are_named() -> None:
     refuse("threads must be", Augment, [], threads=0)
     refuse("num_classes must be an integer", Augment, [], num_classes="3")
     refuse("whole sides", Augment([]).plan, epoch=0, index=ROWS, size=(0, 0))
+    refuse(r"size must be \(height, width\), not 32", Augment([]).plan, epoch=0, index=ROWS, size=32)
+    refuse(r"size must be \(height, width\), not \(3, 8, 8\)", Augment([]).explain, epoch=0, index=0, size=(3, 8, 8))
     refuse("1 or 3 channels", Augment([]).explain, epoch=0, index=0, channels=5)
     refuse("epoch must be integer", Augment([]).explain, epoch=0.7, index=0)
     refuse("executor must be one of", Augment, [], executor="gpu")

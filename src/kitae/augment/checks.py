@@ -42,6 +42,15 @@ def as_batch(images: Any, layout: Layout) -> Any:
     return images.detach() if is_torch(images) else images
 
 
+def as_size(size: Any) -> tuple[Any, Any]:
+    """Height and width of images; `Augment.pipeline` checks the two."""
+    try:
+        height, width = size
+    except (TypeError, ValueError):  # a number, or three
+        raise AugmentError(f"size must be (height, width), not {size!r}") from None
+    return height, width
+
+
 def as_colour(values: Any, name: str) -> tuple[float, ...] | None:
     """A mean or std: 1 or 3 finite numbers, a std above 0."""
     if values is None:

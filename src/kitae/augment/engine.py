@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from kitae.augment.checks import Layout, as_batch, as_colour, as_keys, as_labels, check_program, integers, is_torch
+from kitae.augment.checks import (
+    Layout,
+    as_batch,
+    as_colour,
+    as_keys,
+    as_labels,
+    as_size,
+    check_program,
+    integers,
+    is_torch,
+)
 from kitae.augment.mix import mixed_targets
 from kitae.augment.ops import CustomOp, Draw, Op, TransformOp
 from kitae.augment.plan import Custom, Keys, Pipeline, Program, plan_sample
@@ -296,7 +306,7 @@ class Augment:
         """
         from kitae.augment.cpu import Executor
 
-        return Executor(self.pipeline(channels, *size), self.seed).plan(as_keys(epoch, index, step))
+        return Executor(self.pipeline(channels, *as_size(size)), self.seed).plan(as_keys(epoch, index, step))
 
     def __repr__(self) -> str:
         return f"Augment([{', '.join(map(repr, self.ops))}], seed={self.seed})"
@@ -312,7 +322,7 @@ class Augment:
                 before there was one.
             step: number of its batch, as in a call; if that was given none, the first index of the batch.
         """
-        pipeline = self.pipeline(channels or self._seen[0], *(size or self._seen[1:]))
+        pipeline = self.pipeline(channels or self._seen[0], *as_size(size or self._seen[1:]))
         keys = as_keys(epoch, np.array([index]), step)
         program = plan_sample(pipeline, self.seed, int(keys.epoch), int(keys.index[0]), keys.step)
         names = {pipeline.offsets[k]: repr(op) for k, op in enumerate(pipeline.ops) if isinstance(op, CustomOp)}
