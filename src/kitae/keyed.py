@@ -12,7 +12,7 @@ into four words of 32 bits. It passes BigCrush, and its known-answer vectors are
     epoch  which pass over the data
     slot   which decision: one of the constants below
 
-All arguments broadcast against each other as NumPy arrays do.
+The seed is one number; all other arguments broadcast against each other as NumPy arrays do.
 """
 
 from __future__ import annotations

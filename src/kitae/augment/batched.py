@@ -3,7 +3,8 @@ reference in tests.
 
 Steps are aligned (step s of every sample belongs to the same op), so the batch is processed step by step, and at each
 step the samples with the same op code are processed together. `twins` has a function for each compiled kernel. Integer
-ops give the same bits as the CPU executor; float ones use the same order of single-precision operations.
+ops give the same bits as the CPU executor. Float ones may differ by a level, since the kernels fuse multiplications
+with additions, and a blur adds its terms in another order.
 """
 
 from __future__ import annotations

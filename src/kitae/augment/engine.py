@@ -51,8 +51,9 @@ class Augment:
                 images = aug(images, epoch=epoch, index=index)
 
     Mixing aside, the result for sample `index` in `epoch` depends only on (seed, epoch, index): not on its batch, its
-    position in the batch, threads, workers, processes or device. `index` is any number that identifies the sample,
-    usually its row in the data set; the global generators of torch, NumPy and Python are not used.
+    position in the batch, threads, workers, processes or, up to rounding, the device. `index` is any integer that
+    identifies the sample, usually its row in the data set; the global generators of torch, NumPy and Python are not
+    used.
 
     As a DataLoader's `collate_fn`, where the data set yields (image uint8 [C, H, W], label, index):
 
@@ -337,7 +338,7 @@ class Collate:
     """Stacks samples and augments them, in whichever process calls it.
 
     The data set yields (image uint8 [C, H, W], label, index), or (image, index); NumPy or torch. The result is (images,
-    targets) or images, torch. With `num_classes` targets are float32 [N, K], else the labels as int64 [N].
+    targets) or images, torch. Targets are float32 [N, K] with `num_classes` or labels float32 [K], else int64 [N].
 
     The epoch lives in shared memory, so that persistent workers see it change.
     Set it before each pass over the loader:

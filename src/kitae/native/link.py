@@ -21,7 +21,7 @@ u64 = types.CPointer(types.uint64)
 OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64)
 # What plans an op: (key, numbers, codes, args, height, width) -> nothing
 PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
-# The driver: (context, scratch) -> 0
+# Crops of a part of a batch: (context, scratch) -> 0, see `crops.crop_samples`
 RUN = types.int64(types.int64, types.int64)
 # A window of decoded pixels, resized: see `crops.cut_window`
 WINDOW = types.int64(*[types.int64] * 10)
