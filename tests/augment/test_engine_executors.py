@@ -91,6 +91,24 @@ def test_a_resized_crop_is_exact(side: int, seed: int, autocast: bool) -> None:
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torch_s_default_type_changes_nothing(dtype: torch.dtype) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (4, 3, 33, 47), np.uint8)
+    calls = [
+        lambda: f.grayscale(x, executor="torch"),
+        lambda: f.saturation(x, [0.3, 0.77, 1.2, 1.9], executor="torch"),
+        lambda: f.contrast(x, [0.3, 0.77, 1.2, 1.9], executor="torch"),
+    ]
+    expected = [call() for call in calls]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for call, usual in zip(calls, expected, strict=True):
+            np.testing.assert_array_equal(call(), usual)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_products_in_tf32_are_not_relied_on() -> None:
     device, before = torch.device("cuda"), torch.get_float32_matmul_precision()
     try:

@@ -11,7 +11,8 @@ from kitae.augment.twins.numbers import Numbers, level
 
 def _grey(x: Tensor) -> Tensor:
     """Floored grey, float32 [n, 1, H, W]."""
-    r, g, b = (x[:, c : c + 1] for c in range(3))
+    levels = x.float()  # uint8 times a number would have torch's default type, which users set
+    r, g, b = (levels[:, c : c + 1] for c in range(3))
     return r.mul(0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114).floor_()  # add with alpha is a fused multiply-add
 
 
