@@ -253,6 +253,16 @@ def test_what_collate_cannot_use_is_named() -> None:
     assert collate([(image, 0, torch.tensor(0)), (image, 1, np.int64(1))])[1].tolist() == [[1, 0], [0, 1]]
 
 
+def test_collate_leaves_arrays_on_the_cpu_whatever_torch_s_default_device() -> None:
+    """Workers that were forked cannot use a GPU."""
+    with torch.device("meta"):
+        collate = Augment([]).collate(epoch=3)
+        images, labels = collate([(x, row, row) for row, x in enumerate(X)])
+    assert collate.epoch == 3
+    np.testing.assert_array_equal(images.numpy(), X)
+    assert labels.tolist() == list(range(6))
+
+
 def test_torch_in_torch_out() -> None:
     x = torch.from_numpy(X)
     for call in (f.invert, lambda y: f.rotate(y, torch.tensor([1.0, 2, 3, 4, 5, 6]))):

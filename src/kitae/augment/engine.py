@@ -356,7 +356,8 @@ class Collate:
         import torch
 
         self.augment = augment
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        # Not on torch's default device, which may be a GPU: workers share the memory of the CPU alone.
+        self._epoch = torch.zeros(1, dtype=torch.int64, device="cpu").share_memory_()  # type: ignore[no-untyped-call]
         self.epoch = epoch
 
     @property
@@ -374,7 +375,7 @@ class Collate:
         if not samples or not isinstance(samples[0], Sequence) or len(samples[0]) not in (2, 3):
             raise AugmentError("the data set must yield (image, label, index) or (image, index)")
         try:
-            pictures = [torch.as_tensor(s[0]) for s in samples]
+            pictures = [s[0] if is_torch(s[0]) else torch.as_tensor(s[0], device="cpu") for s in samples]
         except (RuntimeError, TypeError, ValueError):  # a path, or an image of Pillow
             kind = type(samples[0][0]).__name__
             raise AugmentError(f"images must be torch tensors or NumPy arrays, uint8 [C, H, W], not {kind}") from None
@@ -389,7 +390,7 @@ class Collate:
         if len(samples[0]) == 2:
             return self.augment(images, epoch=self.epoch, index=index)
         try:
-            labels = torch.as_tensor(np.stack([np.asarray(s[1]) for s in samples]))
+            labels = torch.as_tensor(np.stack([np.asarray(s[1]) for s in samples]), device="cpu")
         except (TypeError, ValueError):  # words, None, or of different lengths
             first = samples[0][1]
             raise AugmentError(f"labels must be integers, or float32 [K] of one length, not {first!r}") from None
