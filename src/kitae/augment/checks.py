@@ -129,7 +129,15 @@ def as_keys(epoch: Any, index: Any, step: int | None, count: int | None = None) 
         epoch = epochs if epochs.ndim else int(epochs)
     if step is None:
         return Keys(epoch, rows, int(rows[0]) if len(rows) else 0)
-    return Keys(epoch, rows, int(integers(step, "step", 2**63)))
+    return Keys(epoch, rows, one_integer(step, "step", 2**63))
+
+
+def one_integer(value: Any, name: str, limit: int) -> int:
+    """An integer in [0, limit)."""
+    found = integers(value, name, limit)
+    if found.ndim:
+        raise AugmentError(f"{name} must be one integer, not {value!r}")
+    return int(found)
 
 
 def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:

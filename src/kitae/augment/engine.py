@@ -17,8 +17,8 @@ from kitae.augment.checks import (
     as_labels,
     as_size,
     check_program,
-    integers,
     is_torch,
+    one_integer,
 )
 from kitae.augment.mix import mixed_targets
 from kitae.augment.ops import CustomOp, Draw, Op, TransformOp
@@ -324,8 +324,9 @@ class Augment:
             step: number of its batch, as in a call; if that was given none, the first index of the batch.
         """
         pipeline = self.pipeline(channels or self._seen[0], *as_size(size or self._seen[1:]))
+        epoch = one_integer(epoch, "epoch", 2**32)
         keys = as_keys(epoch, np.array([index]), step)
-        program = plan_sample(pipeline, self.seed, int(keys.epoch), int(keys.index[0]), keys.step)
+        program = plan_sample(pipeline, self.seed, epoch, int(keys.index[0]), keys.step)
         names = {pipeline.offsets[k]: repr(op) for k, op in enumerate(pipeline.ops) if isinstance(op, CustomOp)}
         return program.describe(0, names)
 
@@ -367,7 +368,7 @@ class Collate:
 
     @epoch.setter
     def epoch(self, value: int) -> None:
-        self._epoch[0] = int(integers(value, "epoch", 2**32))
+        self._epoch[0] = one_integer(value, "epoch", 2**32)
 
     def __call__(self, samples: Sequence[Sequence[Any]]) -> Any:
         import torch
