@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -72,3 +73,23 @@ def test_a_place_that_was_taken_before_another_failed_is_worked_on(monkeypatch: 
     monkeypatch.setattr("kitae.native.share.iter", lambda _: Places(), raising=False)
     with pytest.raises(ValueError, match="0"):
         share(2, work, 2)
+
+
+def test_an_interrupt_waits_for_the_work_of_other_threads() -> None:
+    """They may write to memory by address, which the caller frees."""
+    main = threading.get_ident()
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(place: int) -> None:
+        if threading.get_ident() == main:
+            assert begun.wait(30)
+            return
+        begun.set()
+        time.sleep(0.2)  # until the main thread waits
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.5)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        share(2, work, 2)
+    assert ended.is_set()
