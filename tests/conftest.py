@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -37,4 +39,45 @@ def operators_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def patterns_traced_once() -> Iterator[None]:
+    """torchao traces the same few patterns, as a convolution with BatchNorm, again for every network and every epoch.
+
+    Most of the time of simulated quantization of a small network.
+    """
+    from torchao.quantization.pt2e import qat_utils, utils
+
+    trace, traced = utils._get_aten_graph_module_for_pattern, dict[Any, Any]()
+
+    def once(pattern: Any, inputs: tuple[Any, ...], is_cuda: bool = False, **options: Any) -> Any:
+        cells = tuple(cell.cell_contents for cell in pattern.fn.__closure__ or ())
+        key = (pattern.fn.__code__, cells, tuple(one.shape for one in inputs), is_cuda, tuple(options.items()))
+        if key not in traced:
+            traced[key] = trace(pattern, inputs, is_cuda, **options)
+        return copy.deepcopy(traced[key])
+
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (utils, qat_utils):
+            patched.setattr(module, trace.__name__, once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def one_thread_a_session() -> Iterator[None]:
+    """ONNX Runtime takes a thread for each core, which wait in a loop: the processes of the tests slow each other down.
+
+    Where a test asks for threads it gets them.
+    """
+    import onnxruntime
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(onnxruntime, "SessionOptions", Options)
         yield

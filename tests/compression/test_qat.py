@@ -19,9 +19,11 @@ from tests.compression.reference import assert_bit_for_bit
 from tests.compression.tiny_world import CARD, MEAN, SHAPE, STD, Data, accuracy, fit
 from tests.refusals import refused
 
+pytestmark = pytest.mark.usefixtures("patterns_traced_once")
+
 
 @pytest.fixture(scope="session")
-def _simulated(_trained: nn.Module, train: Data) -> Simulated:
+def _simulated(_trained: nn.Module, train: Data, patterns_traced_once: None) -> Simulated:
     return Simulated(_trained, SHAPE).observe(train.batches())
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from torch import nn
 
+from kitae.deployment import onnx as deployment
 from kitae.pipelines import candidates
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
@@ -32,12 +33,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A small trained run, never changed but for its count of test openings."""
+    """A small trained run, never changed but for its count of test openings. An epoch of fine-tuning is four steps."""
     recipe = Recipe.load("fashion-mini").override(
         "data.limit=600", "model.name=resnet8", "model.width=8", "model.stochastic_depth=0.2", "train.epochs=2",
         "train.batch_size=32", "train.precision=fp32", "train.threads=1", "train.optimizer.lr=0.1",
     )  # fmt: skip
-    return train(recipe, tmp_path_factory.mktemp("runs") / "tiny")
+    run = train(recipe, tmp_path_factory.mktemp("runs") / "tiny")
+    run.recipe = recipe.override("train.epoch_steps=4")
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +50,11 @@ def _graphs() -> dict[bytes, onnx.ModelProto]:
 
 @pytest.fixture
 def export_once(
-    _graphs: dict[bytes, onnx.ModelProto], operators_read_once: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    _graphs: dict[bytes, onnx.ModelProto], operators_read_once: None, patterns_traced_once: None,
+    one_thread_a_session: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Networks of equal weights are exported once, and files timed briefly: nothing else here takes longer."""
-    export = candidates.to_onnx
+    export = deployment.to_onnx
 
     def to_onnx(model: nn.Module, card: Any) -> onnx.ModelProto:
         key = b"".join(value.numpy().tobytes() for value in model.state_dict().values()) + repr(card).encode()
@@ -58,5 +62,6 @@ def export_once(
             _graphs[key] = export(model, card)
         return copy.deepcopy(_graphs[key])
 
-    monkeypatch.setattr(candidates, "to_onnx", to_onnx)
+    for module in (candidates, deployment):
+        monkeypatch.setattr(module, "to_onnx", to_onnx)
     monkeypatch.setattr(candidates, "_TIMINGS", 6)  # the fewest that give an interval

@@ -474,8 +474,6 @@ def test_the_original_trained_on_is_a_control(finished: Run, tmp_path: Path, mon
     again = compress(finished, tmp_path / "small", overwrite=True, **fields)
     assert len(trainings) == 3, "kept with the stages"
     assert [row["accuracy"] for row in again.rows] == [row["accuracy"] for row in result.rows]
-    none = compress(finished, tmp_path / "small", overwrite=True, **{**fields, "controls": ()})
-    assert not any(row["control"] for row in none.rows)
 
 
 def test_sure_falls_back_where_validation_is_too_small(finished: Run, tmp_path: Path) -> None:
