@@ -698,7 +698,7 @@ def test_a_recipe_for_data_from_python(tmp_path: Path) -> None:
 
 def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [30, 30], size=(24, 24))
-    run = train(source, tmp_path / "run", minutes=0.1, model="resnet8", set=FIELDS)
+    run = train(source, tmp_path / "run", minutes=0.05, model="resnet8", set=FIELDS)
     assert len(run.metrics()) == run.recipe.train.last_epoch
     assert np.ptp([row["step"] for row in run.metrics()]) > 0
     assert_repeated(run, tmp_path / "again")

@@ -58,7 +58,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 TINY = (
     "data.limit=200", "model.name=resnet8", "model.width=8", "train.epochs=2", "train.batch_size=32",
-    "train.precision=fp32", "train.threads=2",
+    "train.precision=fp32", "train.threads=1",
 )  # fmt: skip
 
 
@@ -262,7 +262,7 @@ FAST = ("cifar10-quick", "cifar10-speed", "fashion-mini")
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in shipped()]
 )
 def test_every_shipped_recipe_runs_tiny(name: str, tmp_path: Path, parquet: Path) -> None:
-    fields = ["train.epochs=1", "train.batch_size=32", "train.threads=2"]
+    fields = ["train.epochs=1", "train.batch_size=32", "train.threads=1"]
     fields.append("data.limit=200" if name == "fashion-mini" else f"data.source=parquet:{parquet}")
     if name == "finetune":
         fields += ["data.image_size=32", "data.normalize=train", "model.pretrained=false"]
@@ -893,7 +893,7 @@ def test_an_estimate_times_a_process_s_share_of_a_batch(monkeypatch: pytest.Monk
 
 def test_a_batch_larger_than_the_data_shrinks_and_is_noted(tmp_path: Path) -> None:
     recipe = tiny("train.batch_size=4096")
-    assert any("train.batch_size: 4096 with 200 images" in note for note in estimate(recipe)["notes"])
+    assert any("train.batch_size: 4096 with 200 images" in note for note in noted(Setup.without_run(recipe)))
     assert train(recipe, tmp_path / "run").metrics()[-1]["step"] == recipe.train.epochs
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 FIELDS = (
     "data.source=photos-mini", "data.image_size=[24, 32]", "data.limit=120", "model.name=resnet8", "model.width=8",
-    "train.epochs=2", "train.batch_size=32", "train.precision=fp32", "train.threads=2",
+    "train.epochs=2", "train.batch_size=32", "train.precision=fp32", "train.threads=1",
     "augment.train=[{random_resized_crop: {scale: [0.3, 1]}}, {horizontal_flip: {}}]",
 )  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_a_stopped_training_on_crops_resumes_bit_exactly(run: Run, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_killed_training_on_crops_resumes_bit_exactly(tmp_path: Path) -> None:
-    fields = (*FIELDS, "train.threads=1", "train.checkpoint_seconds=0.000001")
+    fields = (*FIELDS, "train.checkpoint_seconds=0.000001")
     assert go(tmp_path / "whole", "never", 1, *fields) == 0
     assert go(tmp_path / "killed", "step", 2, *fields) == -signal.SIGKILL
     assert go(tmp_path / "killed", "step", 2, *fields) == -signal.SIGKILL
