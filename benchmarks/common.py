@@ -103,8 +103,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Median, extremes and number of the ratios of two spreads' values, round by round."""
-    found = spread([a / b for a, b in zip(ours["values"], other["values"], strict=False)])
+    """Median, extremes and number of the ratios of two spreads' values, round by round: both have all rounds."""
+    found = spread([a / b for a, b in zip(ours["values"], other["values"], strict=True)])
     del found["values"]
     return found
 

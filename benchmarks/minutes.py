@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     cores = common.available_cores()
     results = common.load(given.out) if given.out.is_file() else {"what": __doc__, "machine": common.hardware(cores)}
+    if results["machine"]["processor"] != common.hardware()["processor"]:
+        raise SystemExit(f"minutes.py: --out {given.out}: has rows of another machine; choose another file")
     rows = results.setdefault("rows", [])
     done = {(row["set"], row["minutes"], row["seed"], row["beside"]) for row in rows}
     lists = write_lists(given.set, given.seeds, common.SCRATCH / "quality")

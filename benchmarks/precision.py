@@ -5,7 +5,7 @@
 
 Each row is what `kitae bench precision` prints of a recipe, and `behind`: the time of the precision that the rule takes
 over the fastest one's. The rule is good where `behind` is at most 1.05 in every row. Other rows that
-are in --out already are kept, if they had as many steps on such a machine.
+are in --out already are kept, if they had as many steps on such a machine with the same versions of the libraries.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def row(name: str, steps: int) -> dict[str, Any]:
 
 def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether the rows of two results may stand in one table."""
-    keys = ("processor", "cores")
+    keys = ("processor", "cores", "versions")
     return one["steps"] == other["steps"] and all(one["machine"][key] == other["machine"][key] for key in keys)
 
 

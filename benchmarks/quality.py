@@ -575,7 +575,12 @@ def interval(differences: Sequence[float]) -> list[float]:
 
 
 def paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Contestant less Kitae, on each set and budget: mean over the seeds that both have, and its 95 % t interval."""
+    """Each contestant on each set and budget: means over its seeds; and contestant less Kitae over those of both.
+
+    Returns:
+        Rows with `seeds`, `accuracy` and `seconds` of all seeds of the contestant; `difference`, the mean over the
+        seeds that Kitae has too, and its 95 % t `interval`, which needs two of them; else None.
+    """
     reached = {(row["set"], row["budget"], row["seed"], row["contestant"]): row for row in rows}
     found = []
     for name, budget, contestant in dict.fromkeys((row["set"], row["budget"], row["contestant"]) for row in rows):

@@ -11,9 +11,11 @@ import argparse
 import statistics
 from pathlib import Path
 
+from kitae.data.splits import Splits
 from kitae.files import write_json
 from kitae.models.structure import count_macs
 from kitae.run import Run
+from kitae.training.batches import epoch_shape
 from kitae.training.schedule import progressive_size
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,7 +39,10 @@ def facts(run: Run, note: str) -> dict[str, object]:
     rows = [row for row in every if row["epoch"]]
     if not rows:
         raise SystemExit(f"{run.path}: only a probe was fitted, so there is no training to count")
-    images = recipe.train.batch_size * rows[-1]["step"] * recipe.train.accumulate
+    # Fewer than the recipe says are in a batch, and in an update, where the data have no more.
+    count, processes = len(Splits.load(run.path / "splits.npz").train), run.environment().get("processes") or 1
+    shape = epoch_shape(count, recipe.train, processes)
+    images = shape.batch_size * shape.accumulate * rows[-1]["step"]
     speeds = [row["images_per_second"] for row in rows]
     return {
         "recipe": recipe.model_dump(mode="json"),

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import kitae as kt
+from kitae.data.splits import Splits
 from tests.images import assert_alike
 from tests.images import picture as pixels
 
@@ -220,7 +221,9 @@ def test_a_variant_does_not_take_the_rows_of_another_of_its_name(
 
 
 @pytest.mark.slow
-def test_augmentation_is_compared_and_who_is_not_there_is_named(tmp_path: Path) -> None:
+def test_augmentation_is_compared_and_who_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A tiny run with a peer that is not installed and one whose Python does not start."""
     broken = tmp_path / "peers" / "albumentations" / "bin" / "python"
     broken.parent.mkdir(parents=True)
@@ -252,8 +255,9 @@ def test_augmentation_is_compared_and_who_is_not_there_is_named(tmp_path: Path) 
         assert said["peer"]["median"] > 0
         assert said["copy"]["name"] == "copy"
     page = (tmp_path / "docs" / "augment.md").read_text()
-    rate = standard["modes"]["one"]["kitae"]["median"]
-    for text in ("| Kitae, CPU executor | ", "figures mean nothing", "no such library", f"{rate:.0f}"[:2]):
+    cells = (module(monkeypatch, "augment_docs")._rate(standard["modes"][mode]["kitae"]) for mode in ("one", "all"))
+    row = f"| Kitae, CPU executor | {' | '.join(cells)} | "
+    for text in (row, "figures mean nothing", "no such library"):
         assert text in page
     for picture in ("augment.png", "augment-peers.png"):
         assert (tmp_path / "docs" / picture).read_bytes().startswith(b"\x89PNG")
@@ -286,26 +290,48 @@ def test_what_is_quick_or_partial_does_not_replace_the_committed_results(
     assert list(json.loads(file.read_text())["rows"]) == ["resnet9-w32-32", "resnet18-32"]
     precision.main(["--steps", "6", "resnet18-32"])
     assert list(json.loads(file.read_text())["rows"]) == ["resnet18-32"]
+    here = precision.hardware()
+    monkeypatch.setattr(precision, "hardware", lambda: {**here, "versions": {**here["versions"], "torch": "9.9"}})
+    precision.main(["--steps", "6", "simple_cnn-32"])
+    assert list(json.loads(file.read_text())["rows"]) == ["simple_cnn-32"], "not beside those of another torch"
     precision.main([])
     assert json.loads((committed / "precision.json").read_text())["rows"].keys() == precision.NETWORKS.keys()
 
 
-def test_a_probe_before_the_first_epoch_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = module(monkeypatch, "recipe")
+def finished(folder: Path, train: int, *fields: str, rows: list[dict[str, Any]]) -> Any:
+    """A run of so many training images, as `recipe.facts` reads it."""
     whole = {"count": 8, "accuracy": 0.5, "accuracy_interval": [0.2, 0.8], "loss": 1.0, "ece": 0.1}
-    measured = {"seconds": 2.0, "images_per_second": 100.0, "data_share": 0.1, "peak_memory_bytes": 10}
-    rows = [{"epoch": epoch, "step": step, **measured} for epoch, step in ((0, 0), (1, 5), (2, 8))]
-    run = SimpleNamespace(
-        path=Path("run"), recipe=kt.Recipe.load("fashion-mini").override("train.batch_size=4", "train.accumulate=2"),
-        metrics=lambda: rows, facts=lambda: {"parameters": 1, "macs": 3}, environment=dict,
+    Splits(np.arange(train), np.arange(0), "a store", np.arange(0)).save(folder / "splits.npz")
+    return SimpleNamespace(
+        path=folder, recipe=kt.Recipe.load("fashion-mini").override(*fields), metrics=lambda: rows,
+        facts=lambda: {"parameters": 1, "macs": 3}, environment=dict,
         evaluation=lambda: {"test": whole, "val": whole, "test_openings": 1},
     )  # fmt: skip
+
+
+def test_a_probe_before_the_first_epoch_is_no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = module(monkeypatch, "recipe")
+    measured = {"seconds": 2.0, "images_per_second": 100.0, "data_share": 0.1, "peak_memory_bytes": 10}
+    rows = [{"epoch": epoch, "step": step, **measured} for epoch, step in ((0, 0), (1, 5), (2, 8))]
+    run = finished(tmp_path, 32, "train.batch_size=4", "train.accumulate=2", rows=rows)
     found = recipe.facts(run, "")
     assert (found["epochs"], found["images_seen"], found["training_flops"]) == (2, 8 * 4 * 2, 6 * 3 * 64)
     assert (found["training_seconds"], found["images_per_second"]["n"]) == (6.0, 2)
+    few = finished(tmp_path, 7, "train.batch_size=128", "train.accumulate=2", rows=rows)
+    assert recipe.facts(few, "")["images_seen"] == 8 * 6, "an update of all images but the odd one"
     del rows[1:]
-    with pytest.raises(SystemExit, match="run: only a probe was fitted"):
+    with pytest.raises(SystemExit, match=": only a probe was fitted"):
         recipe.facts(run, "")
+
+
+def test_rows_of_another_machine_are_not_put_beside_those_of_this_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    minutes, out = module(monkeypatch, "minutes"), tmp_path / "minutes.json"
+    monkeypatch.setattr(minutes, "write_lists", lambda *_: pytest.fail("it began"))
+    out.write_text(json.dumps({"machine": {"processor": "another"}, "rows": []}))
+    with pytest.raises(SystemExit, match=r"minutes\.json: has rows of another machine"):
+        minutes.main(["--out", str(out)])
 
 
 def test_parity_asks_for_enough_seeds_before_it_trains(
@@ -464,6 +490,8 @@ def test_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None
     said = augment.summary({"one": one, "all": every})
     assert said["all"]["torchvision"] == {"name": "torchvision-v2", "median": 15, "min": 10, "max": 20, "n": 3}
     assert said["all"]["peer"]["name"] == "kornia"
+    with pytest.raises(ValueError, match="shorter"):  # which rounds belong together is not known
+        augment.common.ratio(entry(1, 2), entry(1))
     assert said["all"]["copy"]["median"] == 0.25
     assert said["all_over_one"]["kitae"]["median"] == 2
     assert "torchvision" not in said["one"]
