@@ -380,7 +380,7 @@ def test_a_name_that_the_output_cannot_encode_is_escaped(home: Path) -> None:
 
 
 def test_a_closed_pipe_costs_no_table(home: Path, run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a closed pipe costs no table."""
+    """The file is written before the first line of the table."""
 
     def closed(*arguments: Any, **options: Any) -> None:
         raise KitaeError("nobody reads this")

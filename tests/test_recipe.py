@@ -197,12 +197,15 @@ def test_any_text_is_a_recipe_or_one_line_of_error(text: str) -> None:
         assert "\n" not in str(error).strip()
 
 
+@example("", "a\nb")
+@example("train.epochs", "[1\n")
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_override_works_or_is_one_line_of_error(field: str, value: str) -> None:
     try:
         override(Recipe(), [f"{field}={value}"])
     except RecipeError as error:
         assert str(error)
+        assert "\n" not in str(error)
 
 
 _FIELDS = (
