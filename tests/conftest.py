@@ -50,7 +50,10 @@ def patterns_traced_once() -> Iterator[None]:
     """
     from torchao.quantization.pt2e import qat_utils, utils
 
-    trace, traced = utils._get_aten_graph_module_for_pattern, dict[Any, Any]()
+    trace, traced = getattr(utils, "_get_aten_graph_module_for_pattern", None), dict[Any, Any]()
+    if trace is None:  # a private function, which another version may lack: then the tests take longer
+        yield
+        return
 
     def once(pattern: Any, inputs: tuple[Any, ...], is_cuda: bool = False, **options: Any) -> Any:
         cells = tuple(cell.cell_contents for cell in pattern.fn.__closure__ or ())
