@@ -24,7 +24,8 @@ PHOTOGRAPHS = """\
 Made by `python benchmarks/quality.py`; the figures are those of `benchmarks/results/quality.json`. All contestants
 read the same images with the same splits, start with nothing decoded, and plan to end within the minutes. Test is
 not used before the end. Differences are paired by seed (a seed draws the splits too); below 0, Kitae is better. An
-interval is a 95 % t interval over the seeds, so with two or three of them it is wide.
+interval is a 95 % t interval over the seeds, so with two or three of them it is wide. Peak memory is that of a
+contestant's largest process.
 
 The image size is part of what is compared: the others choose from 128 to 224 px, for which the weights were
 published, and Kitae's plan goes up to 320 px where the minutes allow it. The rows of the logistic regression
@@ -35,19 +36,18 @@ where the processor has it, which makes a step of EfficientNet-Lite0 about twice
 speed](training.md)). Kitae's image sizes and fine-tuning rate were chosen on validation images of TrashNet and
 the textile set, its other settings on more sets, so photos-mini and Imagenette are the more independent rows.{cut}
 
-Rows marked † are the latest: Kitae's training steps are today's, and the machine was slower. In five minutes
-on textile, for example, the fine-tuning loop made {slow} steps, where it had made 198 to 219. Kitae's rows of
-one and five minutes on photographs are of today's plan, whose head sees all stages of the network, and so are those
-of one and three minutes from scratch. Those of fifteen minutes, and of five from scratch, are of earlier plans. The
-other loops from scratch on CIFAR-10 and fashion-mini expected a longer test, and ended after about 45 of 60 seconds.
-The shipped recipe ends
-after its 30 epochs; in one of three runs, three minutes cut it to two thirds of them. Kitae's five minutes were
-measured on slow days, when plans for textile chose pictures of {sizes} px; on a faster day the earlier plan
-chose larger ones, which textile needs. The minute of Imagenette was measured on such a day too, with 224 to
-256 px instead of 288. While Kitae's rows with a linear head alone were measured, other work ran on the machine
-for part of the time, so one run on textile took 78 s. At that speed a plan of one minute for 200 images has no
-time to fine-tune, and ends after half a minute. TrashNet's classes are uneven, so a plan would now weight them
-([class imbalance](../techniques/imbalance.md)); its rows are from before that.{over}
+Rows marked † are the latest: Kitae's training steps are today's, and the machine was slower. In five minutes on
+textile, for example, the fine-tuning loop made {slow} steps, where it had made 198 to 219. Kitae's rows of one
+and five minutes on photographs are of today's plan, whose head sees all stages of the network, and so are those
+of one and three minutes from scratch. Those of fifteen minutes, and of five from scratch, are of earlier plans.
+The other loops from scratch on CIFAR-10 and fashion-mini expected a longer test, and ended after about 45 of 60
+seconds. The shipped recipe ends after its 30 epochs; in one of three runs, three minutes cut it to two thirds
+of them. Kitae's five minutes were measured on slow days, when plans for textile chose pictures of {sizes} px;
+on a faster day the earlier plan chose larger ones, which textile needs. The minute of Imagenette was measured
+on such a day too, with 224 to 256 px instead of 288. While Kitae's rows with a linear head alone were measured,
+other work ran on the machine for part of the time, so one run on textile took 78 s. At that speed a plan of one
+minute for 200 images has no time to fine-tune, and ends after half a minute. TrashNet's classes are uneven, so
+a plan would now weight them ([class imbalance](../techniques/imbalance.md)); its rows are from before that.{over}
 
 Not measured: five and fifteen minutes for Imagenette, CIFAR-10 and fashion-mini, and fifteen for all other contestants
 and sets but TrashNet; CIFAR-10 enlarged to 160 px; 200 images of CIFAR-10, fashion-mini and Imagenette; the other
