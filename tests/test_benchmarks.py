@@ -423,8 +423,9 @@ def test_the_share_of_images_has_a_column_where_it_was_measured() -> None:
     pages = importlib.import_module("benchmark_pages")
     found = json.loads((BENCHMARKS / "results" / "train.json").read_text())
     column = "of these for data and augmentation"
-    before = pages.training(found)
     name, row = next((name, row) for name, row in found["rows"].items() if "cpu_seconds_per_1000_images" in row)
+    row.pop("image_share", None)
+    before = pages.training(found)
     row["image_share"] = {"kitae": 0.0123}
     after = pages.training(found)
     assert after.count(column) == before.count(column) + 1

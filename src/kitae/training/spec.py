@@ -224,8 +224,8 @@ class TrainSpec(GrowingSpec):
             else `val_accuracy`.
         clip_norm: the gradient's norm is clipped to this; null does not clip.
         channels_last: images and filters are stored as [N, H, W, C], with which most convolutions are faster.
-        compile: torch.compile. It made none of the networks faster that were measured with it (ResNet-9, 18 and 50, on a
-            GPU or two CPU cores); others may gain.
+        compile: torch.compile. It made no network faster that was measured with it (ResNet-9, 18 and 50, on a GPU or
+            two CPU cores); others may gain.
         device: `auto` is the GPU if torch sees one, else the CPU.
         threads: torch's CPU threads; null leaves torch's own choice. Bit-exact resume needs the same number.
         checkpoint_seconds: also save inside an epoch when this many seconds have passed since the last save.
