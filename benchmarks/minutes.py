@@ -28,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=common.RESULTS / "minutes.json")
     given = parser.parse_args(arguments)
     cores = common.available_cores()
-    results = common.load(given.out) if given.out.is_file() else {"what": __doc__, "machine": common.hardware(cores)}
-    if results["machine"]["processor"] != common.hardware()["processor"]:
+    here = common.hardware(cores)
+    results = common.load(given.out) if given.out.is_file() else {"what": __doc__, "machine": here}
+    if results["machine"]["processor"] != here["processor"]:
         raise SystemExit(f"minutes.py: --out {given.out}: has rows of another machine; choose another file")
     rows = results.setdefault("rows", [])
     done = {(row["set"], row["minutes"], row["seed"], row["beside"]) for row in rows}
