@@ -39,6 +39,8 @@ in a plain copy of as many bytes, and in arithmetic in registers: what no progra
 "in training" have a step of a small network between the batches. Medians of {rounds} rounds.
 """
 
+_CORES = {"all": "all cores each", "one": "one core each"}
+
 
 def write(results: dict[str, Any], folder: Path, profile: dict[str, Any] | None = None) -> Path:
     """Write augment.md and its charts into `folder`; the path of the page. `profile`: that of the threads, if any."""
@@ -216,7 +218,7 @@ def _ops(results: dict[str, Any], size: int, mode: str) -> str:
         "of the copy's rate",
         "all cores over one",
     ]
-    return f"## Single ops at {size} px\n\nAll cores for everyone.\n\n" + _table(head, rows)
+    return f"## Single ops at {size} px\n\n{_CORES[mode].capitalize()}.\n\n" + _table(head, rows)
 
 
 def threads(profile: dict[str, Any]) -> str:
@@ -266,9 +268,8 @@ def draw_standard(results: dict[str, Any], mode: str, path: Path) -> Path:
     """Images per second of the standard pipeline, a panel a size, a bar a contestant."""
     works = [w for w in results["works"] if w["work"] == "standard" and mode in w["modes"]]
     rows = max(len(w["modes"][mode]) for w in works)
-    figure = style.new_figure(
-        style.WIDTH, 0.9 + len(works) * (0.55 + 0.27 * rows), "The standard pipeline: images per second, all cores each"
-    )
+    title = f"The standard pipeline: images per second, {_CORES[mode]}"
+    figure = style.new_figure(style.WIDTH, 0.9 + len(works) * (0.55 + 0.27 * rows), title)
     for ax, work in zip(figure.subplots(len(works), 1, squeeze=False)[:, 0], works, strict=True):
         entries = {n: e for n, e in work["modes"][mode].items() if n != "kitae (control)"}
         names = sorted(entries, key=lambda n: float(entries[n]["median"]))
@@ -323,7 +324,7 @@ def draw_ratios(results: dict[str, Any], mode: str, path: Path) -> Path:
     ax.axvline(1, color=style.INK, linewidth=1)
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
-    axes.dress(ax, grid="both", xlabel="times faster (logarithmic), all cores each; 1: equally fast")
+    axes.dress(ax, grid="both", xlabel=f"times faster (logarithmic), {_CORES[mode]}; 1: equally fast")
     ax.tick_params(axis="y", labelsize=style.SMALL)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(ax, columns=len(sizes))

@@ -78,7 +78,8 @@ def curves(results: Sequence[StudyResult]) -> dict[str, list[Point]]:
     """The effects that were measured with at least two lengths of training, in the order of the studies.
 
     Returns:
-        Technique, with the number of images if another curve has the same technique -> points by width, then epochs.
+        Technique, with what tells it from another curve of the same technique (the number of images, else the study)
+        -> points by width, then epochs.
     """
     found: dict[str, dict[tuple[int, int], Point]] = {}
     for point in _points(results):
@@ -88,10 +89,13 @@ def curves(results: Sequence[StudyResult]) -> dict[str, list[Point]]:
             if point.effect.pairs > before.effect.pairs:
                 regimes[point.width or 0, point.epochs] = point
     kept = [[of[key] for key in sorted(of)] for of in found.values() if len({epochs for _, epochs in of}) > 1]
-    names = [points[0].name for points in kept]
+    firsts = [points[0] for points in kept]
+    names, sizes = Counter(p.name for p in firsts), Counter((p.name, p.images) for p in firsts)
     return {
-        TECHNIQUES[points[0].name] + f", {points[0].images:,} images" * (names.count(points[0].name) > 1): points
-        for points in kept
+        TECHNIQUES[first.name]
+        + f", {first.images or 0:,} images" * (names[first.name] > 1)
+        + f" ({first.study})" * (sizes[first.name, first.images] > 1): points
+        for first, points in zip(firsts, kept, strict=True)
     }
 
 

@@ -108,6 +108,22 @@ def test_all_results_of_a_run_are_shown() -> None:
     assert "to_pandas" not in text
 
 
+def test_an_unfinished_cross_validation_counts_folds(tmp_path: Path) -> None:
+    recipe = Recipe.load("fashion-mini").override("data.folds=2", "train.epochs=4")
+    rows: list[dict[str, object]] = []
+    run = SimpleNamespace(
+        finished=False, path=tmp_path, recipe=recipe, metrics=lambda: rows, fold=lambda number: tmp_path / str(number)
+    )
+    assert "not finished, 0 of 2 folds" in views.run_line(run)
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "evaluation.json").touch()
+        if number == 1:
+            assert "not finished, 1 of 2 folds" in views.run_line(run)
+    rows.append({"epoch": 3})
+    assert "not finished, 3 of 4 epochs" in views.run_line(run)
+
+
 @pytest.mark.parametrize("changed", [{"per_class": None}, {"accuracy_interval": [0.8]}, {"loss": "x"}])
 def test_a_run_whose_file_has_other_contents_is_no_traceback(changed: dict[str, object]) -> None:
     split = {

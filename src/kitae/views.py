@@ -84,6 +84,7 @@ class RunLike(Protocol):
     def finished(self) -> bool: ...
     @property
     def resume_command(self) -> str: ...
+    def fold(self, number: int) -> Path: ...
     def evaluation(self) -> dict[str, Any]: ...
     def metrics(self) -> list[dict[str, Any]]: ...
 
@@ -104,6 +105,10 @@ def _trained(run: RunLike) -> str:
 def _state(run: RunLike) -> str:
     if not run.finished:
         rows = run.metrics()
+        folds = run.recipe.data.folds or 0
+        ended = sum((run.fold(number) / "evaluation.json").is_file() for number in range(1, folds + 1))
+        if ended < folds:  # the model on everything comes after them
+            return f"not finished, {ended} of {folds} folds"
         ended = rows[-1]["epoch"] if rows else 0  # the row of the probe, epoch 0, is no epoch of training
         return f"not finished, {ended} of {run.recipe.train.last_epoch} epochs"
     where, split = next(iter(_measured(run.evaluation()).items()))

@@ -100,6 +100,13 @@ def test_the_page_says_what_differs_between_studies(tmp_path: Path) -> None:
     assert "A100: 5 runs (flip and crop 2, none 1, mixup 1, cutmix 1); CPU, 2 threads a run: 7 runs (" in text
 
 
+def test_two_curves_of_one_technique_and_as_many_images_are_both_kept(tmp_path: Path) -> None:
+    small = [published(tmp_path, epochs, f"small-{epochs}", set={"train.batch_size": 64}) for epochs in (12, 25)]
+    found = curves([*(published(tmp_path, epochs) for epochs in (12, 25)), *small])
+    assert len(found) == 6
+    assert {"when-12-epochs", "small-12"} == {points[0].study for name, points in found.items() if "MixUp" in name}
+
+
 def test_no_advice_where_the_intervals_support_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SCATTER", "0.2")
     noisy = [published(tmp_path, epochs) for epochs in (12, 200)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -86,11 +88,15 @@ def test_an_optimizer_s_name_brings_its_usual_rate_and_decay() -> None:
     assert OptimizerSpec(name="adamw", lr=0.01).lr == 0.01
     assert OptimizerSpec(name="adadelta").lr == 1, "with 1e-3 it learns nothing"
     assert not OptimizerSpec(name="adadelta", lr=1.0).unusual
+    for name in ("adadelta", "adagrad", "adamw", "nadam", "rmsprop"):
+        usual = inspect.signature(OPTIMIZERS[name]).parameters["eps"].default
+        assert OptimizerSpec(name=name).eps == usual, name
     base = Recipe().override("train.optimizer.lr=0.3")
     other = base.override("train.optimizer.name=adamw").train.optimizer
     assert (other.lr, other.weight_decay) == (1e-3, 0.05)
     given = base.override("train.optimizer.lr=0.002", "train.optimizer.name=adamw").train.optimizer
     assert (given.lr, given.weight_decay) == (0.002, 0.05)
+    assert base.override("train.optimizer.name=adadelta").train.optimizer.eps == 1e-6
     assert base.override("train.optimizer.name=sgd") == base
 
 

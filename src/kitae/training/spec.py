@@ -36,6 +36,7 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
 # Adadelta has no rate of its own (Zeiler 2012): its steps are in units of the weights, and torch multiplies them by it.
 _USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05), "muon": (0.05, 0.0), "adadelta": (1.0, 0.0)}
 _USUAL_OTHERS = (1.0e-3, 0.0)
+_EPS = {"adadelta": 1.0e-6, "adagrad": 1.0e-10}  # torch's; of the others it is 1e-8
 
 
 class OptimizerSpec(GrowingSpec):
@@ -53,7 +54,8 @@ class OptimizerSpec(GrowingSpec):
         weight_decay: not applied to norms, biases and other one-dimensional parameters, nor to position embeddings and
             class tokens. The default depends on the name: 5e-4 for sgd, 0.05 for adamw, 0 for others.
         betas: decay of the means of gradients and of their squares, in adamw, adam, nadam and others.
-        eps: added to the denominator, in the optimizers that divide by a mean.
+        eps: added to the denominator, in the optimizers that divide by a mean. The default is torch's: 1e-6 for
+            adadelta, 1e-10 for adagrad, 1e-8 for others.
         layer_decay: the learning rate is multiplied by this for each layer group below the classifier (see
             `model.freeze_first`), so that early layers change less (Clark et al. 2020); null is 1.
         other_lr: learning rate of the parameters that muon trains with SGD; null is `lr`.
@@ -84,7 +86,7 @@ class OptimizerSpec(GrowingSpec):
         if not isinstance(value, Mapping) or not isinstance(name := value.get("name"), str):
             return value
         lr, decay = _USUAL.get(name.lower(), _USUAL_OTHERS)
-        return {"lr": lr, "weight_decay": decay, **value}
+        return {"lr": lr, "weight_decay": decay, "eps": _EPS.get(name.lower(), 1.0e-8), **value}
 
     def scaled(self, share: float) -> OptimizerSpec:
         """The same optimizer with this share of every rate: `other_lr` and `bias_lr` are rates of their own."""
