@@ -12,7 +12,8 @@ from unittest.mock import Mock
 import filelock
 import pytest
 
-from kitae.errors import KitaeError, TrainingError
+import kitae
+from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.folders import LOCK, Owned, kind_of, known_kind, lock
 from tests.refusals import refused
 
@@ -33,6 +34,16 @@ def test_files_of_others_are_named_and_kept(tmp_path: Path, name: str) -> None:
     refused(TrainingError, name, OWNED.check, folder)
     OWNED.remove(folder)
     assert sorted(entry.name for entry in folder.iterdir()) == sorted([".DS_Store", name])
+
+
+@pytest.mark.parametrize("call", ["train", "study", "search"])
+def test_an_override_in_the_place_of_the_folder_is_refused(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = "label-smoothing" if call == "study" else "fashion-mini"
+    refused(RecipeError, r"set='train\.epochs=5'", getattr(kitae, call), asked, "train.epochs=5")
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_its_first_file_nothing_is_ours(tmp_path: Path) -> None:

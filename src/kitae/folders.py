@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kitae.errors import KitaeError
-from kitae.files import unwritable
+from kitae.errors import KitaeError, RecipeError
+from kitae.files import unwritable, user_path
 
 _ASIDE, _ATTEMPT, _DISCARDED = ".replaced.tmp", ".attempt.tmp", ".discarded.tmp"
 LOCK = ".lock"
@@ -32,6 +33,19 @@ SIGNS: dict[Kind, str] = {
     "run": "recipe.yaml", "study": "study.yaml", "search": "search.yaml", "compression": "compression.json",
 }  # fmt: skip
 """The file that tells what a folder is."""
+_OVERRIDE = re.compile(r"(name|data|augment|model|train|study)(\.\w+)*=")
+
+
+def out_folder(out: str | os.PathLike[str]) -> Path:
+    """The folder that a caller names.
+
+    Raises:
+        RecipeError: it is an override, meant for another argument, and would name a folder.
+        KitaeError: it is not a path.
+    """
+    if isinstance(out, str) and _OVERRIDE.match(out):
+        raise RecipeError(f"out: {out!r} is an override, not a folder; give it as set={out!r}")
+    return user_path(out)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ from kitae.experiments.space import PRESETS, apply, suggest
 from kitae.experiments.study import MEASURE, TRAIN_WITHOUT_TEST, study
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome, read_outcome
-from kitae.files import plain, user_path, write_atomically, write_json
-from kitae.folders import REPORT, Owned
+from kitae.files import plain, write_atomically, write_json
+from kitae.folders import REPORT, Owned, out_folder
 from kitae.pipelines.choices import set_fields, understand
 from kitae.pipelines.facts import framed
 from kitae.recipe import Recipe, assigns
@@ -174,7 +174,7 @@ def search(
         asked = asked.model_copy(update={"data": data})
     if not 0 <= seed < 2**32:
         raise RecipeError(f"seed: {seed} must be 0 to {2**32 - 1}")
-    folder = Path("runs/search") if out is None else user_path(out)
+    folder = Path("runs/search") if out is None else out_folder(out)
     place = executor or LocalProcesses(workers)
     each = threads_each(threads, workers)
     with SEARCH_FOLDER.locked(folder, check=overwrite or not (folder / SEARCH).is_file()):

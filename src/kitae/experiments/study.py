@@ -34,7 +34,7 @@ from kitae.experiments.plan import Plan, make_plan
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec, with_overrides
 from kitae.experiments.worker import Outcome
-from kitae.files import user_path
+from kitae.folders import out_folder
 from kitae.pipelines.choices import set_fields
 from kitae.reporting.effects import metric
 from kitae.reporting.values import significant
@@ -97,7 +97,7 @@ def study(
         KitaeError: anything the user can correct, in one line. A failed run raises nothing; the result lists it.
     """
     asked = _spec(spec, (*overrides, *set_fields({"set": set})), tiny)
-    folder = Path("runs") / f"study-{asked.name}" if out is None else user_path(out)
+    folder = Path("runs") / f"study-{asked.name}" if out is None else out_folder(out)
     say = console.reporter(report)
     each = threads_each(threads, workers)
     with STUDY_FOLDER.locked(folder, check=overwrite or not (folder / STUDY).is_file()):

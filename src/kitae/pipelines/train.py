@@ -28,7 +28,7 @@ from kitae.errors import (
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.files import user_path
-from kitae.folders import default_folder, kind_of
+from kitae.folders import default_folder, kind_of, out_folder
 from kitae.models.structure import count_parameters
 from kitae.modes import threads_restored, torch_defaults
 from kitae.pipelines.choices import Choices, apply, set_fields, to_resume, understand, unknown_option
@@ -106,7 +106,7 @@ def train(
     if out is not None and distributed.is_main():
         # Checked before the plan, which may take minutes. Only by the main process, which may have made the folder by
         # the time another process looks.
-        Run.check_free(out, resume=resume, overwrite=overwrite)
+        Run.check_free(out_folder(out), resume=resume, overwrite=overwrite)
     if minutes is not None and not isinstance(minutes, Clock):
         minutes = Clock.of(minutes, time.monotonic())
     if resume and recipe is None and isinstance(data, str | Path):
