@@ -21,9 +21,7 @@ HOW_TO_READ = (
     "Intervals of points are over validation images (of the whole recipe over test images), or over the seeds where "
     "there are several, and those of times over rounds. Here a claim is **confirmed** if the whole interval lies "
     "within it, **refuted** if the whole interval lies outside, and else **not shown**. A size is exact and has no "
-    "interval; within 2 points of the claim, it confirms it. These claims were not written down before the runs. The "
-    "time and memory of the whole pipeline against no technique at all have not been measured; bf16, the part of it "
-    "that saves them, is above."
+    "interval; within 2 points of the claim, it confirms it. These claims were not written down before the runs."
 )
 
 _PRUNED = "pruning to half the size loses at most 1 point"
