@@ -180,6 +180,8 @@ def test_overrides_reach_all_variants_or_the_study_itself(tmp_path: Path) -> Non
     assert spec.set == {"train.ema": 0.5, "train.epochs": 3}
     for wrong, message in (
         (("study.set=3", "train.epochs=3"), r"study\.set: must be a mapping"),
+        (("metric=val.accuracy",), r"metric: is a field of the study, not of a recipe; set study\.metric instead"),
+        (("claims.c.says=more",), r"set study\.claims instead"),
         (("train.epochs",), "must be FIELD=VALUE"),
         (("train.epochs=[1",), "not valid YAML"),
         (("study.name=2024-13-45",), "not valid YAML"),

@@ -378,13 +378,19 @@ def find(source: str | Path) -> Path:
 
 
 def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`content` with each `field=value` under `set`, and each `study.field=value` in the study itself."""
+    """`content` with each `field=value` under `set`, and each `study.field=value` in the study itself.
+
+    Raises:
+        RecipeError: a field of the study without `study.` before it, or `study.set` is no mapping.
+    """
     result = dict(content)
     shared: dict[str, Any] = {}
     for override in overrides:
         field, value = assignment(override)
         if field.startswith("study."):
             result[field.removeprefix("study.")] = value
+        elif (own := field.partition(".")[0]) in StudySpec.model_fields.keys() - Recipe.model_fields.keys() - {"after"}:
+            raise RecipeError(f"{field}: is a field of the study, not of a recipe; set study.{own} instead")
         else:
             shared[field] = value
     if shared:
