@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from kitae.compression import channels, quantize
-from kitae.compression.counting import prunable_layers
+from kitae.compression.counting import prunable_layers, weight_of
 from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError, RecipeError, TrainingError, TrainingInterruptedError
@@ -153,6 +153,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, problem: Exception, *, at: int) -> 
     monkeypatch.setattr(Setup, "recover", fails_at(at, problem, lambda self, model, **_: model))
 
 
+def weights_of(outcome: Outcome, row: dict[str, Any]) -> int:
+    model = next(one.model for one in outcome.candidates if one.name == row["name"])
+    return sum(weight_of(layer).numel() for layer in prunable_layers(model).values())
+
+
 def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -> None:
     outcome = find(max_drop=60.0, sensitivity=True)
     rows = {row["name"]: row for row in rows_of(outcome)}
@@ -172,6 +177,12 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
         assert row["accuracy_interval"][0] <= row["accuracy"] <= row["accuracy_interval"][1]
         assert row["drop_interval"][0] <= row["drop"] <= row["drop_interval"][1]
         assert 0 < row["packed_bytes"] <= row["bytes"]
+        assert (1 if "int8" in row["name"] else 4) * weights_of(outcome, row) <= row["weight_bytes"]
+        assert row["bytes"] - row["weight_bytes"] > 1000, "nodes, names and metadata"
+    for ratio in ("original", "25 %", "50 %"):
+        assert rows[f"{ratio} int8-static"]["weight_bytes"] < 0.7 * rows[f"{ratio} fp32"]["weight_bytes"]
+        # A normalisation per channel of the image, and constants of the graph's operations.
+        assert rows[f"{ratio} fp32"]["weight_bytes"] < 4 * rows[f"{ratio} fp32"]["parameters"] + 200
         assert row["speedup"] == pytest.approx(2.0 if "int8" in row["name"] else 1.0)
         assert row["parity_error"] < (1e-3 if row["precision"] == "fp32" else 1)
     assert rows["50 % fp32"]["macs"] < 0.4 * rows["original fp32"]["macs"]

@@ -96,6 +96,12 @@ def readers_of_logits(proto: onnx.ModelProto) -> list[str]:
     return [node.name for node in proto.graph.node if output in node.input]
 
 
+def constant_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of a graph's constants: weights, biases, scales and zero points. The rest of a file is nodes and names."""
+    to_array = require("onnx.numpy_helper").to_array
+    return sum(int(to_array(item).nbytes) for item in proto.graph.initializer)
+
+
 def unrounded(proto: onnx.ModelProto, names: Collection[str]) -> None:
     """Let these nodes read floats again: what one node makes was rounded for all its readers."""
     graph = proto.graph

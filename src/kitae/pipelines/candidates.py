@@ -20,7 +20,7 @@ from kitae import keyed
 from kitae.compression import quantize
 from kitae.compression.calibrate import FEWEST_IMAGES, Ranges, calibrate
 from kitae.compression.counting import count
-from kitae.compression.graph import weighted_nodes
+from kitae.compression.graph import constant_bytes, weighted_nodes
 from kitae.compression.spec import CompressSpec, Method, first_in_float
 from kitae.console import plural
 from kitae.data.loader import ImageSet
@@ -349,6 +349,7 @@ class Bench:
             "sparsity": counts.sparsity,
             "macs": count_macs(network.model, about.rules.channels, about.rules.image_size),
             "bytes": len(content),
+            "weight_bytes": constant_bytes(graph),
             "packed_bytes": len(zlib.compress(content, 9)),
             **self.scoring.accuracy(predicted, self.labels),
             "loss": _loss(outputs, self.labels),

@@ -127,7 +127,8 @@ class CompressionResult:
           int8-static or int8-qat), the `calibration` of its ranges, and `float_layers`, how many of its first layers
           are not quantized
         - `parameters`; `nonzero`: the number of nonzero weights; `sparsity`: the share of zero weights; `macs`:
-          multiply-adds for one image; `bytes` of the file; `packed_bytes`: packed with zlib
+          multiply-adds for one image; `bytes` of the file; `weight_bytes`: of them the weights, biases and scales, the
+          rest is the graph and the metadata; `packed_bytes`: the file packed with zlib
         - `accuracy`; `loss`: mean negative log likelihood, in nats; `drop`: points of accuracy (percent) lost against
           the original on the same images, negative for a gain; `flips`: share of the images whose class changes
         - `latency_ms`: median milliseconds for one image on this machine; `speedup`: how many times faster than the

@@ -184,6 +184,7 @@ def _budget(record: CompressionRecord) -> str:
 
 _COMPARED = (
     ("bytes", "File", "smaller", "larger"),
+    ("weight_bytes", "Weights in the file", "smaller", "larger"),
     ("packed_bytes", "File, packed", "smaller", "larger"),
     ("latency_ms", "Latency of one image", "faster", "slower"),
     ("parameters", "Parameters", "fewer", "more"),

@@ -38,6 +38,7 @@ class Candidate(Record, extra="allow"):
     sparsity: Number = None
     macs: Count = None
     bytes: Count = None
+    weight_bytes: Count = None
     packed_bytes: Count = None
     accuracy: Number = None
     accuracy_interval: Interval = None
