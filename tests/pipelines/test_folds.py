@@ -104,6 +104,8 @@ def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) 
     assert run.predictions().num_rows == 48
     for part in (found, Run.open(run.fold(1)).evaluation()["test"]):
         assert "images of one group are taken as independent" in part["intervals"]["covers"]
+    fold = Run.open(run.fold(1))
+    assert fold.evaluate("val")["intervals"] == fold.evaluation()["val"]["intervals"], "said each time"
     tested: list[int] = []
     for number in range(1, 4):
         fold = Run.open(run.fold(number))

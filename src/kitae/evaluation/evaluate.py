@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 """rows int64 [b] -> images uint8 [b, C, H, W], labels int64 [b]."""
 
+GROUPED = "; images of one group are taken as independent, which makes the intervals too short"
+"""What `intervals.covers` also says where images have groups."""
+
 View = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
 """images uint8 [b, C, H, W] -> their views, each uint8 [b, C, H, W]."""
 
@@ -142,6 +145,7 @@ def evaluate(
     classes: Sequence[str],
     temperature: float = 1.0,
     copies: NDArray[np.bool_] | None = None,
+    grouped: bool = False,
 ) -> dict[str, Any]:
     """Every number of one split, ready for JSON.
 
@@ -151,6 +155,7 @@ def evaluate(
         classes: K names.
         temperature: of the calibration.
         copies: bool [N], of test images: those whose pixels are also those of a training or validation image.
+        grouped: the images have groups, which the intervals leave out of account; they say so.
 
     Returns:
         The fields that `Run.evaluate` describes; `without_duplicates` only where there are copies.
@@ -175,7 +180,7 @@ def evaluate(
     result: dict[str, Any] = {"count": count}
     methods: dict[str, Any] = {
         "level": intervals.LEVEL,
-        "covers": "the choice of images; the trained model is held fixed",
+        "covers": "the choice of images; the trained model is held fixed" + GROUPED * grouped,
     }
 
     def add(name: str, value: float, interval: intervals.Interval | None, method: str) -> None:

@@ -26,7 +26,7 @@ from kitae.errors import (
     require,
 )
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, predictions_table
+from kitae.evaluation.evaluate import GROUPED, evaluate, predictions_table
 from kitae.files import user_path
 from kitae.folders import default_folder, kind_of, out_folder
 from kitae.models.structure import count_parameters
@@ -379,8 +379,7 @@ def _write(run: Run, setup: Setup, results: dict[str, Any]) -> None:
     """Write evaluation.json, with a note on what its intervals do not cover."""
     if setup.store.groups is not None:
         for part in results.keys() & {"test", "val", "out_of_fold"}:
-            covers = results[part]["intervals"]
-            covers["covers"] += "; images of one group are taken as independent, which makes the intervals too short"
+            results[part]["intervals"]["covers"] += GROUPED
     run.write_evaluation(results)
 
 
