@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from kitae import keyed
-from kitae.experiments.after import CORRUPTIONS, _corrupted, robustness
+from kitae.cli.start import evaluate
+from kitae.errors import RecipeError
+from kitae.experiments.after import CORRUPTIONS, _corrupted, corrupted_accuracy, robustness
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
+from tests.refusals import refused
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 256), (256, 64), (16, 256)])
@@ -56,6 +59,32 @@ def test_robustness_is_the_accuracy_on_corrupted_test_images(run: Run, tmp_path:
     for kind, values in kinds.items():
         assert found[f"{kind}_accuracy"] == pytest.approx(np.mean(values))
     assert found["mean_accuracy"] == pytest.approx(np.mean([value for values in kinds.values() for value in values]))
+
+
+def test_one_run_is_measured_as_those_of_a_study_are(run: Run) -> None:
+    found = corrupted_accuracy(run, images=50)
+    assert run.openings()[-1]["why"] == "evaluate, robustness"
+    of_study = robustness(run, run.path, images=50)
+    assert list(found["corruptions"]) == list(CORRUPTIONS)
+    for name, row in found["corruptions"].items():
+        assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
+        if name not in ("noise", "occlusion"):  # as numbers of a study these are the whole kind
+            assert row["accuracy"] == pytest.approx(of_study[f"{name}_accuracy"])
+    opened, val = run.test_openings, corrupted_accuracy(run, "val", images=10_000)
+    whole = run.evaluate("val", tta="none")
+    assert (val["count"], val["clean"]["accuracy"]) == (whole["count"], whole["accuracy"])
+    assert val["clean"]["accuracy_interval"] == whole["accuracy_interval"]
+    assert run.test_openings == opened, "only for images of test"
+
+
+def test_the_command_prints_each_corruption(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(run.path, split="val", robustness=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "accuracy on 600 images" in lines[0]
+    assert [line.split("\t")[0] for line in lines[2:]] == ["none", *CORRUPTIONS]
+    assert lines[3].startswith("rotation\tviewpoint\t10, 20, 30\t")
+    refused(RecipeError, "--tta flip: --robustness takes one view", evaluate, run.path, tta="flip", robustness=True)
+    refused(RecipeError, "split: 'all' must be train, val or test", corrupted_accuracy, run, "all")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20])

@@ -154,6 +154,7 @@ def evaluate(
     *,
     split: Literal["train", "val", "test"] = "test",
     tta: Literal["none", "flip", "shift", "scale", "full"] | None = None,  # the type's module would import pydantic
+    robustness: bool = False,
 ) -> None:
     """Evaluate a run's best model again; each evaluation on test is counted in the run folder.
 
@@ -163,7 +164,11 @@ def evaluate(
         run: A run folder.
         split: The images to measure on.
         tta: Test-time augmentation, averaged in probability space; default is the recipe's.
+        robustness: Measure on 1,000 of the images as they are, and rotated, darkened, blurred, covered ...
     """
+    if robustness:
+        _print_robustness(run, split, tta)
+        return
     with console.status(f"evaluate {run}"):
         from kitae.run import Run
 
@@ -182,6 +187,29 @@ def evaluate(
     )
     for name, accuracy in views.without_duplicates(result):
         console.say(f"{split} accuracy {name} {accuracy}")
+    if split == "test":
+        console.say(f"the test set of this run has been opened {console.plural(opened.test_openings, 'time')}")
+
+
+def _print_robustness(run: Path, split: str, tta: str | None) -> None:
+    """Measure a run on corrupted images and print its accuracies."""
+    if tta not in (None, "none"):
+        raise RecipeError(f"--tta {tta}: --robustness takes one view of each image; leave one of them out")
+    with console.status(f"evaluate {run}"):
+        from kitae.experiments.after import CORRUPTIONS, corrupted_accuracy
+        from kitae.run import Run
+
+        opened = Run.open(run)
+        result = corrupted_accuracy(opened, split)
+    note_unfinished(opened)
+    console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
+    rows = [["none", "", "", console.percent(result["clean"]["accuracy"], result["clean"]["accuracy_interval"])]]
+    for name, row in result["corruptions"].items():
+        kind, severities, *_ = CORRUPTIONS[name]
+        shown = console.percent(row["accuracy"], row["accuracy_interval"])
+        rows.append([name, kind, ", ".join(f"{severity:g}" for severity in severities), shown])
+    title = f"{split}: accuracy on {result['count']:,} images, the mean over the severities of a corruption"
+    console.table(title, ["corruption", "imitates", "severities", "accuracy (95 % interval)"], rows, right=3)
     if split == "test":
         console.say(f"the test set of this run has been opened {console.plural(opened.test_openings, 'time')}")
 
