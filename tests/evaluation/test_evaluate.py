@@ -111,6 +111,17 @@ def test_a_model_in_double_and_in_channels_last() -> None:
     assert formats == [True]
 
 
+def test_a_gpu_convolves_in_float32_too() -> None:
+    """evaluation.json says that it was measured in fp32; by default cuDNN would round to TF32."""
+    seen: list[str] = []
+    model = Net()
+    model.conv.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.conv.fp32_precision
+    predict_logits(model, Images(), np.arange(50), mean=MEAN, std=STD)
+    assert seen == ["ieee"]
+    assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
+
+
 def test_without_normalisation_pixels_are_in_0_to_1() -> None:
     class Largest(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from kitae.console import printable
 from kitae.errors import DataError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, check_logits, log_probabilities, probabilities
-from kitae.modes import evaluating
+from kitae.modes import convolutions_in_float32, evaluating
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,8 +51,8 @@ def predict_logits(
     """Logits of the images at `rows`, each exactly once and in their order.
 
     The model runs in eval mode without gradients, and every module gets its mode back afterwards. It must already be on
-    `device`. Pixels become (pixel / 255 - mean) / std in float32, and then the model's own dtype. No random number is
-    drawn.
+    `device`. Pixels become (pixel / 255 - mean) / std in float32, and then the model's own dtype. A GPU convolves in
+    float32 too, and not in TF32. No random number is drawn.
 
     Args:
         gather: fetches a batch.
@@ -77,7 +77,7 @@ def predict_logits(
     convert = _normalizer(model, mean, std, torch.device(device))
     outputs: list[Tensor] = []
     truths: list[NDArray[np.int64]] = []
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), convolutions_in_float32():
         for start in range(0, index.size, batch_size):
             images, labels = gather(index[start : start + batch_size])
             if views is None:
