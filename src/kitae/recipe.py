@@ -373,9 +373,12 @@ def explain(error: ValidationError, cls: type[BaseModel], origin: str, node: yam
     shown = ".".join(part for part in path if not set("[-") & set(part) and not part[:1].isupper())
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     given = first.get("input")
-    suffix = (
-        f", not {given!r}" if isinstance(given, str | int | float | bool) and first["type"] != "value_error" else ""
-    )
+    plain = isinstance(given, str | int | float | bool)
+    suffix = f", not {given!r}" if plain and first["type"] != "value_error" else ""
+    if first["type"] in ("tuple_type", "list_type"):
+        message, suffix = f"should be a list{f', such as [{given}]' if plain else ''}", ""
+    elif first["type"] in ("dict_type", "model_type"):
+        message = "should be a mapping, {name: value}"
     return f"{where}: {shown + ': ' if shown else ''}{message}{suffix}"
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import sys
@@ -315,6 +316,12 @@ def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RecipeError, match=r"controls: .* need prune"):
         given_to_compress(monkeypatch, "compress run --prune none --set controls=[random]")
     refused(CompressionError, "max_drop", given_to_compress, monkeypatch, "compress run --max-drop -1")
+    for given, cure in (
+        ("controls=random", "a list, such as [random]"), ("ratios=0.5", "a list, such as [0.5]"),
+        ("controls=null", "a list"), ("layer_ratios=[a]", "a mapping, {name: value}"),
+    ):  # fmt: skip
+        message = re.escape(f"--set: {given.partition('=')[0]}: should be {cure}") + "$"
+        refused(RecipeError, message, resolve_spec, None, {}, [given])
 
 
 def test_a_compressed_file_is_calibrated_anew(finished: Run, tmp_path: Path) -> None:
