@@ -20,6 +20,7 @@ PUBLIC = [
     "keyed",
     "load",
     "report",
+    "robustness",
     "runtime",
     "search",
     "study",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kitae.loading import load as load
     from kitae.pipelines.compress import compress as compress
     from kitae.pipelines.export import export as export
+    from kitae.pipelines.robustness import robustness as robustness
     from kitae.pipelines.train import train as train
     from kitae.recipe import Recipe as Recipe
     from kitae.reporting.page import report as report
@@ -44,6 +45,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "keyed": ("kitae.keyed", None),
     "load": ("kitae.loading", "load"),
     "report": ("kitae.reporting.page", "report"),
+    "robustness": ("kitae.pipelines.robustness", "robustness"),
     "runtime": ("kitae.runtime", None),
     "search": ("kitae.experiments.search", "search"),
     "study": ("kitae.experiments.study", "study"),

@@ -8,28 +8,12 @@ import numpy as np
 import pytest
 
 from kitae import keyed
-from kitae.cli.start import evaluate
-from kitae.errors import RecipeError
-from kitae.experiments.after import CORRUPTIONS, _corrupted, corrupted_accuracy, robustness
+from kitae.experiments.after import robustness
+from kitae.pipelines.robustness import CORRUPTIONS, corrupted
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
-from tests.refusals import refused
-
-
-@pytest.mark.parametrize("shape", [(32, 32), (64, 256), (256, 64), (16, 256)])
-def test_corruptions_fit_images_that_are_not_square(shape: tuple[int, int]) -> None:
-    images = np.random.default_rng(0).integers(0, 100, (2, 3, *shape), np.uint8)
-    for name, (_, severities, *_rest) in CORRUPTIONS.items():
-        for severity in severities:
-            worse = _corrupted(name, severity, images, np.arange(2))
-            assert (worse.shape, worse.dtype) == (images.shape, np.uint8), name
-    covered = (_corrupted("occlusion", 0.5, images, np.arange(2)) == 128).all(axis=(0, 1))
-    rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
-    assert len(rows) == len(columns) == min(shape) // 2
-    assert rows[0] + rows[-1] == shape[0] - 1, "in the centre"
-    assert columns[0] + columns[-1] == shape[1] - 1
 
 
 @pytest.fixture(scope="module")
@@ -52,39 +36,13 @@ def test_robustness_is_the_accuracy_on_corrupted_test_images(run: Run, tmp_path:
     predictor = run.predictor(tta="none")
     kinds: dict[str, list[float]] = {}
     for name, (kind, severities, *_) in CORRUPTIONS.items():
-        each = [predictor.predict(_corrupted(name, severity, pixels, rows)).labels == labels for severity in severities]
+        each = [predictor.predict(corrupted(name, severity, pixels, rows)).labels == labels for severity in severities]
         kinds.setdefault(kind, []).append(float(np.mean(each)))
         if name not in ("noise", "occlusion"):  # as numbers these are the whole kind
             assert found[f"{name}_accuracy"] == pytest.approx(kinds[kind][-1])
     for kind, values in kinds.items():
         assert found[f"{kind}_accuracy"] == pytest.approx(np.mean(values))
     assert found["mean_accuracy"] == pytest.approx(np.mean([value for values in kinds.values() for value in values]))
-
-
-def test_one_run_is_measured_as_those_of_a_study_are(run: Run) -> None:
-    found = corrupted_accuracy(run, images=50)
-    assert run.openings()[-1]["why"] == "evaluate, robustness"
-    of_study = robustness(run, run.path, images=50)
-    assert list(found["corruptions"]) == list(CORRUPTIONS)
-    for name, row in found["corruptions"].items():
-        assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
-        if name not in ("noise", "occlusion"):  # as numbers of a study these are the whole kind
-            assert row["accuracy"] == pytest.approx(of_study[f"{name}_accuracy"])
-    opened, val = run.test_openings, corrupted_accuracy(run, "val", images=10_000)
-    whole = run.evaluate("val", tta="none")
-    assert (val["count"], val["clean"]["accuracy"]) == (whole["count"], whole["accuracy"])
-    assert val["clean"]["accuracy_interval"] == whole["accuracy_interval"]
-    assert run.test_openings == opened, "only for images of test"
-
-
-def test_the_command_prints_each_corruption(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(run.path, split="val", robustness=True)
-    lines = capsys.readouterr().out.splitlines()
-    assert "accuracy on 600 images" in lines[0]
-    assert [line.split("\t")[0] for line in lines[2:]] == ["none", *CORRUPTIONS]
-    assert lines[3].startswith("rotation\tviewpoint\t10, 20, 30\t")
-    refused(RecipeError, "--tta flip: --robustness takes one view", evaluate, run.path, tta="flip", robustness=True)
-    refused(RecipeError, "split: 'all' must be train, val or test", corrupted_accuracy, run, "all")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20])

@@ -196,11 +196,11 @@ def _print_robustness(run: Path, split: str, tta: str | None) -> None:
     if tta not in (None, "none"):
         raise RecipeError(f"--tta {tta}: --robustness takes one view of each image; leave one of them out")
     with console.status(f"evaluate {run}"):
-        from kitae.experiments.after import CORRUPTIONS, corrupted_accuracy
+        from kitae.pipelines.robustness import CORRUPTIONS, robustness
         from kitae.run import Run
 
         opened = Run.open(run)
-        result = corrupted_accuracy(opened, split)
+        result = robustness(opened, split)
     note_unfinished(opened)
     console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
     rows = [["none", "", "", console.percent(result["clean"]["accuracy"], result["clean"]["accuracy_interval"])]]

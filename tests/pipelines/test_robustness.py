@@ -1,0 +1,64 @@
+"""Accuracy of a trained run on corrupted images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kitae.cli.start import evaluate
+from kitae.errors import RecipeError
+from kitae.experiments.after import robustness as step
+from kitae.pipelines.robustness import CORRUPTIONS, corrupted, robustness
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.run import Run
+from tests.refusals import refused
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 256), (256, 64), (16, 256)])
+def test_corruptions_fit_images_that_are_not_square(shape: tuple[int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 100, (2, 3, *shape), np.uint8)
+    for name, (_, severities, *_rest) in CORRUPTIONS.items():
+        for severity in severities:
+            worse = corrupted(name, severity, images, np.arange(2))
+            assert (worse.shape, worse.dtype) == (images.shape, np.uint8), name
+    covered = (corrupted("occlusion", 0.5, images, np.arange(2)) == 128).all(axis=(0, 1))
+    rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
+    assert len(rows) == len(columns) == min(shape) // 2
+    assert rows[0] + rows[-1] == shape[0] - 1, "in the centre"
+    assert columns[0] + columns[-1] == shape[1] - 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=400", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.batch_size=20",
+        "train.precision=fp32", "train.threads=1",
+    )  # fmt: skip
+    return train(recipe, tmp_path_factory.mktemp("robustness") / "run")
+
+
+def test_one_run_is_measured_as_those_of_a_study_are(run: Run) -> None:
+    found = robustness(run, images=50)
+    assert run.openings()[-1]["why"] == "evaluate, robustness"
+    of_study = step(run, run.path, images=50)
+    assert list(found["corruptions"]) == list(CORRUPTIONS)
+    for name, row in found["corruptions"].items():
+        assert row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1]
+        if name not in ("noise", "occlusion"):  # as numbers of a study these are the whole kind
+            assert row["accuracy"] == pytest.approx(of_study[f"{name}_accuracy"])
+    opened, val = run.test_openings, robustness(run, "val", images=10_000)
+    whole = run.evaluate("val", tta="none")
+    assert (val["count"], val["clean"]["accuracy"]) == (whole["count"], whole["accuracy"])
+    assert val["clean"]["accuracy_interval"] == whole["accuracy_interval"]
+    assert run.test_openings == opened, "only for images of test"
+
+
+def test_the_command_prints_each_corruption(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(run.path, split="val", robustness=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "accuracy on 600 images" in lines[0]
+    assert [line.split("\t")[0] for line in lines[2:]] == ["none", *CORRUPTIONS]
+    assert lines[3].startswith("rotation\tviewpoint\t10, 20, 30\t")
+    refused(RecipeError, "--tta flip: --robustness takes one view", evaluate, run.path, tta="flip", robustness=True)
+    refused(RecipeError, "split: 'all' must be train, val or test", robustness, run, "all")
