@@ -72,7 +72,7 @@ class Recipe(Spec):
 
         An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` adds or replaces it,
         `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` removes it. A new
-        `train.optimizer.name` also sets its usual learning rate, weight decay and eps, unless they are given.
+        `train.optimizer.name` also sets its usual rates, weight decay and eps, unless they are given.
         A whole section resets the fields that it does not name, but `data={...}` without a source keeps the source.
 
         Raises:
@@ -265,8 +265,8 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         if field == "data" and isinstance(value, dict) and "source" in data:
             value = {"source": data["source"], **value}  # keep the source unless another one is given
         _assign(tree, field, value, type(spec))
-        if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
-            for usual in ("lr", "weight_decay", "eps"):
+        if isinstance(spec, Recipe) and field == _OPTIMIZER and str(value).lower() != spec.train.optimizer.name.lower():
+            for usual in ("lr", "other_lr", "bias_lr", "weight_decay", "eps"):
                 if f"train.optimizer.{usual}" not in given:
                     tree["train"]["optimizer"].pop(usual, None)
         if isinstance(spec, Recipe) and field in _LENGTHS and "train.recut" not in given:

@@ -98,6 +98,15 @@ def test_an_optimizer_s_name_brings_its_usual_rate_and_decay() -> None:
     assert (given.lr, given.weight_decay) == (0.002, 0.05)
     assert base.override("train.optimizer.name=adadelta").train.optimizer.eps == 1e-6
     assert base.override("train.optimizer.name=sgd") == base
+    assert base.override("train.optimizer.name=SGD").train.optimizer.lr == 0.3, "the same optimizer"
+
+
+def test_rates_of_one_optimizer_are_not_those_of_another() -> None:
+    base = Recipe().override("train.optimizer={name: muon, lr: 0.2, other_lr: 1.0, bias_lr: 32.0}")
+    other = base.override("train.optimizer.name=sgd").train.optimizer
+    assert (other.lr, other.other_lr, other.bias_lr) == (0.1, None, None)
+    given = base.override("train.optimizer.bias_lr=6.4", "train.optimizer.name=sgd").train.optimizer
+    assert (given.lr, given.bias_lr) == (0.1, 6.4)
 
 
 def test_tokens_and_positions_do_not_decay() -> None:
