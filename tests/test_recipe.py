@@ -127,6 +127,7 @@ def test_overrides_apply_in_order_and_a_section_keeps_what_follows_it() -> None:
         (["data.image_size=3"], r"data\.image_size"),
         (["data.store_size=3"], r"data\.store_size"),
         (["data.image_size=[96, 128]", "data.store_size=95"], r"store_size: must be at least image_size \(96\)"),
+        (["data.normalize={mean: [124], std: [58]}"], r"data\.normalize: mean and std are of pixels .*divide both"),
         (["augment.train=[]", "augment.train.0=3"], r"augment\.train\.0: the list is empty"),
         (["train=3", "train.epochs=3"], "should be a section"),
         (["augment.train=3", "augment.train.cutout={}"], "should be a list of ops"),

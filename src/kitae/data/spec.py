@@ -27,6 +27,12 @@ class Normalization(Spec):
     mean: tuple[float, ...] = Field(min_length=1, max_length=3)
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)
 
+    @model_validator(mode="after")
+    def _of_pixels_up_to_one(self) -> Self:
+        if (largest := max(*self.mean, *self.std)) > 1:
+            raise ValueError(f"mean and std are of pixels in [0, 1], not {largest:g}; divide both by 255")
+        return self
+
 
 class DataSpec(GrowingSpec):
     """Where images come from and how they are prepared and split.
