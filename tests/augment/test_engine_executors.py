@@ -185,6 +185,45 @@ def test_identities() -> None:
         np.testing.assert_array_equal(y, x)
 
 
+GROWING = [  # a function, what else it takes, and its magnitude, from none on
+    ("brightness", {}, "factor", (1.0, 1.2, 1.5, 1.9)),
+    ("contrast", {}, "factor", (1.0, 0.8, 0.5, 0.1)),
+    ("saturation", {}, "factor", (1.0, 0.8, 0.5, 0.1)),
+    ("hue", {}, "factor", (0.0, 0.05, 0.15, 0.3)),
+    ("sharpness", {}, "factor", (1.0, 2.0, 4.0, 9.0)),
+    ("posterize", {}, "bits", (8, 6, 4, 2)),
+    ("solarize", {}, "threshold", (256, 200, 140, 80)),
+    ("gaussian_blur", {"kernel_size": 9}, "sigma", (1e-6, 0.5, 1.0, 2.0)),
+    ("gaussian_noise", {}, "sigma", (0.0, 0.05, 0.1, 0.3)),
+    ("salt_and_pepper", {}, "amount", (0.0, 0.05, 0.1, 0.3)),
+    ("rotate", {}, "degrees", (0, 5, 15, 40)),
+    ("affine", {}, "shear_x", (0, 5, 15, 30)),
+    ("affine", {}, "shear_y", (0, -5, -15, -30)),
+    ("affine", {}, "translate_x", (0, 2, 5, 10)),
+    ("affine", {}, "translate_y", (0, -2, -5, -10)),
+    ("affine", {}, "scale", (1.0, 1.1, 1.3, 1.6)),
+    ("erase", {"top": 0, "left": 0, "height": 30}, "width", (0, 5, 15, 40)),
+]
+
+
+def test_a_larger_magnitude_changes_more() -> None:
+    rising = np.linspace(0, 200, 48)
+    smooth = np.stack([np.tile(rising, (48, 1)), np.tile(rising[:, None], (1, 48)), np.full((48, 48), 60)])
+    x = np.clip(smooth + np.random.default_rng(0).normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+    x = np.stack([x] * 4)
+    for name, given, parameter, growing in GROWING:
+        out = getattr(f, name)(x, **given, **{parameter: growing}, executor="torch")
+        change = np.abs(out.astype(int) - x).mean((1, 2, 3))
+        assert change[0] == 0, name
+        assert (np.diff(change) > 0).all(), (name, parameter, change)
+    index, changes = np.arange(64), []
+    for magnitude in (1, 10, 20, 30):
+        policy = {"rand_augment": {"magnitude": magnitude}}
+        out = Augment([policy], executor="torch")(x[index % 4], epoch=0, index=index)
+        changes.append(np.abs(out.astype(int) - x[0]).mean())
+    assert (np.diff(changes) > 0).all(), changes
+
+
 def test_every_op_is_covered() -> None:
     assert {name for pipeline in PIPELINES for step in pipeline for name in step} == set(OPS)
     assert set(BUSY) <= set(OPS)
