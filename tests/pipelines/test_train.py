@@ -428,6 +428,7 @@ def test_what_cannot_be_trained_is_refused_by_plan_and_training_and_leaves_no_fo
         (["train.schedule={name: one_cycle, warmup_epochs: 2}"], "train.schedule.warmup_epochs has no effect"),
         (["train.batch_size=100"], "train.batch_size: 100 with 200 images gives 2 updates per epoch"),
         (["train.accumulate=3"], "train.batch_size: 16 (train.accumulate: 3) with 200 images gives 4 updates per"),
+        (["train.optimizer={name: sgd, other_lr: 1.0}"], "train.optimizer.other_lr has no effect with sgd"),
         (["train.optimizer={name: adamw, lr: 0.02}"], "train.optimizer.lr: 0.02 is far from the usual value for adamw"),
         (["train.optimizer={name: adamw, weight_decay: 5.0e-4}"], "train.optimizer.weight_decay: 0.0005 is far from"),
         (["train.optimizer={name: sgd, weight_decay: 0.05}"], "train.optimizer.weight_decay: 0.05 is far from the"),

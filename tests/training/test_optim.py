@@ -10,7 +10,14 @@ from torch import nn
 
 from kitae.errors import RecipeError
 from kitae.recipe import Recipe
-from kitae.training.optim import OPTIMIZERS, AveragedWeights, build_optimizer, parameter_groups, set_learning_rate
+from kitae.training.optim import (
+    OPTIMIZERS,
+    AveragedWeights,
+    build_optimizer,
+    parameter_groups,
+    set_learning_rate,
+    unused_fields,
+)
 from kitae.training.spec import OptimizerSpec
 from tests.refusals import refused
 
@@ -99,6 +106,17 @@ def test_an_optimizer_s_name_brings_its_usual_rate_and_decay() -> None:
     assert base.override("train.optimizer.name=adadelta").train.optimizer.eps == 1e-6
     assert base.override("train.optimizer.name=sgd") == base
     assert base.override("train.optimizer.name=SGD").train.optimizer.lr == 0.3, "the same optimizer"
+
+
+def test_fields_that_an_optimizer_has_no_use_for_are_named() -> None:
+    speed = {"lr": 0.24, "momentum": 0.6, "other_lr": 1.0, "bias_lr": 32.0, "norm": True}
+    assert unused_fields(OptimizerSpec(name="muon", **speed)) == []
+    assert unused_fields(OptimizerSpec(name="SGD", **speed)) == ["other_lr", "norm"]
+    assert unused_fields(OptimizerSpec(name="adamw", momentum=0.8, layer_decay=0.7)) == ["momentum"]
+    assert unused_fields(OptimizerSpec(name="rprop", weight_decay=0.1, betas=(0.8, 0.9))) == ["weight_decay", "betas"]
+    assert unused_fields(OptimizerSpec(name="adafactor", eps=1e-6)) == ["eps"], "it has two"
+    for name in OPTIMIZERS:
+        assert unused_fields(OptimizerSpec(name=name)) == []
 
 
 def test_rates_of_one_optimizer_are_not_those_of_another() -> None:

@@ -15,6 +15,7 @@ from kitae.models.build import normalization
 from kitae.models.structure import takes
 from kitae.pipelines.setup import Setup
 from kitae.training.batches import epoch_shape
+from kitae.training.optim import unused_fields
 from kitae.training.schedule import progressive_sizes
 
 FEW_UPDATES = 10
@@ -30,6 +31,8 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
     recipe = setup.recipe
     notes = [f"train.schedule.{field} has no effect with {recipe.train.schedule.name}"
              for field in recipe.train.schedule.unused]  # fmt: skip
+    name = recipe.train.optimizer.name
+    notes += [f"train.optimizer.{field} has no effect with {name}" for field in unused_fields(recipe.train.optimizer)]
     notes += recipe.train.optimizer.unusual
     if recipe.model.pretrained and recipe.data.normalize == "train":
         known = normalization(recipe.model, setup.store.rules.channels)

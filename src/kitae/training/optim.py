@@ -91,20 +91,36 @@ def build_optimizer(
     if kind is None:
         hint = did_you_mean(spec.name.lower(), OPTIMIZERS)
         raise RecipeError(f"train.optimizer.name: no optimizer {spec.name!r}{hint}; valid: {', '.join(OPTIMIZERS)}")
-    accepted = inspect.signature(kind).parameters
-    arguments = {
-        name: value
-        for name, value in spec.model_dump(exclude={"weight_decay"}).items()  # which each group has for itself
-        if name in accepted and isinstance(accepted[name].default, tuple) == isinstance(value, tuple)  # Adafactor's
-    }
+    arguments = _accepted(kind, spec)
+    arguments.pop("weight_decay", None)  # which each group has for itself
     if spec.momentum == 0:
         arguments.pop("nesterov", None)  # torch refuses Nesterov without momentum
-    if "fused" in accepted:
+    if "fused" in inspect.signature(kind).parameters:
         arguments["fused"] = True
     try:
         return kind(parameter_groups(model, spec, layers), **arguments)
     except ValueError as error:  # what the optimizer itself asks of its arguments
         raise RecipeError(f"train.optimizer: {spec.name}: {one_line(error)}") from error
+
+
+def unused_fields(spec: OptimizerSpec) -> list[str]:
+    """The fields that are set but that this optimizer does not have; none of one that does not exist."""
+    kind, plain = OPTIMIZERS.get(spec.name.lower()), OptimizerSpec(name=spec.name)
+    if kind is None:
+        return []
+    ours = {"name", "layer_decay", "bias_lr", *({"other_lr"} if kind is Muon else ())}  # of the groups
+    known = ours | _accepted(kind, spec).keys()
+    return [name for name, value in spec if name not in known and value != getattr(plain, name)]
+
+
+def _accepted(kind: type[torch.optim.Optimizer], spec: OptimizerSpec) -> dict[str, Any]:
+    """The fields that an optimizer has as arguments."""
+    known = inspect.signature(kind).parameters
+    return {
+        name: value
+        for name, value in spec
+        if name in known and isinstance(known[name].default, tuple) == isinstance(value, tuple)  # Adafactor's eps
+    }
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -40,7 +40,7 @@ _EPS = {"adadelta": 1.0e-6, "adagrad": 1.0e-10}  # torch's; of the others it is 
 
 
 class OptimizerSpec(GrowingSpec):
-    """The optimizer and its arguments; an optimizer that lacks an argument ignores it.
+    """The optimizer and its arguments; one that an optimizer lacks has no effect, and a note says so.
 
     `muon` is Jordan's orthogonalised momentum (2024) for filters and matrices between the first and the last layer, and
     SGD with Nesterov momentum for norms, biases and those two layers.
