@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+_WHOLE = ("none", "ieee")  # settings with which float32 is not rounded
 
 
 @contextmanager
@@ -39,7 +41,8 @@ def torch_defaults() -> Iterator[None]:
     """Use torch's own defaults, float32, the CPU and gradients, and restore the caller's afterwards.
 
     A notebook may have set others for its whole process. Under them, networks would have other initial weights and
-    another precision, or could not be trained.
+    another precision, or could not be trained. Matrix products in float32 are not rounded to fewer bits, as
+    `torch.set_float32_matmul_precision("medium")` lets them be, on a CPU too.
     """
     import torch
 
@@ -52,6 +55,34 @@ def torch_defaults() -> Iterator[None]:
             held.enter_context(cpu)
         held.enter_context(torch.inference_mode(False))
         held.enter_context(torch.enable_grad())
+        held.enter_context(_whole_products())
+        yield
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """Multiply float32 in float32, and restore what the caller has set by torch's old functions and its new ones."""
+    import torch
+
+    backends: Any = torch.backends
+    products = backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv
+    with ExitStack() as held:
+
+        def hold(backend: Any, value: str) -> None:
+            held.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = value
+
+        if backends.fp32_precision not in _WHOLE:
+            hold(backends, "none")
+        try:
+            old = torch.get_float32_matmul_precision()
+        except RuntimeError:  # torch's answer where only the new settings were changed
+            old = "highest"
+        if old != "highest" or any(backend.fp32_precision not in _WHOLE for backend in products):
+            for backend in products:
+                hold(backend, "ieee")
+            held.callback(torch.set_float32_matmul_precision, old)  # before the new ones, which it changes
+            torch.set_float32_matmul_precision("highest")
         yield
 
 

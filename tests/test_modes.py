@@ -1,0 +1,63 @@
+"""What is changed for a while and then restored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from kitae.modes import torch_defaults
+
+BACKENDS: Any = torch.backends
+PRODUCTS = BACKENDS, BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv
+
+
+def settings() -> list[str]:
+    return [backend.fp32_precision for backend in PRODUCTS]
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for backend in PRODUCTS:
+        backend.fp32_precision = "none"
+
+
+def old() -> None:
+    torch.set_float32_matmul_precision("medium")
+
+
+def new() -> None:
+    BACKENDS.cuda.matmul.fp32_precision = "tf32"
+    BACKENDS.mkldnn.conv.fp32_precision = "bf16"
+
+
+def everywhere() -> None:
+    BACKENDS.fp32_precision = "tf32"
+
+
+def mixed() -> None:
+    torch.set_float32_matmul_precision("high")
+    BACKENDS.mkldnn.matmul.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("rounding", [old, new, everywhere, mixed])
+def test_products_of_float32_are_not_rounded_whatever_a_notebook_allows(
+    rounding: Callable[[], None], restored: None
+) -> None:
+    rounding()
+    before = settings()
+    with torch_defaults():
+        assert set(settings()) <= {"none", "ieee"}
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert settings() == before
+
+
+def test_where_nothing_is_set_nothing_changes() -> None:
+    before = settings()
+    with torch_defaults():
+        assert settings() == before
+    assert settings() == before
