@@ -61,3 +61,11 @@ def test_where_nothing_is_set_nothing_changes() -> None:
     with torch_defaults():
         assert settings() == before
     assert settings() == before
+
+
+def test_an_autocast_around_a_call_has_no_effect() -> None:
+    linear, inputs = torch.nn.Linear(4, 2), torch.ones(1, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch_defaults():
+            assert linear(inputs).dtype == torch.float32
+        assert linear(inputs).dtype == torch.bfloat16

@@ -41,8 +41,8 @@ def torch_defaults() -> Iterator[None]:
     """Use torch's own defaults, float32, the CPU and gradients, and restore the caller's afterwards.
 
     A notebook may have set others for its whole process. Under them, networks would have other initial weights and
-    another precision, or could not be trained. Matrix products in float32 are not rounded to fewer bits, as
-    `torch.set_float32_matmul_precision("medium")` lets them be, on a CPU too.
+    another precision, or could not be trained. An autocast around the call has no effect, and float32 is not multiplied
+    in fewer bits, which `torch.set_float32_matmul_precision("medium")` allows, on a CPU too.
     """
     import torch
 
@@ -55,6 +55,9 @@ def torch_defaults() -> Iterator[None]:
             held.enter_context(cpu)
         held.enter_context(torch.inference_mode(False))
         held.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                held.enter_context(torch.autocast(kind, enabled=False))
         held.enter_context(_whole_products())
         yield
 
