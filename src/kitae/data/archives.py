@@ -30,6 +30,7 @@ from kitae.errors import DataError
 from kitae.files import cache_folder, replacing, storage_errors, user_path, with_name
 from kitae.folders import lock
 
+_MOST_IDX_BYTES = 1 << 30  # 1,369,568 images of 28 x 28 pixels
 _PICKLED = ("cifar-10-batches-py", "data_batch_1", "cifar-100-python", "meta")  # of the version for Python
 
 _Part = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]
@@ -170,19 +171,28 @@ def _read_idx(files: list[Path], idx: _Idx) -> tuple[tuple[str, ...], list[_Part
 
 
 def _idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An idx file of bytes: two zeros, the type 8, the number of dimensions, their sizes, and the bytes."""
+    """An idx file of bytes: two zeros, the type 8, the number of dimensions, their sizes, and the bytes.
+
+    No more is decompressed than its header says, since a small .gz file can contain any number of zeros.
+    """
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4 + 4 * dimensions)
+            if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
+                raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions; download it again")
+            shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, len(head), 4)]
+            size = math.prod(shape)
+            if size > _MOST_IDX_BYTES:
+                raise DataError(
+                    f"{path}: its header names {size:,} bytes, more than {_MOST_IDX_BYTES:,}; give it as Parquet"
+                )
+            content = file.read(size)
+            longer = file.read(1)  # at the end of a .gz file, its checksum is compared
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if content[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions; download it again")
-    begin = 4 + 4 * dimensions
-    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, begin, 4)]
-    if len(content) < begin + math.prod(shape):
-        raise DataError(f"{path}: truncated; download it again")
-    return np.frombuffer(content, np.uint8, math.prod(shape), begin).reshape(shape)
+    if len(content) < size or longer:
+        raise DataError(f"{path}: {'longer than its header says' if longer else 'truncated'}; download it again")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 # Finding and fetching
