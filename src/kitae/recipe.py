@@ -36,8 +36,8 @@ SHIPPED = Path(__file__).with_name("recipes")
 OPS_BY_NAME = "augment.train."
 """Prefix of an op in an override, by its name or by its position in the list."""
 
-# PyYAML does not catch errors of its constructors, such as those of impossible dates and odd tags.
-_YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError)
+# PyYAML does not catch errors of its constructors, such as those of impossible dates, odd tags and huge numbers.
+_YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError)
 _OPTIMIZER = "train.optimizer.name"
 _MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake or an attack
 
