@@ -109,6 +109,7 @@ def test_overrides_apply_in_order_and_a_section_keeps_what_follows_it() -> None:
         (["trian.epochs=3"], r"unknown field 'trian' \(did you mean train\?\)"),
         (["train.epochs=many"], r"train\.epochs: should be a valid integer.*'many'"),
         (["train.epochs=-1"], r"train\.epochs: .*greater than or equal to 0"),
+        ([f"train.epochs=1{'0' * 400}"], r"train\.epochs: should be less than 2147483648"),
         (["train.batch_size=33"], r"train\.batch_size: .*multiple of 2"),
         (["train.epochs"], "must be FIELD=VALUE"),
         (["train.epochs.x=1"], "epochs is a single value and has no field 'x'"),

@@ -247,8 +247,8 @@ class TrainSpec(GrowingSpec):
         {"epoch_steps", "recut", "validate_every", "probe", "progressive", "sync_bn", "process_timeout"}
     )
 
-    epochs: int = Field(10, ge=0)
-    epoch_steps: int | None = Field(None, ge=1)
+    epochs: int = Field(10, ge=0, lt=2**31)
+    epoch_steps: int | None = Field(None, ge=1, lt=2**31)
     recut: tuple[tuple[int, int], ...] = ()
     validate_every: int = Field(1, ge=1)
     batch_size: int = Field(128, ge=2, multiple_of=2)
