@@ -428,7 +428,7 @@ LINKED = fake(ROWS // 6 % 2, groups=ROWS // 6, twins=np.where(ROWS % 6 == 0, 0, 
     ("data", "fields", "words"),
     [
         (fake([0] * 9, classes=("cats",)), {}, r"only one class \('cats'\)"),
-        (fake([0, 0, 2, 2], classes=("a", "b", "c")), {}, "class 'b' has no training image$"),
+        (fake([0, 0, 2, 2], classes=("a", "b", "c")), {}, "class .b. has no training image; add .* the class$"),
         (fake([0] * 9, classes=("a", "b", "c")), {}, r"class 'b' \(and 1 other class\) has no training image"),
         (fake([0, 0, 1], [TRAIN, TRAIN, TEST]), {}, "class 'class 1' has no training image"),
         (fake([0, 1], [TEST, TEST]), {}, r"class 'class 0' \(and 1 other class\) has no training image"),

@@ -397,7 +397,9 @@ def _rank_in_class(labels: NDArray[np.int64], order: Rows) -> NDArray[np.int64]:
 def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if empty.size:
-        raise DataError(f"class {classes[empty[0]]!r}{_others(empty)} has no training image")
+        raise DataError(
+            f"class {classes[empty[0]]!r}{_others(empty)} has no training image; add some, or remove the class"
+        )
 
 
 def _others(found: NDArray[np.int64]) -> str:
