@@ -11,10 +11,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms.v2 import functional as tv
 
+from kitae.augment.ops.geometry import RandomResizedCrop
+from kitae.augment.plan import sample_key
+from kitae.crops import SLOT, PictureCrop
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.data.store import open_store
 from kitae.errors import TrainingInterruptedError
 from kitae.pipelines.bench import bench, estimate
 from kitae.pipelines.setup import Setup
@@ -70,6 +78,46 @@ def test_a_crop_that_is_not_first_or_has_a_size_of_its_own(tmp_path: Path) -> No
     setup = Setup.of(Run.create(tmp_path / "own", own))
     assert setup.drawn == (3, 20, 20)
     assert setup.images.gather(setup.splits.train[:3], seed=0, epoch=0)[0].shape == (3, 3, 20, 20)
+
+
+def energy(pixels: NDArray[np.uint8]) -> float:
+    """Mean square of the Laplacian of the luma of [3, H, W]."""
+    p = np.tensordot([0.299, 0.587, 0.114], pixels.astype(np.float64), 1)
+    edges = 4 * p[1:-1, 1:-1] - p[:-2, 1:-1] - p[2:, 1:-1] - p[1:-1, :-2] - p[1:-1, 2:]
+    return float(np.square(edges).mean())
+
+
+def test_what_is_seen_is_as_sharp_as_torchvision_s_from_the_files(tmp_path: Path) -> None:
+    """Photographs of 640 pixels and more, so that they are read at reduced scale and reduced for the store."""
+    side = 96
+    for number, encoded in enumerate(open_source(DataSpec(source="photos-mini")).some(10)):
+        assert isinstance(encoded, bytes)
+        file = tmp_path / "photos" / f"class {number % 2}" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(io.BytesIO(encoded)) as small:
+            large = small.convert("RGB").resize((4 * small.width, 4 * small.height), Image.Resampling.LANCZOS)
+        large.save(file, quality=90)
+    store = open_store(DataSpec(source=f"folder:{tmp_path / 'photos'}", image_size=side))
+    pictures, crop = store.images, RandomResizedCrop()
+    assert isinstance(pictures, Pictures)
+    reader, numbers = PictureCrop(crop, pictures, 1), np.array([side, side, *crop.scale, *crop.ratio])
+    evaluated, cropped = np.zeros(2), np.zeros(2)
+    for row, name in enumerate(store.names):
+        with Image.open(tmp_path / "photos" / name) as image:
+            tensor = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+        centre = tv.center_crop(tv.resize(tensor, [side], antialias=True), [side, side])
+        evaluated += energy(pictures[row]), energy(centre.numpy())
+        height, width = int(pictures.heights[row]), int(pictures.widths[row])
+        assert height < tensor.shape[1] / 2
+        for epoch in range(6):
+            seen = reader(np.array([row]), np.array([row]), 0, epoch)[0]
+            codes, args = np.zeros(1, np.int64), np.zeros(12)
+            crop.plan(sample_key(0, epoch, row, SLOT), numbers, codes, args, height, width)
+            window = args[:4] * np.tile([tensor.shape[1] / height, tensor.shape[2] / width], 2)
+            theirs = tv.resized_crop(tensor, *map(round, window.tolist()), [side, side], antialias=True)
+            cropped += energy(seen), energy(theirs.numpy())
+    assert evaluated[0] / evaluated[1] == pytest.approx(1, abs=0.1)
+    assert cropped[0] / cropped[1] == pytest.approx(1, abs=0.1)
 
 
 def test_predictions_of_files_are_those_of_the_evaluation(run: Run, tmp_path: Path) -> None:
