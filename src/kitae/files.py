@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from kitae.errors import DataError, KitaeError
+from kitae.errors import DataError, KitaeError, one_line
 
 _MAX_JSON_BYTES = 1_000_000_000
 _READABLE_BYTES = 10_000_000  # above, JSON is written without indentation, or a confusion matrix fills the disk
@@ -194,6 +194,20 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON object in each line, atomically. NaN and infinity are not JSON and raise ValueError."""
     write_atomically(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values).encode())
+
+
+def read_parquet(path: Path, *, error: type[KitaeError] = KitaeError) -> Any:
+    """The pyarrow Table of a file.
+
+    Raises:
+        KitaeError: of type `error`: it cannot be read, or is damaged.
+    """
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(path.read_bytes()))  # it only opens paths in UTF-8
+    except (OSError, pyarrow.ArrowException) as problem:
+        raise error(f"{path}: is damaged ({one_line(problem)}); copy it again, or delete it") from problem
 
 
 def write_parquet(table: Any, path: Path) -> None:

@@ -306,15 +306,13 @@ class Run:
             the probability of `predicted`) and `probabilities` (K float32 that sum to 1, in the order of `classes`).
 
         Raises:
-            TrainingError: there is no such file: the run is not finished, or was trained without a test.
+            TrainingError: the file is damaged, or missing: the run is not finished, or was trained without a test.
         """
-        import pyarrow.parquet
-
         file = self.path / "predictions.parquet"
         if not file.is_file():
             why = "it was trained without a test, or the file was deleted" if self.finished else self._cure
             raise TrainingError(f"{self.path}: has no predictions.parquet; {why}")
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(file.read_bytes()))  # it only opens paths in UTF-8
+        return files.read_parquet(file, error=TrainingError)
 
     def _json(self, name: str, why: str, *keys: str) -> dict[str, Any]:
         file = self.path / name

@@ -605,6 +605,7 @@ def of_format(number: int, content: bytes) -> bytes:
         ("model.json", lambda _: b"{", Run.facts, TrainingError, "is damaged"),
         ("model.json", lambda _: b"{}", Run.predictor, TrainingError, "damaged.* no classes"),
         ("model.json", lambda whole: of_format(99, whole), Run.predictor, TrainingError, "newer version"),
+        ("predictions.parquet", lambda whole: whole[:1000], Run.predictions, TrainingError, "is damaged"),
         ("splits.npz", lambda _: b"PK", Setup.of, DataError, ""),
     ],
 )

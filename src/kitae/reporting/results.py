@@ -358,10 +358,10 @@ def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
     """The predictions on test, or None where their file was deleted to save room, or test was not opened."""
     import pyarrow
 
+    file = run.path / "predictions.parquet"
+    if not file.is_file():
+        return None
     try:
         return Predicted(run.predictions(), classes)
-    except TrainingError:
-        return None
-    except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
-        cure = "delete it; the page then omits the predictions"
-        raise KitaeError(f"{run.path / 'predictions.parquet'}: is damaged; {cure}") from error
+    except (TrainingError, pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise KitaeError(f"{file}: is damaged; delete it; the page then omits the predictions") from error
