@@ -159,6 +159,11 @@ PLANS = [
                                       "train.optimizer.lr": 0.02, "train.seed": 7, "train.device": "cpu",
                                       "train.label_smoothing": 0.2, "data.image_size": 64, "data.val_fraction": 0.3,
                                       "augment.train": ()}),
+    Row("pets", {"set": ("augment.train.random_resized_crop.scale=[0.5, 1]", "augment.train.horizontal_flip=null")},
+        {"augment.train": ({"random_resized_crop": {"scale": [0.5, 1]}},)}),
+    Row("tiny", {"set": ("augment.train.random_erasing.p=0.5", "augment.train.1=vertical_flip")},
+        {"augment.train": ({"random_crop": {"padding": 2, "mode": "reflect"}}, {"vertical_flip": {}},
+                           {"random_erasing": {"p": 0.5}})}),
     Row("pets", {"model": "resnet18"}, {"model.name": "resnet18", "model.pretrained": False}),
     Row("pets", {"model": "timm:resnet18"}, {"model.pretrained": True}),
     # the probe that is said is the one of the recipe

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from kitae import console
+from kitae.augment.spec import AugmentSpec
 from kitae.data.spec import DataSpec
 from kitae.errors import MissingExtraError, install
 from kitae.files import user_path
@@ -74,10 +75,7 @@ _TUNING_RATE = 3.5e-4
 _VIEWS = 1
 _FEW = 1000  # with fewer images, a single split is unreliable
 _FEW_STEPS = 100  # fewer from scratch are said to be few
-_PHOTO_OPS: list[dict[str, Any]] = [
-    {"random_resized_crop": {"scale": [0.35, 1.0]}},
-    {"horizontal_flip": {}},
-]
+_PHOTO_OPS: list[dict[str, Any]] = [{"random_resized_crop": {"scale": [0.35, 1.0]}}, {"horizontal_flip": {}}]
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,10 @@ def plan(
     if not isinstance(minutes, Clock):
         minutes = Clock.of(DEFAULT_MINUTES if minutes is None else minutes, time.monotonic())
     choices = by_option(choices or Choices())
-    bare = Recipe(name=name_of(source), data=DataSpec(source=source))
+    # The ops that any plan may have, so that their parameters can be set.
+    ops = {name: {name: own} for op in (*_PHOTO_OPS, *_tiny_ops(LEAST)) for name, own in op.items()}
+    augment = AugmentSpec(train=tuple(ops.values()))
+    bare = Recipe(name=name_of(source), data=DataSpec(source=source), augment=augment)
     # Fails on a wrong choice before reading the data.
     asked = apply(bare.model_copy(update={"model": ModelSpec(pretrained=True)}), choices)
     if isinstance(asked.model.pretrained, str) and not (dry and not user_path(asked.model.pretrained).exists()):
@@ -493,8 +494,5 @@ class _Planner:
 
 
 def _tiny_ops(size: int) -> list[dict[str, Any]]:
-    return [
-        {"random_crop": {"padding": max(1, size // 12), "mode": "reflect"}},
-        {"horizontal_flip": {}},
-        {"random_erasing": {"p": 0.25}},
-    ]
+    crop = {"padding": max(1, size // 12), "mode": "reflect"}
+    return [{"random_crop": crop}, {"horizontal_flip": {}}, {"random_erasing": {"p": 0.25}}]
