@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -361,6 +363,17 @@ def test_contact_sheet_that_cannot_be_written(make_folder: Callable[..., Path], 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"sheet\.png: the contact sheet cannot be written"):
         check(DataSpec(source=f"folder:{make_folder('a', 'b')}"), sheet=tmp_path / "file" / "sheet.png")
+
+
+def test_a_full_disk_keeps_the_contact_sheet_of_before(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sheet.png").write_bytes(b"of before")
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    with pytest.raises(DataError, match=r"sheet\.png: the contact sheet cannot be written \(No space"):
+        check(DataSpec(source=f"folder:{make_folder('a', 'b')}"), sheet=tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes() == b"of before"
+    assert not list(tmp_path.glob(".sheet*")), "nothing is left behind"
 
 
 def test_class_names_with_markup_or_other_scripts(make_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError, KitaeError
-from kitae.files import one_line_yaml, user_path
+from kitae.files import one_line_yaml, replacing, user_path
 from kitae.preprocess import depth_of, flattened
 
 # Above this similarity, two images count as copies of one picture, and different labels as a conflict. On the 600
@@ -253,7 +253,7 @@ def check(
         spec: how training would split it; by default `source` where that is a spec.
         planned: split as a planned run does, which chooses `val_fraction`; by default where no spec is given.
         progress: called with (images done, images in all); None shows it on a terminal and in a notebook.
-        sheet: where to write a contact sheet (PNG) with some training images of every class.
+        sheet: where to write a contact sheet (PNG) with some training images of each class, of 100 classes at most.
         threads: reading threads; by default one a processor.
 
     Raises:
@@ -442,7 +442,7 @@ def _write_sheet(path: Path, lines: dict[str, list[Image.Image]]) -> None:
         for column, tile in enumerate(tiles):
             sheet.paste(tile, (gap + column * step, top + text))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, "PNG")
+        with replacing(path) as file:
+            sheet.save(file, "PNG")
     except OSError as error:
         raise DataError(f"{path}: the contact sheet cannot be written ({error.strerror or error})") from error
