@@ -67,14 +67,30 @@ def pictures(home: Path) -> Path:
 
 
 def test_help_loads_nothing_heavy(home: Path) -> None:
-    code = (
-        "import sys\nsys.argv = ['kitae', '--help']\nfrom kitae.cli import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = ('pydantic', 'torch', 'numba', 'matplotlib', 'pyarrow', 'scipy')\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
+    """That of Kitae and of every command."""
+    code = """
+import sys
+from kitae.cli import app, main
+
+def show(within, *path):
+    sys.argv = ["kitae", *path, "--help"]
+    try:
+        main()
+    except SystemExit:
+        shown.append(path)
+    for name in within:
+        if not name.startswith("-"):
+            show(within[name], *path, name)
+
+shown = []
+show(app)
+heavy = ("pydantic", "torch", "numba", "matplotlib", "pyarrow", "scipy")
+print(len(shown), ("data", "check") in shown, [name for name in heavy if name in sys.modules])
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+    count, nested, heavy = result.stdout.splitlines()[-1].split(" ", 2)
+    assert int(count) > 12
+    assert (nested, heavy) == ("True", "[]")
 
 
 def test_options_that_repeat_a_type_have_its_values() -> None:
