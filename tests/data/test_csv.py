@@ -49,7 +49,7 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (("file,kind", "images/0.png,a"), "label"),
+        (("file,kind", "images/0.png,a"), r"no column 'label'.*or set data\.label_column"),
         (("path,label", "images/0.png,a", "images/9.png,b", "8.png,b"), r"line 3.*9\.png, and 1 more; .*data fix"),
         (("path;label", "images/0.png;a"), "separated by ';'"),
         (("path;label", "images/0.png;a, b"), "separated by ';'"),
@@ -70,6 +70,26 @@ def test_mistakes_name_the_line(tmp_path: Path, lines: tuple[str, ...], words: s
     images(tmp_path)
     with pytest.raises(DataError, match=words):
         open_source(write(tmp_path, *lines)).table  # noqa: B018
+
+
+def test_other_columns_can_be_named(tmp_path: Path) -> None:
+    names = images(tmp_path, 4)
+    lines = [f"{name},{'cat' if n % 2 else 'dog'},{'tabby' if n > 1 else 'pug'},x.png" for n, name in enumerate(names)]
+    spec = write(tmp_path, "Photo,label,Breed,path", *lines)
+    chosen = spec.model_copy(update={"image_column": "photo", "label_column": "breed"})
+    source = open_source(chosen)
+    assert list(source.table.names) == names
+    assert source.table.classes == ("pug", "tabby")
+    assert source.table.labels.tolist() == [0, 0, 1, 1]
+    other = open_source(chosen.model_copy(update={"label_column": "label"}))
+    assert other.table.classes == ("cat", "dog")
+    assert other.fingerprint() != source.fingerprint()
+    missing = chosen.model_copy(update={"label_column": "bred"})
+    refused(
+        DataError, r"no column 'bred' \(data\.label_column\); its columns are Photo, label, Breed", open_source, missing
+    )
+    fixed = fix(source, check(source, chosen), tmp_path / "fixed.csv")
+    assert open_source(DataSpec(source=f"csv:{fixed.path}")).table.classes == ("pug", "tabby")
 
 
 def test_paths_that_were_written_on_windows_are_found(tmp_path: Path) -> None:

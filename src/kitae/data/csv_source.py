@@ -19,19 +19,29 @@ from kitae.files import user_path
 
 _PATHS = ("path", "file", "filename", "image", "image_path", "filepath")
 _LABELS = ("label", "class", "class_name", "category", "target")
+_IMAGE, _LABEL = "image", "label"  # what data.image_column and data.label_column are unless another column is named
 
 
 class CsvSource(FileSource):
     """Rows of a CSV file with a header: a path and a label each, and optionally a split and a group.
 
     The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
-    target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file.
+    target), `split` (train, val, test and their usual spellings) and `group`. `image_column` and `label_column` name
+    other columns of paths and labels. Relative paths start at the CSV file.
     `kitae_key` is written by `kitae data fix`, so that mostly the same images are drawn for test.
     Labels are class names, even if they are numbers. `groups` names another column of groups, or a rule for the paths
     as they are written (see `DataSpec.groups`).
     """
 
-    def __init__(self, path: str | Path, groups: str | None = None, *, gaps: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        groups: str | None = None,
+        *,
+        gaps: bool = False,
+        image_column: str = _IMAGE,
+        label_column: str = _LABEL,
+    ) -> None:
         """Reads the rows.
 
         Args:
@@ -49,6 +59,8 @@ class CsvSource(FileSource):
             raise DataError(f"{self.name}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{self.name}: not UTF-8 text; save it as UTF-8") from error
+        given = ("data.image_column", image_column, _IMAGE), ("data.label_column", label_column, _LABEL)
+        self._named = {field: column for field, column, usual in given if column != usual}
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         # Strict, or a quote that is not closed would take the next rows into its cell in silence.
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
@@ -57,7 +69,8 @@ class CsvSource(FileSource):
         try:
             header = [column.strip() for column in reader.fieldnames or () if column.strip()]
             last = reader.line_num
-            self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
+            self._path = self._column(header, _PATHS, "data.image_column")
+            self._label = self._column(header, _LABELS, "data.label_column")
             for row in reader:  # blank lines are not rows
                 last = reader.line_num
                 self._rows.append((last, self._stripped(row, last)))
@@ -102,14 +115,18 @@ class CsvSource(FileSource):
             return self.path.parent / user_path(written.replace("\\", "/"))
         return file
 
-    def _column(self, header: list[str], names: tuple[str, ...]) -> str:
+    def _column(self, header: list[str], usual: tuple[str, ...], field: str) -> str:
+        named = self._named.get(field)
+        names = usual if named is None else (named.lower(),)
         found = [column for name in names for column in header if column.lower() == name]
         if not found:
             if len(header) == 1 and (other := next((mark for mark in ";\t" if mark in header[0]), "")):
                 raise DataError(f"{self.name}: its columns are separated by {other!r}; save it with commas")
+            if named is not None:
+                raise DataError(f"{self.name}: has no column {named!r} ({field}); its columns are {', '.join(header)}")
             raise DataError(
                 f"{self.name}: has no column {names[0]!r} (its columns are {', '.join(header) or 'none'}); the first "
-                f"line must name one of {', '.join(_PATHS)} and one of {', '.join(_LABELS)}"
+                f"line must name one of {', '.join(_PATHS)} and one of {', '.join(_LABELS)}, or set {field}"
             )
         return found[0]
 
@@ -118,7 +135,7 @@ class CsvSource(FileSource):
 
     def identity(self) -> dict[str, Any]:
         # A list that was written again may have its old size and time, and change while its images are looked for.
-        return {"text": self._digest}
+        return {"text": self._digest, **self._named}
 
     def load_table(self) -> Table:
         classes, labels = numbered([row[self._label] for _, row in self._rows])

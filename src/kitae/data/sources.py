@@ -351,7 +351,10 @@ SOURCES = {
         "PATH", ".parquet", groups=True,
     ),
     "csv": Kind(
-        lambda _, path, spec, __: CsvSource(path, spec.groups, gaps=spec.on_corrupt == "skip"),
+        lambda _, path, spec, __: CsvSource(
+            path, spec.groups, gaps=spec.on_corrupt == "skip", image_column=spec.image_column,
+            label_column=spec.label_column,
+        ),
         "PATH", ".csv", groups=True,
     ),
     "webdataset": Kind(lambda _, __, spec, progress: ShardSource(spec, progress), "SHARDS"),

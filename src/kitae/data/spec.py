@@ -70,7 +70,8 @@ class DataSpec(GrowingSpec):
             `blocks` for shards and for a store of more than half the memory, else `full`.
         shuffle_buffer: images of a window, with `blocks`.
         shard_cache_gb: size limit of the cache of shards from URLs; the least recently used are removed first.
-        image_column, label_column: names of the Parquet columns.
+        image_column, label_column: names of the columns of a Parquet file, or of a CSV file, in which images are paths.
+            At the defaults, other usual names of these columns are tried too.
         groups: how the group of an image is found; images of one group (a patient, a video, a burst) are never in two
             splits. A column of the CSV or Parquet file; `parent`, the folder of the file (in a folder of classes, its
             path below the class); or a regular expression that is searched in the file's path and whose first group
