@@ -482,7 +482,7 @@ class Run:
         images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
         logits, labels = predictor.logits(images.gather, images.rows, show=True)
         copies = splits.copies(store.twins, rows) if split == "test" else None
-        return evaluate(logits, labels, predictor.classes, predictor.temperature, copies, store.groups is not None)
+        return evaluate(logits, labels, predictor.classes, predictor.temperature, copies, store.groups_of(rows))
 
     def predict(
         self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import comb, inf
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
 from kitae.evaluation import intervals
@@ -34,22 +36,111 @@ def test_normal_mean() -> None:
     assert intervals.normal_mean([1.0]) is None
 
 
+def of_classes(successes: list[int], counts: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Images of so many classes, of which so many are right: hits and labels."""
+    hits = [np.arange(count) < right for right, count in zip(successes, counts, strict=True)]
+    return np.concatenate(hits), np.repeat(np.arange(len(counts)), counts)
+
+
 def test_balanced_leaves_empty_classes_out() -> None:
-    assert intervals.balanced([3, 0, 9], [10, 0, 10]) == intervals.balanced([3, 9], [10, 10])
-    assert intervals.balanced([0], [0]) is None
-    low, high = intervals.balanced([10, 10], [10, 10]) or (1, 1)
+    assert intervals.balanced(*of_classes([3, 0, 9], [10, 0, 10])) == intervals.balanced(*of_classes([3, 9], [10, 10]))
+    assert intervals.balanced(*of_classes([0], [0])) is None
+    low, high = intervals.balanced(*of_classes([10, 10], [10, 10])) or (1, 1)
     assert low < 0.95, "ten out of ten is not certainty"
     assert high == 1.0
 
 
 def test_balanced_covers_the_truth() -> None:
     generator = np.random.default_rng(0)
-    accuracies, counts = np.array([0.95, 0.7, 0.5, 0.85]), np.array([400, 60, 25, 120])
+    accuracies, counts = np.array([0.95, 0.7, 0.5, 0.85]), [400, 60, 25, 120]
     hits = 0
     for _ in range(1000):
-        low, high = intervals.balanced(generator.binomial(counts, accuracies), counts) or (1, 0)
+        low, high = intervals.balanced(*of_classes(generator.binomial(counts, accuracies).tolist(), counts)) or (1, 0)
         hits += low <= accuracies.mean() <= high
     assert 0.93 <= hits / 1000 <= 0.97
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+def patients(
+    generator: np.random.Generator, count: int, images: int, alike: float = 3.0
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Images of so many patients: which are right (80 % on average), their classes and their groups.
+
+    Args:
+        alike: the sum of the Beta distribution of a patient's own accuracy; the smaller, the more patients differ.
+    """
+    groups = np.repeat(np.arange(count), images)
+    right = generator.random(len(groups)) < generator.beta(0.8 * alike, 0.2 * alike, count)[groups]
+    return right, np.repeat(generator.integers(0, 2, count), images), groups
+
+
+@pytest.mark.parametrize(("count", "images"), [(12, 20), (60, 10)])
+def test_intervals_of_groups_cover_the_choice_of_groups(count: int, images: int) -> None:
+    generator, trials = np.random.default_rng(5), 400
+    covered: dict[str, float] = {}
+    for _ in range(trials):
+        right, labels, groups = patients(generator, count, images)
+        for name, found in {
+            "as independent": intervals.proportion(right),
+            "share": intervals.proportion(right, groups),
+            "mean": intervals.normal_mean(right, groups),
+            "classes": intervals.balanced(right, labels, groups),
+            "bootstrap": intervals.bootstrap(
+                lambda rows, right=right: float(right[rows].mean()), len(right),
+                estimate=float(right.mean()), groups=groups, replicates=100,
+            ),
+        }.items():  # fmt: skip
+            low, high = found or (1, 0)
+            covered[name] = covered.get(name, 0) + (low <= 0.8 <= high) / trials
+    assert covered.pop("as independent") < 0.75
+    # Few groups are not normal, and the bootstrap has no correction for their small number.
+    assert covered.pop("bootstrap") > (0.75 if count == 12 else 0.85)
+    assert all(0.89 < share < 0.99 for share in covered.values()), covered
+
+
+def test_groups_of_one_image_are_as_independent_images() -> None:
+    right, labels, groups = patients(np.random.default_rng(6), 5000, 1)
+    assert intervals.effective(right, groups) == pytest.approx(len(right), rel=0.002)
+    assert intervals.effective(right, None) == len(right)
+    assert intervals.balanced(right, labels, groups) == pytest.approx(intervals.balanced(right, labels), rel=1e-3)
+
+
+def test_equal_images_of_a_group_count_once() -> None:
+    groups = np.repeat(np.arange(1000), 7)
+    right = np.random.default_rng(7).random(1000) < 0.7
+    assert intervals.effective(right[groups], groups) == pytest.approx(1000, rel=0.005)
+    every = np.ones(7000, bool)
+    assert intervals.effective(every, groups) == pytest.approx(1000, rel=0.005), "nothing is known of the groups"
+    assert intervals.effective(every, groups, alike=False) == pytest.approx(7000, rel=0.005)
+    assert (intervals.proportion(every, groups) or (0, 0))[1] == 1.0
+
+
+def test_a_single_group_says_nothing_about_others() -> None:
+    one, right, labels = np.zeros(30, np.int64), np.arange(30) < 20, np.arange(30) % 2
+    assert intervals.accuracy(right, one) == {"accuracy": 20 / 30, "accuracy_interval": None}
+    assert intervals.normal_mean(right, one) is None
+    assert intervals.balanced(right, labels, one) is None
+    assert intervals.bootstrap(lambda _: 0.0, 30, estimate=0.0, groups=one) is None
+    assert intervals.paired_difference(labels, labels, labels, one) == (0, (-1, 1))
+    assert intervals.balanced_difference(labels, labels, labels, one) == (0, (-1, 1))
+
+
+@pytest.mark.parametrize("difference", [intervals.paired_difference, intervals.balanced_difference])
+def test_a_difference_of_groups_covers_the_choice_of_groups(
+    difference: Callable[..., tuple[float, intervals.Interval]],
+) -> None:
+    generator, trials, covered = np.random.default_rng(8), 300, {False: 0, True: 0}
+    for _ in range(trials):
+        labels, groups = np.tile([0, 1], 200), np.repeat(np.arange(40), 10)
+        worse = generator.beta(0.2, 1.8, 40)  # of each patient, a tenth on average
+        after = np.where(generator.random(400) < worse[groups], 1 - labels, labels)
+        for grouped in covered:
+            _, (low, high) = difference(labels, after, labels, groups if grouped else None)
+            covered[grouped] += low <= -0.1 <= high
+    assert covered[False] / trials < 0.8
+    assert covered[True] / trials > 0.87
 
 
 def test_the_bootstrap_of_a_mean_is_about_the_normal_interval() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kitae.errors import CompressionError, RecipeError, TrainingError, TrainingInterruptedError
+from kitae.evaluation import intervals
 from kitae.evaluation.calibration import fit_temperature, probabilities
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
@@ -102,10 +103,16 @@ def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) 
     right = sum(fold["count"] * fold["accuracy"] for fold in found["folds"])
     assert found["accuracy"] == pytest.approx(right / 48)
     assert run.predictions().num_rows == 48
-    for part in (found, Run.open(run.fold(1)).evaluation()["test"]):
-        assert "images of one group are taken as independent" in part["intervals"]["covers"]
+    table, store = run.predictions(), run.open_store()
+    hits = [row["label"] == row["predicted"] for row in table.to_pylist()]
+    order = [list(store.names).index(name) for name in table["name"].to_pylist()]
+    assert found["accuracy_interval"] == intervals.accuracy(hits, store.groups_of(np.array(order)))["accuracy_interval"]
+    assert found["intervals"]["covers"].startswith("the choice of 6 groups; the 3 folds' models are held fixed")
+    assert found["intervals"]["accuracy"] == "Wilson, by groups"
     fold = Run.open(run.fold(1))
-    assert fold.evaluate("val")["intervals"] == fold.evaluation()["val"]["intervals"], "said each time"
+    assert fold.evaluation()["test"]["intervals"]["covers"].startswith("the choice of 2 groups; the trained model")
+    again, before = fold.evaluate("val"), fold.evaluation()["val"]
+    assert (again["intervals"], again["loss_interval"]) == (before["intervals"], before["loss_interval"])
     tested: list[int] = []
     for number in range(1, 4):
         fold = Run.open(run.fold(number))

@@ -104,9 +104,12 @@ class Table:
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         """Some of the images."""
-        groups = None if self.groups is None else self.groups[rows]
         names = [self.names[row] for row in rows.tolist()]
-        return Table(self.classes, self.labels[rows], self.splits[rows], names, self.keys[rows], groups)
+        return Table(self.classes, self.labels[rows], self.splits[rows], names, self.keys[rows], self.groups_of(rows))
+
+    def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The groups of some of the images: int64 [len(rows)]; None without groups."""
+        return None if self.groups is None else np.asarray(self.groups[rows])
 
 
 class Source(ABC):

@@ -106,7 +106,12 @@ def _error(index: NDArray[np.int64], gap: NDArray[np.float64]) -> float:
 
 
 def calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_], *, seed: int = 0, replicates: int = 1000
+    confidence: NDArray[np.float64],
+    correct: NDArray[np.bool_],
+    *,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+    replicates: int = 1000,
 ) -> tuple[float, intervals.Interval | None]:
     """Expected calibration error of predictions, and its 95 % interval (None where N < 2).
 
@@ -121,12 +126,14 @@ def calibration_error(
     Args:
         confidence: float64 [N], the probability of each predicted class.
         correct: bool [N].
+        groups: int [N], equal for images of one group; the bootstrap then draws groups.
     """
     index, gap = bin_of(confidence), confidence - correct
     estimate = _error(index, gap)
     interval = intervals.bootstrap(
-        lambda rows: _error(index[rows], gap[rows]), len(gap), estimate=estimate, seed=seed, replicates=replicates
-    )
+        lambda rows: _error(index[rows], gap[rows]), len(gap), estimate=estimate, groups=groups, seed=seed,
+        replicates=replicates,
+    )  # fmt: skip
     if interval is None:
         return estimate, None
     chance = np.array(

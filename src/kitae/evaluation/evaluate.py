@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from kitae.console import printable
+from kitae.console import plural, printable
 from kitae.errors import DataError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, check_logits, log_probabilities, probabilities
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 """rows int64 [b] -> images uint8 [b, C, H, W], labels int64 [b]."""
-
-GROUPED = "; images of one group are taken as independent, which makes the intervals too short"
-"""What `intervals.covers` also says where images have groups."""
 
 View = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
 """images uint8 [b, C, H, W] -> their views, each uint8 [b, C, H, W]."""
@@ -145,7 +142,7 @@ def evaluate(
     classes: Sequence[str],
     temperature: float = 1.0,
     copies: NDArray[np.bool_] | None = None,
-    grouped: bool = False,
+    groups: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Every number of one split, ready for JSON.
 
@@ -155,7 +152,7 @@ def evaluate(
         classes: K names.
         temperature: of the calibration.
         copies: bool [N], of test images: those whose pixels are also those of a training or validation image.
-        grouped: the images have groups, which the intervals leave out of account; they say so.
+        groups: int [N], equal for images of one group, which the intervals then cover the choice of.
 
     Returns:
         The fields that `Run.evaluate` describes; `without_duplicates` only where there are copies.
@@ -180,50 +177,56 @@ def evaluate(
     result: dict[str, Any] = {"count": count}
     methods: dict[str, Any] = {
         "level": intervals.LEVEL,
-        "covers": "the choice of images; the trained model is held fixed" + GROUPED * grouped,
+        "covers": f"{chosen(groups)}; the trained model is held fixed",
     }
 
     def add(name: str, value: float, interval: intervals.Interval | None, method: str) -> None:
         result[name] = value
         result[f"{name}_interval"] = interval and list(interval)
-        methods[name] = method
+        methods[name] = method if groups is None else f"{method}, by groups"
 
-    hits = int(right.sum())
-    add("accuracy", hits / count, intervals.wilson(hits, count), "Wilson")
+    hits = predicted == truth
+    add("accuracy", int(hits.sum()) / count, intervals.proportion(hits, groups), "Wilson")
     if K > 5:
         best5 = np.argpartition(-values, 4, axis=1)[:, :5]
-        hits5 = int((best5 == truth[:, None]).any(axis=1).sum())
-        add("top5", hits5 / count, intervals.wilson(hits5, count), "Wilson")
+        hits5 = (best5 == truth[:, None]).any(axis=1)
+        add("top5", int(hits5.sum()) / count, intervals.proportion(hits5, groups), "Wilson")
     balanced = float((right[present] / totals[present]).mean())
-    add("balanced_accuracy", balanced, intervals.balanced(right, totals), "normal, independent classes")
+    add("balanced_accuracy", balanced, intervals.balanced(hits, truth, groups), "normal, independent classes")
     f1 = _f1(truth, predicted, K)
     macro_f1 = float(np.nanmean(f1))
     found = intervals.bootstrap(
-        lambda drawn: float(np.nanmean(_f1(truth[drawn], predicted[drawn], K))), count, estimate=macro_f1
+        lambda drawn: float(np.nanmean(_f1(truth[drawn], predicted[drawn], K))), count, estimate=macro_f1, groups=groups
     )
     add("macro_f1", macro_f1, _within(found, 1.0), "bootstrap")
-    add("loss", float(losses.mean()), _within(intervals.normal_mean(losses)), "normal")
-    add("brier", float(briers.mean()), _within(intervals.normal_mean(briers)), "normal")
-    ece, spread = calibration_error(chances[rows, predicted], predicted == truth)
+    add("loss", float(losses.mean()), _within(intervals.normal_mean(losses, groups)), "normal")
+    add("brier", float(briers.mean()), _within(intervals.normal_mean(briers, groups)), "normal")
+    ece, spread = calibration_error(chances[rows, predicted], hits, groups=groups)
     add("ece", ece, spread, "basic bootstrap of 1000 samples of images, from 0 where it could be noise")
     result["temperature"] = float(temperature)
     result["per_class"] = {}
     taken = confusion.sum(axis=0)
     for k, name in enumerate(classes):
-        hit, total = int(right[k]), int(totals[k])
+        own = truth == k
         result["per_class"][name] = {
-            **intervals.accuracy(hit, total),
-            "precision": hit / int(taken[k]) if taken[k] else None,
+            **intervals.accuracy(hits[own], None if groups is None else groups[own]),
+            "precision": int(right[k]) / int(taken[k]) if taken[k] else None,
             "f1": None if np.isnan(f1[k]) else float(f1[k]),
-            "count": total,
+            "count": int(totals[k]),
         }
     result["classes_absent"] = [name for name, here in zip(classes, present, strict=True) if not here]
     result["confusion"] = confusion.tolist()
     result["intervals"] = methods
     if copies is not None and copies.any():
-        own = (predicted == truth)[~copies]
-        result["without_duplicates"] = {"count": len(own), **intervals.accuracy(int(own.sum()), len(own))}
+        own = ~copies
+        accuracy = intervals.accuracy(hits[own], None if groups is None else groups[own])
+        result["without_duplicates"] = {"count": int(own.sum()), **accuracy}
     return result
+
+
+def chosen(groups: NDArray[np.int64] | None) -> str:
+    """What intervals of images with these groups cover."""
+    return "the choice of images" if groups is None else f"the choice of {plural(len(np.unique(groups)), 'group')}"
 
 
 def _f1(truth: NDArray[np.int64], predicted: NDArray[np.int64], K: int) -> NDArray[np.float64]:

@@ -2,6 +2,9 @@
 
 All of them hold the trained model fixed and cover the random choice of the *images* that it is measured on. They do not
 cover the variation between seeds; `kitae study` measures that.
+
+Images of one group (a patient, a video) are alike, so they tell less than as many independent ones. With `groups`, int
+[N], equal for images of one group, an interval covers the choice of the groups; None takes all images as independent.
 """
 
 from __future__ import annotations
@@ -21,7 +24,37 @@ Interval = tuple[float, float]
 _Z = float(keyed.normal_quantile((1 + LEVEL) / 2))
 
 
-def wilson(successes: int, count: int) -> Interval | None:
+def effective(values: ArrayLike, groups: ArrayLike | None, *, alike: bool = True) -> float:
+    """The number of independent images that would tell as much about the mean of `values` [N]; N without groups.
+
+    N over the design effect (Kish 1965): the variance of the mean between groups over that of independent images, at
+    least 1. The groups tell it only roughly, so the count is lowered by (z / t)^2, where t has G - 1 degrees of freedom
+    for G groups (Korn and Graubard 1998, for proportions in surveys).
+
+    Args:
+        alike: all images of a group count as one where all values are equal, which says nothing about the groups.
+
+    Returns:
+        At most N; 0 for a single group, which says nothing about others.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    n = array.size
+    if groups is None or not n:
+        return float(n)
+    from scipy.special import stdtrit
+
+    member = np.unique(np.asarray(groups), return_inverse=True)[1]
+    count = int(member.max()) + 1
+    if count < 2:
+        return 0.0
+    apart = array - array.mean()
+    independent = float(apart @ apart) * n / (n - 1)
+    between = float((np.bincount(member, apart) ** 2).sum()) * count / (count - 1)
+    design = max(1.0, between / independent) if independent > 0 else n / count if alike else 1.0
+    return n / design * (_Z / float(stdtrit(count - 1, (1 + LEVEL) / 2))) ** 2
+
+
+def wilson(successes: float, count: float) -> Interval | None:
     """Score interval of a proportion (Wilson 1927): inside [0, 1], sensible at 0 and 1. None where count is 0."""
     if count == 0:
         return None
@@ -32,36 +65,75 @@ def wilson(successes: int, count: int) -> Interval | None:
     return (0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == count else min(1.0, centre + half))
 
 
-def accuracy(right: int, count: int) -> dict[str, Any]:
-    """`accuracy` and `accuracy_interval` ([low, high], Wilson) of so many images; both None where count is 0."""
-    interval = wilson(right, count)
-    return {"accuracy": right / count if count else None, "accuracy_interval": interval and list(interval)}
+def proportion(hits: ArrayLike, groups: ArrayLike | None = None) -> Interval | None:
+    """Wilson's interval of the share of True in bool [N]. None where N is 0, and for a single group."""
+    array = np.asarray(hits, dtype=bool)
+    count, right = effective(array, groups), int(array.sum())
+    return wilson(count if right == array.size else right * (count / array.size), count) if count else None
 
 
-def normal_mean(values: ArrayLike) -> Interval | None:
-    """Normal interval of the mean of `values` [N]: mean -+ z s / sqrt(N). None where N < 2."""
+def accuracy(hits: ArrayLike, groups: ArrayLike | None = None) -> dict[str, Any]:
+    """`accuracy` and `accuracy_interval` ([low, high], Wilson), where bool [N] says which images are right.
+
+    Both are None where N is 0. A single group has no interval.
+    """
+    array, interval = np.asarray(hits, dtype=bool), proportion(hits, groups)
+    right = int(array.sum())
+    return {"accuracy": right / array.size if array.size else None, "accuracy_interval": interval and list(interval)}
+
+
+def normal_mean(values: ArrayLike, groups: ArrayLike | None = None) -> Interval | None:
+    """Normal interval of the mean of `values` [N]: mean -+ z s / sqrt(N). None where N < 2, and for a single group."""
     array = np.asarray(values, dtype=np.float64)
-    if array.size < 2:
+    if array.size < 2 or not (count := effective(array, groups)):
         return None
-    half = _Z * float(array.std(ddof=1)) / sqrt(array.size)
+    half = _Z * float(array.std(ddof=1)) / sqrt(count)
     mean = float(array.mean())
     return (mean - half, mean + half)
 
 
-def balanced(successes: ArrayLike, counts: ArrayLike) -> Interval | None:
-    """Interval of the mean of per-class accuracies from int [K] correct and int [K] images; empty classes are left out.
+def balanced(hits: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None) -> Interval | None:
+    """Interval of the mean of per-class accuracies. None where N is 0, and for a single group.
 
     Normal, with the variance of independent proportions, each moved half a success away from 0 and 1, so that a class
     without mistakes does not get zero variance (as in Agresti and Coull 1998).
+
+    Args:
+        hits: bool [N], which images are right. labels: int [N]; a class without images is left out.
     """
-    right, total = np.asarray(successes, dtype=np.float64), np.asarray(counts, dtype=np.float64)
-    right, total = right[total > 0], total[total > 0]
-    if total.size == 0:
+    values, truth = np.asarray(hits, dtype=np.float64), np.asarray(labels)
+    if not truth.size:
         return None
+    total = np.bincount(truth)
+    right, total = np.bincount(truth, values)[total > 0], total[total > 0]
     p = (right + 0.5) / (total + 1)
-    half = _Z * sqrt(float((p * (1 - p) / total).sum())) / total.size
+    half = _half_of_classes(p * (1 - p) / total, values, truth, groups)
+    if not np.isfinite(half):
+        return None
     mean = float((right / total).mean())
     return (max(0.0, mean - half), min(1.0, mean + half))
+
+
+def _half_of_classes(
+    variances: ArrayLike,
+    values: NDArray[np.float64],
+    labels: NDArray[Any],
+    groups: ArrayLike | None,
+    *,
+    alike: bool = True,
+) -> float:
+    """Half the normal interval of a mean over classes of the mean of `values` [N] in each; infinite for a single group.
+
+    Args:
+        variances: of the mean in each class that has images, for independent images.
+        alike: as in `effective`.
+    """
+    each = np.asarray(variances, dtype=np.float64)
+    # What each image adds to the mean over classes, less its expectation: groups may have images of several classes.
+    total = np.bincount(labels)
+    apart = (values - (np.bincount(labels, values) / np.maximum(total, 1))[labels]) / total[labels]
+    count = effective(apart, groups, alike=alike)
+    return _Z * sqrt(float(each.sum()) * (labels.size / count)) / each.size if count else float("inf")
 
 
 def bootstrap(
@@ -69,6 +141,7 @@ def bootstrap(
     count: int,
     *,
     estimate: float,
+    groups: ArrayLike | None = None,
     seed: int = 0,
     replicates: int = 1000,
 ) -> Interval | None:
@@ -78,16 +151,23 @@ def bootstrap(
     it): replicates carry the bias twice, and reflecting takes it out once.
 
     Args:
-        statistic: of int64 [count] resampled positions.
-        count: how many images there are.
+        statistic: of resampled positions, int64: `count` of them, or those of as many groups as there are.
+        count: how many images there are; fewer than 2 of them, or of the groups, have no interval.
         estimate: the statistic of all positions, once each.
         seed: keys the resampling; the same seed gives the same interval on every platform.
     """
-    if count < 2:
+    parts: list[NDArray[np.int64]] = []
+    if groups is not None:
+        members = np.unique(np.asarray(groups), return_inverse=True)[1]
+        order = np.argsort(members, kind="stable").astype(np.int64)
+        parts = np.split(order, np.flatnonzero(np.diff(members[order])) + 1)
+    drawn = count if groups is None else len(parts)
+    if drawn < 2 or count < 2:
         return None
     values = np.empty(replicates)
-    for i, words in enumerate(random_words(seed, replicates, count)):
-        values[i] = statistic(((words * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
+    for i, words in enumerate(random_words(seed, replicates, drawn)):
+        places = ((words * np.uint64(drawn)) >> np.uint64(32)).astype(np.int64)
+        values[i] = statistic(np.concatenate([parts[place] for place in places]) if parts else places)
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return (min(estimate, float(2 * estimate - high)), max(estimate, float(2 * estimate - low)))
 
@@ -113,7 +193,9 @@ def median(values: ArrayLike) -> Interval | None:
     return None if np.isnan(low) or np.isnan(high) else (float(low), float(high))
 
 
-def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> tuple[float, Interval]:
+def paired_difference(
+    before: ArrayLike, after: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[float, Interval]:
     """Accuracy of `after` minus accuracy of `before` on the same images, with an interval.
 
     Only images that exactly one of the two gets right count, so the interval is much narrower than that of either
@@ -123,14 +205,20 @@ def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) ->
     Args:
         before, after: int [N] predicted classes.
         labels: int [N], at least one.
+        groups: without changes, images of a group count as independent: rounding rarely changes a whole group.
     """
     truth = np.asarray(labels)
     was, now = np.asarray(before) == truth, np.asarray(after) == truth
     gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
-    return (gained - lost) / truth.size, _tango(gained, lost, truth.size)
+    count = effective(now.astype(np.float64) - was, groups, alike=False)
+    share = count / truth.size
+    found = _tango(gained * share, lost * share, count) if count else (-1.0, 1.0)
+    return (gained - lost) / truth.size, found
 
 
-def balanced_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> tuple[float, Interval]:
+def balanced_difference(
+    before: ArrayLike, after: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[float, Interval]:
     """The same of balanced accuracy, the mean over the classes of the accuracy in each.
 
     Normal, with the variance of paired proportions in each class, half an image added to each of the four cells of
@@ -139,6 +227,7 @@ def balanced_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) 
     Args:
         before, after: int [N] predicted classes.
         labels: int [N]; a class without images is left out.
+        groups: as in `paired_difference`.
     """
     truth = np.asarray(labels)
     changes = (np.asarray(after) == truth).astype(np.float64) - (np.asarray(before) == truth)
@@ -148,7 +237,7 @@ def balanced_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) 
         means.append(float(inside.mean()))
         moved = float((inside != 0).sum())
         variances.append((moved + 1 - inside.sum() ** 2 / (inside.size + 2)) / (inside.size + 2) ** 2)
-    mean, half = sum(means) / len(means), _Z * sqrt(sum(variances)) / len(means)
+    mean, half = sum(means) / len(means), _half_of_classes(variances, changes, truth, groups, alike=False)
     return mean, (max(-1.0, mean - half), min(1.0, mean + half))
 
 
@@ -157,7 +246,7 @@ def least_drop(count: int) -> float:
     return 100 * _Z**2 / (count + _Z**2)
 
 
-def _tango(gained: int, lost: int, count: int) -> Interval:
+def _tango(gained: float, lost: float, count: float) -> Interval:
     estimate = (gained - lost) / count
 
     def score(d: float) -> float:

@@ -19,7 +19,18 @@ from kitae.compression.spec import CompressSpec
 from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
-from kitae.pipelines.candidates import NAMES, Bench, Candidate, Scoring, hopeless, labels_of, lost, predict, within
+from kitae.pipelines.candidates import (
+    NAMES,
+    Bench,
+    Candidate,
+    Groups,
+    Scoring,
+    hopeless,
+    labels_of,
+    lost,
+    predict,
+    within,
+)
 from kitae.pipelines.networks import Network, Networks, percent
 from kitae.reporting.compression_results import CompressionRecord, Tested
 
@@ -123,17 +134,17 @@ def search(networks: Networks, bench: Bench) -> Outcome:
     return Outcome(record, tuple(candidates), winner, network.shape, _filters(networks.original.model, network))
 
 
-def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring) -> Tested:
-    """Open test, once, for the original and the winner; see `CompressionResult.test`."""
+def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring, groups: Groups = None) -> Tested:
+    """Open test, once, for the original and the winner; see `CompressionResult.test`. `groups`: of the test images."""
     labels = labels_of(test)
     before, after = (
         predict(item.path.read_bytes(), test, item.precision).argmax(axis=1)
         for item in (outcome.baseline, outcome.winner)
     )
-    change = scoring.drop(before, after, labels)
+    change = scoring.drop(before, after, labels, groups)
     return Tested.model_validate({
-        "baseline": {"name": outcome.baseline.name, **scoring.accuracy(before, labels)},
-        "winner": {"name": outcome.winner.name, **scoring.accuracy(after, labels)},
+        "baseline": {"name": outcome.baseline.name, **scoring.accuracy(before, labels, groups)},
+        "winner": {"name": outcome.winner.name, **scoring.accuracy(after, labels, groups)},
         **change,
         "count": len(labels),
         "within_budget": within(change["drop"], spec),

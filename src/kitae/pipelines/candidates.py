@@ -46,6 +46,9 @@ _SENSITIVITY_IMAGES = 512
 _TIMINGS = 50  # of each file
 _SAME_LATENCY = 1.05
 
+Groups = NDArray[np.int64] | None
+"""int64 [N], equal for images of one group; None without groups."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -90,26 +93,30 @@ class Scoring:
     def name(self) -> str:
         return "balanced accuracy" if self.balanced else "accuracy"
 
-    def accuracy(self, predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    def accuracy(
+        self, predicted: NDArray[np.int64], labels: NDArray[np.int64], groups: Groups = None
+    ) -> dict[str, Any]:
         """`accuracy` and `accuracy_interval`."""
         right = predicted == labels
         if not self.balanced:
-            return intervals.accuracy(int(right.sum()), len(labels))
+            return intervals.accuracy(right, groups)
         counts = np.bincount(labels)
         hits = np.bincount(labels[right], minlength=len(counts))
-        interval = intervals.balanced(hits, counts)
+        interval = intervals.balanced(right, labels, groups)
         mean = float((hits[counts > 0] / counts[counts > 0]).mean())
         return {"accuracy": mean, "accuracy_interval": None if interval is None else list(interval)}
 
-    def drop(self, before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    def drop(
+        self, before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64], groups: Groups = None
+    ) -> dict[str, Any]:
         """Points lost, with the paired interval; positive is worse."""
         compared = intervals.balanced_difference if self.balanced else intervals.paired_difference
-        difference, (low, high) = compared(before, after, labels)
+        difference, (low, high) = compared(before, after, labels, groups)
         return {"drop": -100.0 * difference + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
 
-    def least_drop(self, labels: NDArray[np.int64]) -> float:
+    def least_drop(self, labels: NDArray[np.int64], groups: Groups = None) -> float:
         """The smallest upper end that the interval of a drop can have on these images, in points: of no change."""
-        end: float = self.drop(labels, labels, labels)["drop_interval"][1]
+        end: float = self.drop(labels, labels, labels, groups)["drop_interval"][1]
         return end
 
 
@@ -141,8 +148,8 @@ class Bench:
             )
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)
-        self.labels = labels_of(self.validation)
-        self.least_drop = self.scoring.least_drop(self.labels)
+        self.labels, self.groups = labels_of(self.validation), setup.store.groups_of(self.validation.rows)
+        self.least_drop = self.scoring.least_drop(self.labels, self.groups)
         self.spec = as_sure_as_possible(self.spec, len(self.validation), self.least_drop, self.say)
         self.images = self.validation.gather(self.validation.rows[self._sample(VERIFY_IMAGES)])[0]
         self.left_out: list[tuple[str, str]] = []
@@ -351,9 +358,9 @@ class Bench:
             "bytes": len(content),
             "weight_bytes": constant_bytes(graph),
             "packed_bytes": len(zlib.compress(content, 9)),
-            **self.scoring.accuracy(predicted, self.labels),
+            **self.scoring.accuracy(predicted, self.labels, self.groups),
             "loss": _loss(outputs, self.labels),
-            **self.scoring.drop(self._original, predicted, self.labels),
+            **self.scoring.drop(self._original, predicted, self.labels, self.groups),
             "flips": float((predicted != self._original).mean()),
             "parity_error": parity.max_error,
             "parity_flips": parity.flips / parity.images,

@@ -275,7 +275,7 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     if found.within_budget:
         say("opening test for the original and the winner")
         rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {winner}"))
-        test = judge(outcome, setup.image_set(rows), spec, bench.scoring)
+        test = judge(outcome, setup.image_set(rows), spec, bench.scoring, setup.store.groups_of(rows))
     about = {
         "format": COMPRESSION_FORMAT,
         "kitae": kitae.__version__,

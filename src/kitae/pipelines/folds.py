@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kitae.data.splits import Splits
 from kitae.errors import TrainingError
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, predictions_table
+from kitae.evaluation.evaluate import chosen, evaluate, predictions_table
 from kitae.files import write_atomically
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
@@ -89,8 +89,9 @@ def out_of_fold(setup: Setup, runs: list[Run]) -> tuple[dict[str, Any], Any]:
         logits if logits is single else logits * np.float32(temperature / before)
         for (logits, single), before in zip(kept, own, strict=True)
     ])[order]  # fmt: skip
-    result = evaluate(found, labels, store.classes, temperature)
-    covers = f"the choice of images; the {len(runs)} folds' models are held fixed"
+    groups = store.groups_of(every)
+    result = evaluate(found, labels, store.classes, temperature, groups=groups)
+    covers = f"{chosen(groups)}; the {len(runs)} folds' models are held fixed"
     if temperature != 1:
         covers += ", and so is the temperature, which was fitted to these images"
     result["intervals"]["covers"] = covers

@@ -89,18 +89,21 @@ def robustness(run: Run | str | Path, split: str = "test", *, images: int = 1000
     else:
         rows = splits.train if split == "train" else splits.val
     right = classified(run, setup, rows, images, clean=True)
-    clean = right["clean", 0.0]
+    clean, groups = right["clean", 0.0], setup.store.groups_of(_some(run, rows, images))
     found = {}
     for name, (_, severities, *_) in CORRUPTIONS.items():
         shares = np.mean([right[name, severity] for severity in severities], axis=0)
-        ends = intervals.normal_mean(shares)
+        ends = intervals.normal_mean(shares, groups)
         found[name] = {
             "accuracy": float(shares.mean()),
             "accuracy_interval": None if ends is None else [max(0.0, ends[0]), min(1.0, ends[1])],
         }
-    return {
-        "count": len(clean), "clean": intervals.accuracy(int(clean.sum()), len(clean)), "corruptions": found,
-    }  # fmt: skip
+    return {"count": len(clean), "clean": intervals.accuracy(clean, groups), "corruptions": found}
+
+
+def _some(run: Run, rows: NDArray[np.int64], images: int) -> NDArray[np.int64]:
+    """At most so many of the rows, the same each time, in order."""
+    return np.sort(rows[keyed.permutation(run.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)[:images]])
 
 
 def classified(
@@ -111,8 +114,7 @@ def classified(
     Args:
         clean: also without a corruption, as ("clean", 0).
     """
-    order = keyed.permutation(run.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)
-    rows = np.sort(rows[order[:images]])
+    rows = _some(run, rows, images)
     gather, predictor = setup.image_set(rows).gather, run.predictor(tta="none")
 
     def right(name: str, severity: float) -> NDArray[np.bool_]:

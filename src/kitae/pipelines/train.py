@@ -26,7 +26,7 @@ from kitae.errors import (
     require,
 )
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import GROUPED, evaluate, predictions_table
+from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.files import user_path
 from kitae.folders import default_folder, kind_of, out_folder
 from kitae.models.structure import count_parameters
@@ -243,7 +243,7 @@ def _train(
             _finish_whole(run, setup, model, folds)
         elif world.is_main:
             results = _validated(run, setup, model)
-            _write(run, setup, _tested(run, setup, model, results) if test else results)
+            run.write_evaluation(_tested(run, setup, model, results) if test else results)
         distributed.barrier(world)
         return run
     except BaseException as error:
@@ -372,14 +372,6 @@ def _finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) ->
         results = _tested(run, setup, model, results)
     else:
         run.write_predictions(table)
-    _write(run, setup, results)
-
-
-def _write(run: Run, setup: Setup, results: dict[str, Any]) -> None:
-    """Write evaluation.json, with a note on what its intervals do not cover."""
-    if setup.store.groups is not None:
-        for part in results.keys() & {"test", "val", "out_of_fold"}:
-            results[part]["intervals"]["covers"] += GROUPED
     run.write_evaluation(results)
 
 
@@ -395,8 +387,8 @@ def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
-    copies = splits.copies(store.twins, test)
-    return {"test": evaluate(test_logits, test_labels, classes, temperature, copies), **results}
+    copies, groups = splits.copies(store.twins, test), store.groups_of(test)
+    return {"test": evaluate(test_logits, test_labels, classes, temperature, copies, groups), **results}
 
 
 def _validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
@@ -417,7 +409,9 @@ def _validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     if run.recipe.evaluate.tta != "none":
         logits, labels = run.logits(images, model)
     return {
-        "val": evaluate(logits, labels, setup.store.classes, temperature),
+        "val": evaluate(
+            logits, labels, setup.store.classes, temperature, groups=setup.store.groups_of(setup.splits.val)
+        ),
         "temperature": temperature,
         **_settings(run, setup),
     }
