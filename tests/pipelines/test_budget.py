@@ -827,6 +827,18 @@ def test_a_file_that_forgets_a_rare_class_loses_more_than_its_share() -> None:
     assert balanced.drop(even, 1 - even, even)["drop"] == Scoring().drop(even, 1 - even, even)["drop"] == 100
 
 
+def test_a_drop_is_compared_by_groups_where_images_have_them(find: Finder) -> None:
+    networks = find.networks(**FLOAT)
+    whole = networks.setup.store
+    networks.setup = replace(networks.setup, store=replace(whole, groups=np.arange(len(whole)) // 500))
+    bench, alone = Bench(networks, find.folder), Bench(find.networks(**FLOAT), find.folder)
+    assert bench.least_drop > alone.least_drop, "few groups say less"
+    row = bench.candidates(networks.original)[0].row
+    assert row["drop_interval"] == [pytest.approx(-bench.least_drop), pytest.approx(bench.least_drop)]
+    spread, narrow = (np.diff(of["accuracy_interval"])[0] for of in (row, alone.candidates(networks.original)[0].row))
+    assert spread > narrow
+
+
 @pytest.mark.parametrize(
     ("select", "balanced"), [("val_accuracy", False), ("val_balanced_accuracy", True), ("val_macro_f1", True)]
 )
