@@ -385,6 +385,20 @@ def test_a_run_that_is_not_finished_says_so(home: Path, run: Path, pictures: Pat
     assert "not finished" not in kitae(home, "predict", "run", "pictures").stderr
 
 
+def test_a_run_chosen_by_balanced_accuracy_is_evaluated_by_it(
+    home: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, home / "balanced"))
+    cli.start.evaluate(copy, split="val")
+    assert "balanced" not in capsys.readouterr().out
+    opened = Run.open(copy)
+    opened.resolve(opened.recipe.override("train.select=val_balanced_accuracy"))
+    cli.start.evaluate(copy, split="val")
+    result = opened.evaluate("val")
+    shown = console.percent(result["balanced_accuracy"], result["balanced_accuracy_interval"])
+    assert f"balanced val accuracy {shown}  macro F1 " in capsys.readouterr().out
+
+
 def test_a_name_that_the_output_cannot_encode_is_escaped(home: Path) -> None:
     photos = write_folder(home / "猫", train=12, classes=2)
     done = subprocess.run(

@@ -186,6 +186,12 @@ def evaluate(
         f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
         f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
     )
+    if opened.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"):
+        console.say(
+            f"balanced {split} accuracy "
+            f"{console.percent(result['balanced_accuracy'], result['balanced_accuracy_interval'])}  "
+            f"macro F1 {console.percent(result['macro_f1'], result['macro_f1_interval'])}"
+        )
     for name, accuracy in views.without_duplicates(result):
         console.say(f"{split} accuracy {name} {accuracy}")
     if split == "test":

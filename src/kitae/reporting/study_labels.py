@@ -38,7 +38,7 @@ _FIELDS: dict[str, Callable[[Any], str]] = {
     "model.stochastic_depth": lambda v: f"with stochastic depth {v:g}" if v else "without stochastic depth",
     "data.limit": lambda v: f"with {v:,} images",
     "data.balance": lambda v: _BALANCE.get(v, "without balanced classes"),
-    "after.prune.ratio": lambda v: f"with {share(v, 0)} of the weights pruned" if v else "without pruning",
+    "after.prune.ratio": lambda v: f"with a pruning ratio of {share(v, 0)}" if v else "without pruning",
 }  # fmt: skip
 _MOST = 4  # changes that are listed; with more, the variant's name is shown
 _NAMES = {"full": "with everything", "strong": "with strong augmentation", "weak": "with weak augmentation"}
