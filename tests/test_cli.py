@@ -31,6 +31,7 @@ from rich.console import Console
 
 from kitae import cli, console
 from kitae.cli.app import write_page
+from kitae.compression.spec import CompressSpec
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.pipelines.export import export
 from kitae.recipe import Recipe
@@ -119,6 +120,28 @@ def test_groups_come_in_the_order_of_use_and_every_verb_has_an_example(home: Pat
                 yield from missing(inner, (*path, name))
 
     assert list(missing(cli.app)) == []
+
+
+def test_every_option_says_what_it_does() -> None:
+    def silent(within: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+        for name in within:
+            if not name.startswith("-"):
+                inner = within[name]
+                taken = inner.assemble_argument_collection(parse_docstring=True) if inner.default_command else ()
+                yield from (" ".join((*path, name, one.name)) for one in taken if not one.parameter.help)
+                yield from silent(inner, (*path, name))
+
+    assert list(silent(cli.app)) == []
+
+
+def test_the_help_of_compress_names_the_defaults(home: Path) -> None:
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", kitae(home, "compress", "--help").stdout).split())
+    spec = CompressSpec()
+    for default in (f"default {spec.max_drop:g}.", f"default {' '.join(map(str, spec.ratios))}.",
+                    f"default {spec.finetune_epochs}.", f"default {' '.join(spec.quantize)},",
+                    f"{spec.prune}, the default,", f"{spec.target}, the default,"):  # fmt: skip
+        assert default in text
+    assert "()" not in text
 
 
 def test_shell_completion_is_installed(home: Path) -> None:

@@ -32,12 +32,10 @@ _Recipe = Annotated[str, Parameter(help="A shipped recipe's name or a .yaml file
 # Of every command that runs studies.
 _Workers = Annotated[Whole, Parameter(help="Runs to do in parallel.")]
 _Threads = Annotated[WholeOrDefault, Parameter(help="Threads per run; default: its share of this machine's cores.")]
-_Ray = Annotated[
-    str | None,
-    Parameter(
-        help="Address of a Ray cluster to run on, or `local`; for a search, also set --workers and --threads to "
-        "what the cluster has room for."
-    ),
+_RAY = "Address of a Ray cluster to run on, or `local`"
+_Ray = Annotated[str | None, Parameter(help=f"{_RAY}.")]
+_RayOfSearch = Annotated[
+    str | None, Parameter(help=f"{_RAY}; also set --workers and --threads to what the cluster has room for.")
 ]
 _Gpus = Annotated[float, Parameter(help="With --ray, GPUs of each run, such as 1 or 0.5; it sees no others.")]
 
@@ -162,10 +160,10 @@ def ablate(
     Example: kitae study ablate fashion-mini --seeds 5
 
     Args:
-        out: The study folder; default runs/study-NAME.
+        out: The study folder; default runs/study-NAME. An interrupted study is resumed.
         design: one_out removes each technique, one_in adds each alone, screening averages over the others.
         seeds: Number of seeds.
-        only: Names of the techniques to vary.
+        only: Names of the techniques to vary; --plan lists them.
         metric: The number to compare: test.accuracy, val.accuracy, test.balanced_accuracy, ...; as in a study file.
         foldover: With screening: twice the runs, so that interactions of two techniques do not bias the averages.
         plan: Print the plan and stop.
@@ -196,7 +194,7 @@ def search(
     rematch_seeds: Whole = 5,
     workers: _Workers = 1,
     threads: _Threads = None,
-    ray: _Ray = None,
+    ray: _RayOfSearch = None,
     gpus: _Gpus = 0,
     overwrite: bool = False,
 ) -> None:
@@ -239,6 +237,7 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
     Args:
         data: A folder, a .parquet or a .csv file, or a source as in a recipe's data.source.
         out: The folder for the pictures.
+        seed: Seed of the random parameters that are drawn.
     """
     require_writable(out, folder=True)
     with console.status(f"show augment {data}"):

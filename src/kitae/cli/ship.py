@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from kitae import console
-from kitae.cli.app import SHIP, Open, Sets, WholeOrDefault, answering, app, note_unfinished, write_page
+from kitae.cli.app import SHIP, Open, WholeOrDefault, answering, app, note_unfinished, write_page
 from kitae.errors import BudgetError, RecipeError
+
+_Sets = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="Other fields of CompressSpec: importance=taylor 'controls=[random, scratch]' ..."),
+]
 
 
 @app.command(group=SHIP, sort_key=1)
@@ -23,9 +30,9 @@ def compress(
     ratios: list[float] | None = None,
     finetune_epochs: WholeOrDefault = None,
     # Not `| None`: where None is possible, cyclopts reads the word "none" as it and takes no further word.
-    quantize: tuple[Literal["none", "dynamic", "static", "qat"], ...] = (),
+    quantize: Annotated[tuple[Literal["none", "dynamic", "static", "qat"], ...], Parameter(show_default=False)] = (),
     target: Literal["any", "vnni"] | None = None,
-    set_: Sets = None,
+    set_: _Sets = None,
     overwrite: bool = False,
     open_: Open = False,
 ) -> None:
@@ -35,16 +42,15 @@ def compress(
 
     Args:
         run: A finished run folder.
-        out: The compression folder; default RUN-small.
+        out: The compression folder; default RUN-small. An interrupted compression is resumed.
         max_drop: Accuracy that may be lost, in percentage points; default 1.
         max_latency_ms: Limit on the median time for one image, in ONNX Runtime on this machine.
         max_bytes: Limit on the size of the exported file.
-        prune: structured removes channels, unstructured sets weights to zero.
-        ratios: Shares of channels or weights to remove, in increasing order.
+        prune: structured, the default, removes channels; unstructured sets weights to zero.
+        ratios: Shares of channels or weights to remove, in increasing order; default 0.2 0.35 0.5 0.65.
         finetune_epochs: Epochs of fine-tuning after each ratio; default 5.
-        quantize: Precisions to try at each ratio.
-        target: any is safe on every CPU; vnni needs a CPU with VNNI instructions.
-        set_: Any other field of CompressSpec: importance=taylor controls=[random, scratch] ...
+        quantize: Precisions to try at each ratio; default none static, where none is 32-bit float.
+        target: any, the default, is safe on every CPU; vnni needs a CPU with VNNI instructions.
         overwrite: Replace the compression in --out; fine-tuned stages that still fit are used again.
     """
     console.starting(f"compress {run}")
