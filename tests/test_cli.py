@@ -589,7 +589,7 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["data", "check", "no-such/"], "no-such/: no such file or folder"),
         (["data", "check", "webdatasett:a/b.tar"], "did you mean webdataset?"),
         (["data", "fix", "fashion-mini", "--out", "x.csv"], "x.csv: must end in .parquet"),
-        (["evaluate", "nowhere"], "not a run folder"),
+        (["evaluate", "nowhere"], "not a run folder (there is no such folder)"),
         (["predict", "nowhere", "x.png"], "x.png"),
         (["data", "check", "folder:nowhere"], "nowhere"),
         (["recipe", "nope"], "no recipe 'nope'"),

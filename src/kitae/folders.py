@@ -272,16 +272,20 @@ def known_kind(folder: str | Path) -> Kind:
     """
     if (kind := kind_of(folder)) is not None:
         return kind
-    *names, last = SIGNS.values()
+    raise KitaeError(f"{folder}: not a folder of a run, a study, a search or a compression ({why_not(folder, *SIGNS)})")
+
+
+def why_not(folder: str | Path, *kinds: Kind) -> str:
+    """Why a path is not a folder of these kinds, in words."""
+    *names, last = (SIGNS[kind] for kind in kinds)
     if os.path.isdir(folder):
-        why = f"it has no {', '.join(names)} or {last}"
-    elif os.path.isfile(folder):
-        home = Path(folder).parent
-        kind = kind_of(home)
-        why = "it is a file" if kind is None else f"it is a file of a {kind}; give the folder, {home}"
-    else:
-        why = "there is no such folder"
-    raise KitaeError(f"{folder}: not a folder of a run, a study, a search or a compression ({why})")
+        other = kind_of(folder)
+        needed = f"{', '.join(names)} or {last}" if names else last
+        return f"it has no {needed}" if other is None else f"it is the folder of a {other}"
+    if not os.path.isfile(folder):
+        return "there is no such folder"
+    home = Path(folder).parent
+    return f"it is a file of a {kind}; give the folder, {home}" if (kind := kind_of(home)) in kinds else "it is a file"
 
 
 def written_by_us(folder: Path) -> bool:

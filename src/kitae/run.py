@@ -30,7 +30,7 @@ from kitae import console, files, views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
 from kitae.files import read_json, read_json_lines, require_format, write_json, write_json_lines, write_parquet
-from kitae.folders import REPORT, SIGNS, Owned, lock
+from kitae.folders import REPORT, SIGNS, Owned, lock, why_not
 from kitae.machine import machine, now
 from kitae.preprocess import ImageLike, PreprocessRules
 from kitae.recipe import Recipe, differences
@@ -112,7 +112,7 @@ class Run:
         """
         folder = files.user_path(path)
         if not (folder / _RECIPE).is_file():
-            raise TrainingError(f"{folder}: not a run folder (it has no recipe.yaml)")
+            raise TrainingError(f"{folder}: not a run folder ({why_not(folder, 'run')})")
         return cls(folder, Recipe.load(folder / _RECIPE))
 
     @staticmethod

@@ -587,8 +587,14 @@ def test_where_no_run_can_be_and_none_is(tmp_path: Path) -> None:
     with unchanged(tmp_path):
         refused(TrainingError, r"thesis\.tex", Run.create, tmp_path, Recipe(), overwrite=True)
         refused(TrainingError, r"is a file.*--out", Run.create, tmp_path / "thesis.tex", Recipe())
-        refused(TrainingError, "not a run folder", Run.open, tmp_path)
+        refused(TrainingError, r"not a run folder \(it has no recipe\.yaml\)", Run.open, tmp_path)
+        refused(TrainingError, r"\(there is no such folder\)", Run.open, tmp_path / "typo")
+        refused(TrainingError, r"\(it is a file\)", Run.open, tmp_path / "thesis.tex")
     run = Run.create(tmp_path / "begun", Recipe())
+    refused(TrainingError, r"give the folder, \S+begun\)", Run.open, run.path / "recipe.yaml")
+    (study := tmp_path / "study").mkdir()
+    (study / "study.yaml").touch()
+    refused(TrainingError, r"\(it is the folder of a study\)", Run.open, study)
     for ask in (run.evaluation, run.load_model, run.predictions):
         refused(TrainingError, "; resume it with: kitae train --resume", ask)
     refused(TrainingError, "the run was never started", run.environment)
