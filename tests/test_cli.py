@@ -827,7 +827,8 @@ def test_report_is_one_page_of_a_run_or_of_several(home: Path, run: Path) -> Non
     shutil.copytree(run, home / "two words")
     kitae(home, "report", "run", "two words", "--out", "both.html")
     assert "Comparison" in (home / "both.html").read_text()
-    out = kitae(home, "train", "--resume", "two words").stdout  # it is finished, and returned as it is
+    out = kitae(home, "train", "--resume", "two words").stdout
+    assert "two words was finished before, so nothing was trained\n" in out
     assert out.startswith("starting")
     assert "test accuracy" in out
     assert "kitae predict 'two words' IMAGES" in out

@@ -172,6 +172,8 @@ def _train(
                 run.resolve(run.recipe)
                 for fold in run.fold(1).parent.glob("*/recipe.yaml"):
                     _moved(fold.parent, run.recipe.data).save(fold)
+            if run.recipe.data.fold is None:
+                watcher.note(f"{run.path} was finished before, so nothing was trained")
             return run
         setup = Setup.of(run, progress).agreed(world)
         # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
