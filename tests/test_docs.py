@@ -447,6 +447,42 @@ def test_calibration_and_probes_are_told_as_measured() -> None:
     assert json.loads(run.read_text())["best_epoch"] == 0
 
 
+def _lasted(seconds: float) -> str:
+    return "{} min {} s".format(*divmod(round(seconds), 60))
+
+
+def test_the_trainings_of_cifar10_and_of_the_shipped_recipes_are_told_as_measured() -> None:
+    results = ROOT / "benchmarks/results"
+
+    def load(*names: str) -> list[Any]:
+        return [json.loads((results / f"{name}.json").read_text()) for name in names]
+
+    def one(run: Any) -> str:
+        low, high = run["test"]["accuracy_interval"]
+        return f"{100 * run['test']['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+    page = (ROOT / "docs/benchmarks/cifar10.md").read_text(encoding="utf-8")
+    for name in ("7-epochs", "5-epochs", "11-epochs-until-half", "9-epochs"):
+        (run,) = load(f"speed/cpu-{name}-seed0")
+        row = f"| two CPU cores, one seed | {one(run)} | {_lasted(run['training_seconds'])} | "
+        assert f"{row}{run['training_flops']:.1e}".replace("e+", "e") in page, name
+    guide = " ".join((ROOT / "docs/guides/train.md").read_text(encoding="utf-8").split())
+    mean_interval = importlib.import_module("means").mean_interval
+    seeds = ("", "-seed1", "-seed2")
+    speed = [f"speed/cpu-11-epochs-seed{seed}" for seed in range(5)]
+    for names, of in (([f"fashion-mini{seed}" for seed in seeds], "three"),
+                      ([f"cifar10-quick{seed}" for seed in seeds], "three"), (speed, "five")):  # fmt: skip
+        mean, low, high = mean_interval([100 * run["test"]["accuracy"] for run in load(*names)])
+        assert f"{mean:.1f} % (mean of {of} seeds, {low:.1f} to {high:.1f})" in guide
+    for name in ("cifar10-quick", speed[0]):
+        (run,) = load(name)
+        assert f"{100 * run['test']['accuracy']:.1f} % after {_lasted(run['training_seconds'])} of training" in guide
+    (run,) = load("fashion-mnist")
+    assert f"{_lasted(run['training_seconds'])} of training, {one(run)}" in guide
+    (run,) = load("gpu/cifar10-strong-30-epochs")
+    assert f"({run['training_seconds']:.0f} s) {one(run)}" in guide
+
+
 def test_early_stopping_is_told_as_measured() -> None:
     accuracy, best, stopped = importlib.import_module("technique_pictures").early_stop()
     text = " ".join((ROOT / "docs/techniques/early-stopping.md").read_text().split())
