@@ -483,6 +483,42 @@ def test_the_trainings_of_cifar10_and_of_the_shipped_recipes_are_told_as_measure
     assert f"({run['training_seconds']:.0f} s) {one(run)}" in guide
 
 
+def test_simulated_studies_shards_and_waits_are_told_as_measured() -> None:
+    def result(name: str) -> Any:
+        return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+    def words(page: str) -> str:
+        return " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+
+    studies = words("studies.md")
+    for row in result("simulated_studies")["rows"]:
+        covered, false = (format(row[name], ".1%").replace("%", " %") for name in ("covered", "false_winners"))
+        assert re.search(rf"\| (covers |its own )?{covered}, (false winners )?{false} \|", studies), row
+    plans = {
+        (row["effects"], row["seeds"]): row for row in result("simulated_studies")["rows"] if "planned_effect" in row
+    }
+    told = [f"{plans[case]['planned_effect']:.1f}" for case in ((5, 3), (5, 5), (7, 3))]
+    shown = [f"{100 * plans[case]['planned_effect_shown']:.0f}" for case in ((5, 3), (5, 5), (7, 3))]
+    assert f"smallest effect is {told[0]} standard deviations of a run, and {shown[0]} of 100 studies" in studies
+    assert f"(5 seeds: {told[1]} and {shown[1]})" in studies
+    assert f"a screening of 7 with 3 seeds: {told[2]} and {shown[2]}." in studies
+    shards, scale = result("shards"), words("scale.md")
+    over = {name: row["median"] for name, row in shards["kitae_over"].items()}
+    assert (
+        f"{shards['images_per_second']['kitae']['median']:,.0f} images per second: {over['torchvision']:.1f} times"
+        in scale
+    )
+    assert f"{over['webdataset']:.1f} times as fast as the webdataset" in scale
+    assert f"{over['pillow']:.2f} times as fast as Pillow alone" in scale
+    assert f"That is {over['decoder']:.2f} of the rate" in scale
+    used = [size for _, size in shards["memory"]["rss_anon"]]
+    quarter = len(used) // 4
+    grown = np.mean(used[3 * quarter :]) / np.mean(used[quarter : 2 * quarter]) - 1
+    assert f"memory grew by {100 * grown:.1f} % from the second to the last quarter" in scale
+    beside = [row["over_pytorch"]["median"] for row in result("waiting")["rows"] if row["beside"]]
+    assert f"training is {min(beside):.1f} to {max(beside):.1f} times as fast" in words("troubleshooting.md")
+
+
 def test_early_stopping_is_told_as_measured() -> None:
     accuracy, best, stopped = importlib.import_module("technique_pictures").early_stop()
     text = " ".join((ROOT / "docs/techniques/early-stopping.md").read_text().split())
