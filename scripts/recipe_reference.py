@@ -30,7 +30,8 @@ _HEAD = """\
 
 Every field of a recipe file, with its type, its default and what it means. `kitae recipe --schema` prints the same as a
 JSON schema. `--set section.field=value` sets any of them on the command line, and
-`Recipe.override("section.field=value")` in Python. An unknown field is an error that names the valid ones.
+`Recipe.override("section.field=value")` in Python. An unknown field is an error that names the valid ones. At the end
+are the fields of a [compression](#compression) and of a [study file](#study-file).
 """
 
 

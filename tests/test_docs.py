@@ -28,6 +28,8 @@ from PIL import Image
 
 import kitae
 from kitae.cli import app
+from kitae.experiments.after import STEPS
+from kitae.experiments.outcome import EVALUATION, OF_RUN
 from kitae.experiments.study_spec import StudySpec
 from kitae.models.build import MODELS, build
 from kitae.models.libraries import check_name
@@ -217,6 +219,14 @@ def test_pages_made_by_a_script_are_up_to_date(script: str) -> None:
 def test_every_network_is_named() -> None:
     text = (ROOT / "docs/guides/train.md").read_text(encoding="utf-8")
     assert not [name for name in MODELS if f"`{name}`" not in text]
+
+
+def test_every_metric_and_step_of_a_study_is_named() -> None:
+    text = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
+    parameters = {name for step in STEPS.values() for name in list(inspect.signature(step).parameters)[2:]}
+    assert not [
+        name for name in {*OF_RUN, *EVALUATION, *STEPS, *parameters} if not re.search(rf"`(test\.)?{name}`", text)
+    ]
 
 
 def test_every_field_of_a_recipe_has_a_meaning() -> None:

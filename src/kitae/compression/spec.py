@@ -33,7 +33,9 @@ class CompressSpec(Spec):
         max_bytes: limit on the size of the exported file.
         prune: `structured` removes channels, `unstructured` sets weights to zero (smaller when packed, not faster).
         ratios: shares of the channels, or weights, to remove, tried from the smallest up, each from the one before.
-        importance: which channels are removed first: see `kitae.compression.channels.remove_channels`.
+        importance: which channels are removed first: `magnitude`, those whose filters have the smallest L1 norm;
+            `group`, the smallest L2 norm over all coupled weights that touch the channel; `taylor`, the smallest change
+            of the loss without it, to first order; `random`, any. See `kitae.compression.channels.remove_channels`.
         scope: `layer` removes the ratio from every layer; `global` ranks all of them together.
         skip: layers that are not pruned.
         layer_ratios: layers by name with their own ratio, which applies at every ratio (`scope: layer`); of coupled

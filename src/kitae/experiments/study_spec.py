@@ -145,7 +145,8 @@ class StudySpec(Spec):
         about: what the study asks, in one sentence.
         base: a recipe by name or path (first looked up beside the study file), or a whole recipe.
         set: overrides shared by all variants.
-        design: how factors or variants become runs, see `kitae.experiments.design`.
+        design: how factors or variants become runs, see `kitae.experiments.design`. `compare` takes `variants`, the
+            others take `factors`.
         factors: name: {field: [level, level, ...]}; two levels (off, on) except in a sweep or factorial. All fields of
             a factor change together. In a file, `recipe` means every technique that the base recipe uses, and a list
             of names some of them (`kitae study ablate RECIPE --plan` lists them).
@@ -164,7 +165,8 @@ class StudySpec(Spec):
         cover: what intervals cover: `seeds` (other initial weights and orders, on these test images), or `both` seeds
             and test images (with metric test.accuracy, in compare, sweep, one_out and one_in).
         noise: the standard deviation between runs that the plan assumes, in the metric's unit (relative, 0.02 for 2 %,
-            if it is compared as a ratio); from an earlier study. Null means 0.5 if the unit is points.
+            if it is compared as a ratio); from an earlier study. Null means 0.5 if the unit is points, and more if
+            fewer than 2,000 images are judged.
         claims: what is claimed, for the ledger.
         tiny: what the tiny version changes besides `TINY`: any of the keys above (`set` is merged).
     """

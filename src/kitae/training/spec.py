@@ -218,7 +218,8 @@ class TrainSpec(GrowingSpec):
             not fill an update are dropped (the order changes every epoch). Reduced if there are fewer training images.
         accumulate: number of batches for each optimizer step.
         label_smoothing: eps; target 1 - eps + eps/K on the true class, eps/K elsewhere (as torch does).
-        precision: `auto` follows a rule of the hardware, see `training.precision.choose`.
+        precision: `auto` is bf16, or on some GPUs fp16, where the hardware multiplies it natively, else fp32; see
+            `training.precision.choose`.
         ema: decay per step of the averaged weights, which are then validated, kept and exported. In early steps, it is
             (1 + t) / (10 + t) after t updates: 0.998 takes effect after 4,490 of them.
         select: the metric that chooses the best epoch; ties go to the lower validation loss, then the later epoch.
