@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,33 +22,44 @@ RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks"
 PHOTOGRAPHS = """\
 # Photographs: accuracy in the same minutes
 
+{outcome}
+
 Made by `python benchmarks/quality.py`; the figures are those of `benchmarks/results/quality.json`. All contestants
 read the same images with the same splits, start with nothing decoded, and plan to end within the minutes. Test is
 not used before the end. Differences are paired by seed (a seed draws the splits too); below 0, Kitae is better. An
 interval is a 95 % t interval over the seeds, so with two or three of them it is wide. Peak memory is that of a
 contestant's largest process.
 
-The image size is part of what is compared: the others choose from 128 to 224 px, for which the weights were
-published, and Kitae's plan goes up to 320 px where the minutes allow it. The rows of the logistic regression
-with pictures of up to 320 px show what a script reaches that has found these sizes too.
+What else differs:
 
-So is the precision: the others train in float32, as their scripts do by default, and Kitae in bfloat16
-where the processor has it, which makes a step of EfficientNet-Lite0 about twice as fast ([training
-speed](training.md)). Kitae's image sizes and fine-tuning rate were chosen on validation images of TrashNet and
-the textile set, its other settings on more sets, so photos-mini and Imagenette are the more independent rows.{cut}
+- The image size: the others choose from 128 to 224 px, for which the weights were published, and Kitae's plan goes up
+  to 320 px where the minutes allow it. The rows of the logistic regression with pictures of up to 320 px show what a
+  script reaches that has found these sizes too.
+- The precision: the others train in float32, as their scripts do by default, and Kitae in bfloat16 where the
+  processor has it, which makes a step of EfficientNet-Lite0 about twice as fast ([training speed](training.md)).
+- What it was tuned on: Kitae's image sizes and fine-tuning rate were chosen on validation images of TrashNet and the
+  textile set, its other settings on more sets, so photos-mini and Imagenette are the more independent rows.
 
-Rows marked † are the latest: Kitae's training steps are today's, and the machine was slower. In five minutes on
-textile, for example, the fine-tuning loop made {slow} steps, where it had made 198 to 219. Kitae's rows of one
-and five minutes on photographs are of today's plan, whose head sees all stages of the network, and so are those
-of one and three minutes from scratch. Those of fifteen minutes, and of five from scratch, are of earlier plans.
-The other loops from scratch on CIFAR-10 and fashion-mini expected a longer test, and ended after about 45 of 60
-seconds. The shipped recipe ends after its 30 epochs; in one of three runs, three minutes cut it to two thirds
-of them. Kitae's five minutes were measured on slow days, when plans for textile chose pictures of {sizes} px;
-on a faster day the earlier plan chose larger ones, which textile needs. The minute of Imagenette was measured
-on such a day too, with 224 to 256 px instead of 288. While Kitae's rows with a linear head alone were measured,
-other work ran on the machine for part of the time, so one run on textile took 78 s. At that speed a plan of one
-minute for 200 images has no time to fine-tune, and ends after half a minute. TrashNet's classes are uneven, so
-a plan would now weight them ([class imbalance](../techniques/imbalance.md)); its rows are from before that.{over}
+Marks:
+
+{cut}- † The latest rows: Kitae's training steps are today's, and the machine was slower. In five minutes on textile,
+  for example, the fine-tuning loop made {slow} steps, where it had made 198 to 219.
+{over}
+About single rows:
+
+- Kitae's rows of one and five minutes on photographs are of today's plan, whose head sees all stages of the network,
+  and so are those of one and three minutes from scratch. Those of fifteen minutes, and of five from scratch, are of
+  earlier plans. TrashNet's classes are uneven, so a plan would now weight them ([class
+  imbalance](../techniques/imbalance.md)); its rows are from before that.
+- Kitae's five minutes were measured on slow days, when plans for textile chose pictures of {sizes} px; on a faster
+  day the earlier plan chose larger ones, which textile needs. The minute of Imagenette was measured on such a day
+  too, with 224 to 256 px instead of 288.
+- While Kitae's rows with a linear head alone were measured, other work ran on the machine for part of the time, so
+  one run on textile took 78 s. At that speed a plan of one minute for 200 images has no time to fine-tune, and ends
+  after half a minute.
+- The other loops from scratch on CIFAR-10 and fashion-mini expected a longer test, and ended after about 45 of 60
+  seconds. The shipped recipe ends after its 30 epochs; in one of three runs, three minutes cut it to two thirds of
+  them.
 
 Not measured: five and fifteen minutes for Imagenette, CIFAR-10 and fashion-mini, and fifteen for all other contestants
 and sets but TrashNet; CIFAR-10 enlarged to 160 px; 200 images of CIFAR-10, fashion-mini and Imagenette; the other
@@ -58,15 +70,14 @@ Machine: {machine}. Measured from {first} to {last}: {undated} of the {runs} run
 `LOG.md` dates them.
 """
 FIRST = "2026-11-26"  # of the rows without a time of their own, by LOG.md
-CUT = """
-
-Loops marked \\* had planned more steps than they had time for, and were stopped after about nine tenths of their
-schedule, before the learning rate had reached its end. Loops that were measured later fit their schedule to the
-time."""
-OVER = """
-
-Rows marked ‡ have a run that took more than a tenth longer than its minutes (at most {longest:.0f} % longer). Read them
-as what the contestant reaches in the seconds that it took."""
+CUT = """\
+- \\* A loop that had planned more steps than it had time for, and was stopped after about nine tenths of its schedule,
+  before the learning rate had reached its end. Loops that were measured later fit their schedule to the time.
+"""
+OVER = """\
+- ‡ A run took more than a tenth longer than its minutes (at most {longest:.0f} % longer). Read such a row as what the
+  contestant reaches in the seconds that it took.
+"""
 MINUTES = """\
 ## Are the minutes kept?
 
@@ -170,6 +181,21 @@ SETS = {
 }
 
 
+def outcome(paired: list[dict[str, Any]]) -> str:
+    """In how many comparisons with other contestants Kitae is better or worse, in words."""
+    others = [line for line in paired if line["difference"] is not None and not line["contestant"].startswith("kitae")]
+    better, worse = ([line for line in others if sign * line["interval"][edge] > 0] for sign, edge in ((-1, 1), (1, 0)))
+    rest = [line for line in others if line not in better and line not in worse]
+    alike = all(line["contestant"].startswith("probe") for line in rest)
+    who = ", all with logistic regression on features of the same weights," if alike else ""
+    return textwrap.fill(
+        f"In {len(better)} of the {len(others)} comparisons below, Kitae's accuracy on test is higher, with an "
+        f"interval that excludes 0 (each by itself, not corrected for their number). In {len(worse) or 'none'} it is "
+        f"lower. The other {len(rest)}{who} do not decide.",
+        120,
+    )
+
+
 def photographs(found: dict[str, Any]) -> str:
     """The page on accuracy in the same minutes."""
     late = {
@@ -198,6 +224,7 @@ def photographs(found: dict[str, Any]) -> str:
     dated = [row["when"][:10] for row in found["rows"] if "when" in row]
     lines = [
         PHOTOGRAPHS.format(
+            outcome=outcome(found["paired"]),
             machine=_machine(found["machine"]).rpartition(", ")[0],
             cut=CUT if late else "",
             slow=slow,
