@@ -50,7 +50,7 @@ def train(
     Args:
         data: A folder with one folder per class, a .parquet file, a .csv file, or a source's name.
             A recipe is planned for it. Or a shipped recipe's name or a .yaml file. With --resume, the run folder.
-        minutes: Time limit for the whole command. By default the plan chooses, up to 10 minutes on a CPU.
+        minutes: Time limit for the whole command. By default the plan is made for up to 10 minutes.
         folds: Cross-validate with this many models, each tested on images it was not trained on.
             Then train one on everything. For few images, when a single split is unreliable.
         model: The network: a name as in model.name, such as resnet18 or timm:resnet50.

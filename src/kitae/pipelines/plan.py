@@ -47,7 +47,7 @@ from kitae.training.distributed import World
 from kitae.training.spec import ProbeSpec
 
 DEFAULT_MINUTES = 10.0
-"""Time limit of a plan without `minutes` on a CPU; it ends sooner if more training would gain little."""
+"""Time limit of a plan without `minutes`; it ends sooner if more training would gain little."""
 
 NET = "tf_efficientnet_lite0"
 """The pretrained net of a plan. Its weights can be installed with pip, and it has been measured."""
