@@ -179,6 +179,10 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
             return recipes[name], name
         if kind_of(path) == "run":
             raise RecipeError(f"{path}: is a run folder; give its recipe, {path / SIGNS['run']}")
+        if os.path.isdir(path):
+            raise RecipeError(
+                f"{path}: is a folder, not a recipe; give a .yaml file, such as that of a run on its images"
+            )
         raise RecipeError(
             f"no recipe {name!r}{did_you_mean(name, recipes)}: give a .yaml file or one of {', '.join(recipes)}"
         )
