@@ -587,6 +587,7 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["train", "fashion-mini", "--epochs", "3", "--set", "train.epochs=4"], "epochs and set train.epochs=4"),
         (["train", "fashion-mini", "--image-size", "0"], "image_size: should be greater than or equal to 4, not 0"),
         (["data", "check", "no-such/"], "no-such/: no such file or folder"),
+        (["train", "fashion-mini", "--gpu"], "there is no option --gpu: use --device"),
         (["data", "check", "webdatasett:a/b.tar"], "did you mean webdataset?"),
         (["data", "fix", "fashion-mini", "--out", "x.csv"], "x.csv: must end in .parquet"),
         (["evaluate", "nowhere"], "not a run folder (there is no such folder)"),

@@ -409,9 +409,10 @@ def _unknown(path: list[str], cls: type[BaseModel], where: str) -> str:
 # An option of other trainers -> an option here, or the last parts of a recipe field.
 NAMES_ELSEWHERE = {
     "learning_rate": "lr", "lr0": "lr", "batch": "batch_size", "bs": "batch_size", "img": "image_size",
-    "imgsz": "image_size", "img_size": "image_size", "arch": "model", "weights": "model.pretrained", "gpus": "device",
-    "wd": "weight_decay", "opt": "optimizer.name", "optimizer": "optimizer.name", "sched": "schedule.name",
-    "scheduler": "schedule.name", "smoothing": "label_smoothing", "mixup": "mixup_alpha", "cutmix": "cutmix_alpha",
+    "imgsz": "image_size", "img_size": "image_size", "arch": "model", "weights": "model.pretrained", "gpu": "device",
+    "gpus": "device", "cuda": "device", "wd": "weight_decay", "opt": "optimizer.name", "optimizer": "optimizer.name",
+    "sched": "schedule.name", "scheduler": "schedule.name", "smoothing": "label_smoothing", "mixup": "mixup_alpha",
+    "cutmix": "cutmix_alpha",
     "drop": "dropout", "drop_path": "stochastic_depth", "amp": "precision", "workers": "threads", "ema": "train.ema",
     "patience": "early_stopping.patience", "project": "out", "output": "out", "name": "out",
     "val_split": "val_fraction", "validation_split": "val_fraction", "topk": "top", "top_k": "top",

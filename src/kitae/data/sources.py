@@ -35,10 +35,11 @@ from kitae.data.shards import ShardSource
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, did_you_mean
 from kitae.files import user_path
-from kitae.folders import written_by_us
+from kitae.folders import kind_of, written_by_us
 from kitae.preprocess import image_files, is_hidden, is_image, visible_files
 
 GROUP_PREFIX = "group="
+_RESULTS = {"predictions.parquet", "runs.parquet", "effects.parquet", "front.parquet"}  # in folders that Kitae wrote
 
 
 @dataclass(frozen=True)
@@ -299,14 +300,19 @@ def source_of(path: str | Path) -> str:
     """The data.source of a folder, a folder of Parquet files, or a file with the ending of a source.
 
     Raises:
-        DataError: there is no such file or folder, or it is none of these.
+        DataError: there is no such file or folder, or it is none of these, such as the folder of a run.
     """
     given = user_path(path)
     if os.path.isdir(given):
-        tables = any(file.suffix.lower() == ".parquet" for file in given.glob("*"))
+        tables = {file.name for file in given.glob("*") if file.suffix.lower() == ".parquet"}
+        ours = kind_of(given) if tables <= _RESULTS else None
         # Predictions may have been written into a folder of classes, or of splits of classes.
         inside = (file for folder in _subfolders(given) for file in visible_files(folder))
-        return f"folder:{path}" if not tables or any(is_image(file.name) for file in inside) else f"parquet:{path}"
+        if not (tables or ours) or any(is_image(file.name) for file in inside):
+            return f"folder:{path}"
+        if ours:
+            raise DataError(f"{path}: is the folder of a {ours}, not data; give the folder of its images")
+        return f"parquet:{path}"
     if not os.path.exists(given):
         raise DataError(f"{path}: no such file or folder")
     names = {kind.ending: name for name, kind in SOURCES.items() if kind.ending}
