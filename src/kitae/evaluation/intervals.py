@@ -156,18 +156,19 @@ def bootstrap(
         estimate: the statistic of all positions, once each.
         seed: keys the resampling; the same seed gives the same interval on every platform.
     """
-    parts: list[NDArray[np.int64]] = []
-    if groups is not None:
-        members = np.unique(np.asarray(groups), return_inverse=True)[1]
-        order = np.argsort(members, kind="stable").astype(np.int64)
-        parts = np.split(order, np.flatnonzero(np.diff(members[order])) + 1)
-    drawn = count if groups is None else len(parts)
-    if drawn < 2 or count < 2:
+    member = np.arange(count) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    sizes, by_group = np.bincount(member), np.argsort(member, kind="stable").astype(np.int64)
+    drawn, starts = len(sizes), np.cumsum(sizes) - sizes
+    if drawn < 2:
         return None
     values = np.empty(replicates)
     for i, words in enumerate(random_words(seed, replicates, drawn)):
         places = ((words * np.uint64(drawn)) >> np.uint64(32)).astype(np.int64)
-        values[i] = statistic(np.concatenate([parts[place] for place in places]) if parts else places)
+        if groups is not None:
+            many = sizes[places]
+            within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+            places = by_group[np.repeat(starts[places], many) + within]
+        values[i] = statistic(places)
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return (min(estimate, float(2 * estimate - high)), max(estimate, float(2 * estimate - low)))
 
