@@ -25,7 +25,8 @@ Contestants, each a process of its own that begins with nothing decoded, and has
     torchvision-scratch, timm-scratch    ResNet-18 without weights
 
 They plan as a user would: some steps are measured, the largest picture at which three epochs fit is taken, and the
-schedule gets the steps that fit; where they take longer than measured, it follows the time, so that it is not cut.
+schedule gets the steps that fit. Where steps take longer or shorter than measured, it follows the time, so that it is
+not cut, and no time is left.
 Rows that are in --out already are not run again.
 """
 
@@ -314,17 +315,20 @@ def measured(net: Any, size: int, batch: int) -> tuple[float, float]:
 
     again = copy.deepcopy(net).train()
     images = torch.zeros(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        again(images).sum().backward()
-        times.append(time.perf_counter() - began)
+
+    def seconds(call: Callable[[], Any]) -> list[float]:
+        """Of a second and a third call: the first one waits for memory."""
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - began)
+        return times[1:]
+
+    step = statistics.fmean(seconds(lambda: again(images).sum().backward()))
     again.eval()
     with torch.no_grad():
-        again(images)
-        began = time.perf_counter()
-        again(images)
-    return statistics.fmean(times[1:]), (time.perf_counter() - began) / batch
+        return step, min(seconds(lambda: again(images))) / batch
 
 
 def planned(net: Any, task: Task, sizes: Sequence[int], batch: int, clock: Clock) -> tuple[int, int, int, float]:
@@ -360,10 +364,10 @@ def fine_tuned(kind: str, task: Task, clock: Clock, seed: int, *, pretrained: bo
     size, steps, per_epoch, end = planned(net, task, sizes, batch, clock)
     loader = task.loader("train", training_view(kind, size, task.longest), batch, train=True, seed=seed)
     smoothing = 0.1 if kind == "timm" else 0.0
-    done = gone = 0
+    capped, done, gone = steps == MOST_EPOCHS * per_epoch, 0, 0
     for phase in _phases(kind, net, steps, per_epoch, loader.batch_size, pretrained=pretrained):
         until = time.time() + (end - time.time()) * phase[2] / (steps - gone)
-        done += _run_phase(phase, net, loader, nn.CrossEntropyLoss(label_smoothing=smoothing), until)
+        done += _run_phase(phase, net, loader, nn.CrossEntropyLoss(label_smoothing=smoothing), until, capped=capped)
         gone += phase[2]
     test = task.loader("test", evaluation_view(size, task.longest), 64)
     made = {"size": size, "steps": done, "planned_steps": steps, "epochs": round(done / per_epoch, 2)}
@@ -420,10 +424,13 @@ def _phases(kind: str, net: Any, steps: int, per_epoch: int, batch: int, *, pret
         yield optimizer, OneCycleLR(optimizer, rates, total_steps=rest + 1, pct_start=0.3, div_factor=5), rest, False
 
 
-def _run_phase(phase: Phase, net: Any, loader: Any, loss: Any, until: float) -> int:
-    """Train until the steps are made or the time has come; the steps that were made.
+def _run_phase(phase: Phase, net: Any, loader: Any, loss: Any, until: float, *, capped: bool = False) -> int:
+    """Train until the time has come; the steps that were made.
 
-    If steps take longer than the plan measured, the schedule follows the time, so that the rate falls to its end.
+    The schedule follows the time, as steps may take longer or shorter than the plan measured.
+
+    Args:
+        capped: the time would be enough for more steps than the phase has; it ends with them.
     """
     import torch
 
@@ -434,19 +441,18 @@ def _run_phase(phase: Phase, net: Any, loader: Any, loss: Any, until: float) -> 
         parameter.requires_grad_(not only_head or id(parameter) in mine)
     net.train()
     done = 0
-    while done < steps:
+    while True:
         for images, labels in loader:
             optimizer.zero_grad()
             loss(net(images.contiguous(memory_format=torch.channels_last)), labels).backward()
             optimizer.step()
             done += 1
             passed = (time.time() - begun) / max(until - begun, 1e-9)
-            place = max(done, min(steps, int(passed * steps)))
+            place = min(steps, max(int(passed * steps), done if capped else 0))
             while schedule.last_epoch < place:
                 schedule.step()
-            if done >= steps or passed >= 1:
+            if passed >= 1 or (capped and done >= steps):
                 return done
-    return done
 
 
 def probe(task: Task, clock: Clock, seed: int, sizes: Sequence[int]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -775,9 +776,12 @@ def test_the_last_line_is_kept_where_no_known_one_ends_a_process(
     assert found["2"]["message"] == "an error of another version"
 
 
+@pytest.mark.parametrize(("seconds", "capped"), [(4.0, False), (0.25, False), (0.25, True), (4.0, True)])
 @pytest.mark.parametrize("kind", ["torchvision", "fastai", "timm"])
-def test_the_schedules_of_quality_are_not_cut(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps take four times as long as planned: fewer are made, and the rate still falls to its end."""
+def test_the_schedules_of_quality_fill_the_time(
+    kind: str, seconds: float, capped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps take four times as long as planned, or a quarter: the time is used, and the rate falls to its end."""
     quality = module(monkeypatch, "quality")
     now = [1000.0]
     monkeypatch.setattr(quality.time, "time", lambda: now[0])
@@ -786,14 +790,15 @@ def test_the_schedules_of_quality_are_not_cut(kind: str, monkeypatch: pytest.Mon
     net.forward = lambda images: net.classifier(net.features(images).mean(dim=(2, 3)))
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        now[0] += 4.0
+        now[0] += seconds
         return torch.nn.functional.cross_entropy(logits, labels)
 
     batches = [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))] * 7
     *_, (optimizer, schedule, steps, only_head) = quality._phases(kind, net, 100, 10, 4, pretrained=True)
     highest = max(group.get("max_lr", group["initial_lr"]) for group in optimizer.param_groups)
-    done = quality._run_phase((optimizer, schedule, steps, only_head), net, batches, loss, now[0] + steps)
-    assert done == -(-steps // 4)
+    phase = (optimizer, schedule, steps, only_head)
+    done = quality._run_phase(phase, net, batches, loss, now[0] + steps, capped=capped)
+    assert done == (min(steps, math.ceil(steps / seconds)) if capped else math.ceil(steps / seconds))
     assert max(group["lr"] for group in optimizer.param_groups) < 0.01 * highest
 
 
