@@ -326,16 +326,21 @@ def test_a_plan_leaves_torch_s_generator_as_it_was(
 
 
 def test_large_files_are_decoded_for_a_few_seconds_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
+    now, probe = [0.0], facts.probe
+
+    def probed(item: Any) -> Any:
+        now[0] += 0.25
+        return probe(item)
 
     def slow(*_: Any) -> None:
         now[0] += 1.0
 
+    monkeypatch.setattr(facts, "probe", probed)
     monkeypatch.setattr(facts, "decode", slow)
     monkeypatch.setattr(facts.time, "perf_counter", lambda: now[0])
     found, _ = facts.look(DataSpec(source=photos(tmp_path / "d", [30, 30], size=(32, 40))))
-    assert found.seconds == 1.0
-    assert now[0] == 3.0, "the headers of the others are read"
+    assert found.seconds == 1.25, "of the images that were decoded"
+    assert now[0] == 3 * 1.25 + 45 * 0.25, "the headers of the others are read"
     assert found.same
 
 

@@ -118,7 +118,7 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
     rules = PreprocessRules(224, 3, store_size=504)
     grey, decoded, spent = True, 0, 0.0
     for item in source.some(_SAMPLE):  # one at a time, since an image may have many megabytes
-        started = time.perf_counter()
+        began = time.perf_counter()
         try:
             size, one_grey = probe(item)
             sizes.append(size)
@@ -126,10 +126,9 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
             if spent < _SAMPLE_SECONDS:
                 decode(item, rules)
                 decoded += 1
+                spent += time.perf_counter() - began
         except DataError:
             continue
-        finally:
-            spent += time.perf_counter() - started
     if not sizes:
         raise DataError(
             f"{source.name}: none of the images that were looked at can be read; `kitae data check` names them"
