@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kitae.modes import torch_defaults
+from kitae.modes import convolutions_in_float32, torch_defaults
 
 BACKENDS: Any = torch.backends
 PRODUCTS = BACKENDS, BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv
@@ -61,6 +61,27 @@ def test_where_nothing_is_set_nothing_changes() -> None:
     with torch_defaults():
         assert settings() == before
     assert settings() == before
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_network_may_use_the_flags_of_cudnn_where_convolutions_are_in_float32(mixed: bool) -> None:
+    parts, cudnn = (BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn), BACKENDS.cudnn
+    start = [part.fp32_precision for part in parts]
+    try:
+        if mixed:  # as a caller may leave it; then torch refuses the flags before, too
+            cudnn.rnn.fp32_precision = "ieee"
+        before = [part.fp32_precision for part in parts]
+        with convolutions_in_float32():
+            assert {part.fp32_precision for part in parts} == {"ieee"}
+            if not mixed:
+                assert not cudnn.allow_tf32
+                with cudnn.flags(enabled=False):
+                    pass
+        assert [part.fp32_precision for part in parts] == before
+    finally:
+        for part, precision in zip(parts, start, strict=True):
+            part.fp32_precision = precision
+    assert cudnn.allow_tf32
 
 
 def test_an_autocast_around_a_call_has_no_effect() -> None:

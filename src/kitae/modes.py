@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,13 +91,22 @@ def _whole_products() -> Iterator[None]:
 
 @contextmanager
 def convolutions_in_float32() -> Iterator[None]:
-    """Let GPUs convolve float32 tensors in float32: by default cuDNN rounds them to TF32, which has 10 bits."""
+    """Let GPUs convolve float32 tensors in float32: by default cuDNN rounds them to TF32, which has 10 bits.
+
+    Its RNNs and the older switch of torch agree with that. Otherwise torch refuses `torch.backends.cudnn.flags`, which
+    a network may use.
+    """
     import torch
 
-    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolution.fp32_precision
-    convolution.fp32_precision = "ieee"
-    try:
+    cudnn: Any = torch.backends.cudnn
+    parts = cudnn.conv, cudnn.rnn
+    with ExitStack() as held:
+        for part in parts:
+            held.callback(setattr, part, "fp32_precision", part.fp32_precision)
+        with suppress(RuntimeError):  # torch's answer where only the new settings were changed
+            before = cudnn.allow_tf32
+            cudnn.allow_tf32 = False
+            held.callback(setattr, cudnn, "allow_tf32", before)  # before the new ones, which it changes
+        for part in parts:
+            part.fp32_precision = "ieee"
         yield
-    finally:
-        convolution.fp32_precision = before
