@@ -122,6 +122,8 @@ def test_an_unfinished_cross_validation_counts_folds(tmp_path: Path) -> None:
             assert "not finished, 1 of 2 folds" in views.run_line(run)
     rows.append({"epoch": 3})
     assert "not finished, 3 of 4 epochs" in views.run_line(run)
+    run.recipe, run.fold = recipe.override("data.fold=1"), lambda number: tmp_path / "none"
+    assert "not finished, 3 of 4 epochs" in views.run_line(run), "the run of one fold"
 
 
 @pytest.mark.parametrize("changed", [{"per_class": None}, {"accuracy_interval": [0.8]}, {"loss": "x"}])

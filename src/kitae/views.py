@@ -105,7 +105,8 @@ def _trained(run: RunLike) -> str:
 def _state(run: RunLike) -> str:
     if not run.finished:
         rows = run.metrics()
-        folds = run.recipe.data.folds or 0
+        data = run.recipe.data
+        folds = (data.folds or 0) if data.whole else 0  # the run of one fold has none of its own
         ended = sum((run.fold(number) / "evaluation.json").is_file() for number in range(1, folds + 1))
         if ended < folds:  # the model on everything comes after them
             return f"not finished, {ended} of {folds} folds"
