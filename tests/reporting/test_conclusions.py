@@ -61,6 +61,16 @@ def test_what_a_confusion_shows_is_told_if_it_is_significant(
     assert told in run_page.answer(record(make_run, confusion))[0]
 
 
+def test_a_class_whose_images_are_of_one_group_counts_among_the_others(make_run: Callable[..., Run]) -> None:
+    run = record(make_run, [[57, 2, 1], [1, 38, 1], [0, 1, 19]]).run
+    found = run.evaluation()
+    for names, told in ((("cat", "owl"), "No class is significantly weaker than the others."), (("dog",), ").")):
+        for name in names:
+            found["test"]["per_class"][name]["accuracy_interval"] = None
+        run.write_evaluation(found)
+        assert run_page.answer(RunRecord.open(run))[0].endswith(told)
+
+
 def advice(run: Run) -> tuple[str, dict[str, str]]:
     """What a run's page concludes, and its commands by what they are for; every one is a command that exists."""
     found = RunRecord.open(Run.open(run.path))
@@ -174,6 +184,19 @@ def test_nothing_is_advised_where_every_validation_image_is_right(make_run: Call
         assert ("may help" in told) == advised
 
 
+def test_a_gap_on_few_groups_is_not_sure(make_run: Callable[..., Run]) -> None:
+    run = record(make_run, [[80, 10, 10], [10, 80, 10], [10, 10, 80]]).run
+    run.write_metrics([{**row, "train_clean_accuracy": 0.99, "val_accuracy": 0.8} for row in run.metrics()])
+    found = run.evaluation()
+    for groups, ends, sure in (
+        ({}, [0.5, 0.95], True), ({"val": 4}, [0.5, 0.95], False), ({"val": 1}, None, False),
+        ({"val": 90}, [0.74, 0.85], True),
+    ):  # fmt: skip
+        found["val"]["accuracy_interval"] = ends
+        run.write_evaluation({**found, "groups": groups})
+        assert ("overfits" in run_page.answer(RunRecord.open(run))[1]) == sure, groups
+
+
 def test_a_gap_on_few_training_images_is_not_sure(make_run: Callable[..., Run]) -> None:
     run = record(make_run, [[9, 1, 0], [0, 9, 1], [1, 0, 9]]).run
     run.write_metrics([{**row, "train_clean_accuracy": 1.0, "val_accuracy": 0.9} for row in run.metrics()])
@@ -198,6 +221,9 @@ def test_copies_in_test_are_told(make_run: Callable[..., Run]) -> None:
         "10 test images are also in train or validation; accuracy without them is 80.0 %"
         in run_page.answer(found.model_copy(update={"evaluation": both}))[2]
     )
+    group = found.evaluation.model_copy(update={"test": type(test).model_validate(
+        {**test.model_dump(), "without_duplicates": {**others, "accuracy_interval": None}})})  # fmt: skip
+    assert run_page.answer(found.model_copy(update={"evaluation": group}))[2].endswith(" without them is 80.0 %.")
     none = {"count": 0, "accuracy": None, "accuracy_interval": None}
     every = found.evaluation.model_copy(update={"test": type(test).model_validate(
         {**test.model_dump(), "without_duplicates": none})})  # fmt: skip
@@ -762,6 +788,19 @@ def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., R
     (good.run.path / "predictions.parquet").unlink()
     again = [RunRecord.open(one.run) for one in (good, bad)]
     assert comparison_page.commands(*comparison_page.entries(again))[0][1].startswith("kitae report ")
+
+
+def test_a_difference_of_grouped_images_may_be_chance(make_run: Callable[..., Run]) -> None:
+    good, bad = make_run("good"), make_run("bad")
+    table, found = good.predictions(), good.evaluation()
+    good.write_predictions(table.set_column(table.column_names.index("predicted"), "predicted", table["label"]))
+    found["test"]["accuracy"] = 1.0
+    for groups, told in (({}, "is more than chance"), ({"train": 9, "val": 3, "test": 3}, "may be chance")):
+        good.write_evaluation({**found, "groups": groups})
+        entries = comparison_page.entries([RunRecord.open(one) for one in (good, bad)])
+        said = comparison_page.answer(*entries)[1]
+        assert told in said
+        assert ("taken as independent" in said) == bool(groups)
 
 
 def test_a_speed_up_within_the_noise_of_its_control_is_none() -> None:

@@ -64,6 +64,7 @@ def content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "fields": fields(records),
         "classes": list(dict.fromkeys(name for run in runs if run.split is not None for name in run.split.classes)),
         "pairs": _pairs(runs) if where != "validation" else [],  # predictions are of test
+        "grouped": any(_grouped(run.record) for run in runs),
     }
 
 
@@ -98,9 +99,12 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
     else:
         estimate, low, high = difference
         span = f"{100 * estimate:.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f}, paired, on the same images)"
-        chance = "is more than chance" if low > 0 else "may be chance"
+        grouped = _grouped(best.record)
+        chance = "is more than chance" if low > 0 and not grouped else "may be chance"
         later = f"Their difference is {span}." if len(tied) > 1 else f"The difference of {span} {chance}."
         later += " This covers the choice of images, not of seeds; use kitae study for those."
+        if grouped:
+            later += " Images of one group are taken as independent, which makes it too short."
     if where == "test":
         later += " Choosing between runs by their test accuracy makes that accuracy optimistic."
     return [first, later]
@@ -156,6 +160,11 @@ def _paired(one: RunRecord, other: RunRecord) -> tuple[float, float, float] | No
         return None
     difference, (low, high) = paired_difference(b.predicted, a.predicted, a.label)
     return difference, low, high
+
+
+def _grouped(record: RunRecord) -> bool:
+    """Whether images have groups (patients, videos). Predictions do not say which, so differences cannot cover them."""
+    return bool(record.evaluation.groups)
 
 
 def _pairs(runs: Sequence[Entry]) -> list[tuple[str, str, str]]:

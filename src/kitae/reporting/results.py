@@ -181,6 +181,7 @@ class Evaluation(Record):
     precision: str | None = None
     train_precision: str | None = None
     tta: str | None = None
+    groups: dict[str, int] = Field(default_factory=dict)
 
     @property
     def of_views(self) -> bool:

@@ -127,7 +127,7 @@ def _weak(split: Split) -> str:
 
     A class of few images may have a lower recall by chance.
     """
-    known = {name: row for name, row in split.per_class.items() if row.accuracy is not None and row.accuracy_interval}
+    known = {name: row for name, row in split.per_class.items() if row.accuracy is not None}
     if not known or split.accuracy is None:
         return ""
     largest = max(known, key=lambda name: known[name].count)
@@ -135,9 +135,11 @@ def _weak(split: Split) -> str:
     if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
         return f"That is not significantly better than always predicting {largest} ({share(always)})."
     whole = split.accuracy
-    weak = [name for name, row in known.items() if row.accuracy_interval and row.accuracy_interval[1] < whole]
+    # A class whose images are of one group has no interval, but counts as one of the others.
+    judged = {name: row.accuracy_interval for name, row in known.items() if row.accuracy_interval}
+    weak = [name for name, (_, high) in judged.items() if high < whole]
     if not weak:
-        return "No class is significantly weaker than the others."
+        return "No class is significantly weaker than the others." if judged else ""
 
     def recall(name: str) -> float:
         return known[name].accuracy or 0.0
@@ -178,7 +180,11 @@ def _gap(record: RunRecord) -> Verdict:
         return Verdict("", "")
     gap = best.train_clean_accuracy - best.val_accuracy
     measured = ((best.train_clean_accuracy, record.facts.clean_images), (best.val_accuracy, val.count))
-    error = _Z * math.sqrt(sum(p * (1 - p) / n for p, n in measured))
+    of_train, of_val = (p * (1 - p) / n for p, n in measured)
+    if record.evaluation.groups:  # the interval covers the choice of groups; a single group has none
+        low, high = val.accuracy_interval or (-math.inf, math.inf)
+        of_val = ((high - low) / (2 * _Z)) ** 2
+    error = _Z * math.sqrt(of_train + of_val)
     apart = points(abs(100 * gap), 1)
     last = record.epochs[-1].epoch == best.epoch
     if gap - error > _OVERFIT:
@@ -206,9 +212,10 @@ def _copies(record: RunRecord) -> str:
     if not others.count:
         return "Every test image is also in train or validation, so this accuracy says nothing about new images."
     many = test.count - others.count
+    span = between(others.accuracy_interval, 100)
     return (
         f"{many:,} test image{' is' if many == 1 else 's are'} also in train or validation; accuracy without "
-        f"{'it' if many == 1 else 'them'} is {share(others.accuracy)} ({between(others.accuracy_interval, 100)})."
+        f"{'it' if many == 1 else 'them'} is {share(others.accuracy)}{f' ({span})' if span else ''}."
     )
 
 
