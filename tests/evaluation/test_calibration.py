@@ -134,6 +134,26 @@ def test_the_interval_of_a_bad_model_does_not() -> None:
     assert 0.1 < low < estimate < high < 0.5
 
 
+def low_end_of_groups(seed: int, least: float, said: float | None = None) -> float:
+    """The low end for 25 groups of 20 images that are right with a chance of `least` or a little more, all or none.
+
+    Args:
+        said: the confidence; None is the chance itself.
+    """
+    generator, groups = np.random.default_rng(seed), np.repeat(np.arange(25), 20)
+    chance = generator.uniform(least, least + 0.4, 25)
+    correct, confidence = generator.random(25) < chance, chance if said is None else np.full(25, said)
+    _, interval = calibration_error(confidence[groups], correct[groups], groups=groups, seed=seed, replicates=200)
+    assert interval is not None
+    return interval[0]
+
+
+def test_the_interval_of_groups_begins_at_0_unless_the_model_is_bad() -> None:
+    """What the images of a group have in common is noise too: these say no more than 25 images."""
+    assert sum(low_end_of_groups(seed, 0.6) == 0 for seed in range(40)) >= 35
+    assert sum(low_end_of_groups(seed, 0.2, said=0.95) > 0.1 for seed in range(40)) >= 35
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sharpness", "count"), [(1.0, 300), (1.1, 1000), (1.3, 1000), (2.0, 1000), (3.0, 5000)])
 def test_the_interval_covers_the_truth(sharpness: float, count: int) -> None:

@@ -202,7 +202,7 @@ def evaluate(
     add("loss", float(losses.mean()), _within(intervals.normal_mean(losses, groups)), "normal")
     add("brier", float(briers.mean()), _within(intervals.normal_mean(briers, groups)), "normal")
     ece, spread = calibration_error(chances[rows, predicted], hits, groups=groups)
-    add("ece", ece, spread, "basic bootstrap of 1000 samples of images, from 0 where it could be noise")
+    add("ece", ece, spread, "basic bootstrap of 1000 samples, from 0 where it could be noise")
     result["temperature"] = float(temperature)
     result["per_class"] = {}
     taken = confusion.sum(axis=0)
@@ -226,7 +226,10 @@ def evaluate(
 
 def chosen(groups: NDArray[np.int64] | None) -> str:
     """What intervals of images with these groups cover."""
-    return "the choice of images" if groups is None else f"the choice of {plural(len(np.unique(groups)), 'group')}"
+    if groups is None:
+        return "the choice of images"
+    count = len(np.unique(groups))
+    return f"the choice of {plural(count, 'group')}" if count > 1 else "the choice of groups, which one does not show"
 
 
 def _f1(truth: NDArray[np.int64], predicted: NDArray[np.int64], K: int) -> NDArray[np.float64]:
