@@ -107,6 +107,18 @@ def test_groups_of_one_image_are_as_independent_images() -> None:
     assert intervals.balanced(right, labels, groups) == pytest.approx(intervals.balanced(right, labels), rel=1e-3)
 
 
+@pytest.mark.parametrize("right", [[1, 1, 0, 1, 0, 1], [1] * 6, [0] * 6, [1, 0]])
+def test_a_few_groups_of_one_image_change_no_interval(right: list[int]) -> None:
+    hits, labels, alone = np.array(right, bool), np.arange(len(right)) % 2, np.arange(len(right))[::-1]
+    assert intervals.effective(hits, alone) == pytest.approx(len(right))
+    for of in (intervals.proportion, intervals.normal_mean):
+        assert of(hits, alone) == pytest.approx(of(hits))
+    assert intervals.balanced(hits, labels, alone) == pytest.approx(intervals.balanced(hits, labels))
+    for difference in (intervals.paired_difference, intervals.balanced_difference):
+        before, after = np.where(hits, labels, 9), labels
+        assert difference(before, after, labels, alone)[1] == pytest.approx(difference(before, after, labels)[1])
+
+
 def test_equal_images_of_a_group_count_once() -> None:
     groups = np.repeat(np.arange(1000), 7)
     right = np.random.default_rng(7).random(1000) < 0.7

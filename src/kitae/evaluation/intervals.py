@@ -28,14 +28,14 @@ def effective(values: ArrayLike, groups: ArrayLike | None, *, alike: bool = True
     """The number of independent images that would tell as much about the mean of `values` [N]; N without groups.
 
     N over the design effect (Kish 1965): the variance of the mean between groups over that of independent images, at
-    least 1. The groups tell it only roughly, so the count is lowered by (z / t)^2, where t has G - 1 degrees of freedom
-    for G groups (Korn and Graubard 1998, for proportions in surveys).
+    least 1. The groups tell it only roughly, so the count is lowered by the square of t(N - 1) / t(G - 1), quantiles of
+    Student's t with these degrees of freedom, for G groups (Korn and Graubard 1998, for proportions in surveys).
 
     Args:
         alike: all images of a group count as one where all values are equal, which says nothing about the groups.
 
     Returns:
-        At most N; 0 for a single group, which says nothing about others.
+        At most N, and N where each image is a group of its own; 0 for a single group, which says nothing about others.
     """
     array = np.asarray(values, dtype=np.float64)
     n = array.size
@@ -51,7 +51,8 @@ def effective(values: ArrayLike, groups: ArrayLike | None, *, alike: bool = True
     independent = float(apart @ apart) * n / (n - 1)
     between = float((np.bincount(member, apart) ** 2).sum()) * count / (count - 1)
     design = max(1.0, between / independent) if independent > 0 else n / count if alike else 1.0
-    return n / design * (_Z / float(stdtrit(count - 1, (1 + LEVEL) / 2))) ** 2
+    of_images, of_groups = stdtrit([n - 1, count - 1], (1 + LEVEL) / 2)
+    return n / design * float(of_images / of_groups) ** 2
 
 
 def wilson(successes: float, count: float) -> Interval | None:
