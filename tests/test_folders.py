@@ -14,7 +14,8 @@ import pytest
 
 import kitae
 from kitae.errors import KitaeError, RecipeError, TrainingError
-from kitae.folders import LOCK, Owned, kind_of, known_kind, lock
+from kitae.folders import LOCK, Owned, kind_of, known_kind, lock, out_folder
+from kitae.recipe import Recipe
 from tests.refusals import refused
 
 OWNED = Owned("study", ("study.yaml", "runs", "table"), TrainingError, first="study.yaml")
@@ -44,6 +45,13 @@ def test_an_override_in_the_place_of_the_folder_is_refused(
     asked = "label-smoothing" if call == "study" else "fashion-mini"
     refused(RecipeError, r"set='train\.epochs=5'", getattr(kitae, call), asked, "train.epochs=5")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("section", Recipe.model_fields)
+def test_an_override_of_every_section_is_known_as_one(section: str) -> None:
+    refused(RecipeError, "is an override, not a folder", out_folder, f"{section}.field=1")
+    refused(RecipeError, "is an override, not a folder", out_folder, f"{section}={{}}")
+    assert out_folder(f"runs/{section}=1") == Path(f"runs/{section}=1")
 
 
 def test_without_its_first_file_nothing_is_ours(tmp_path: Path) -> None:

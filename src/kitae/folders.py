@@ -33,7 +33,7 @@ SIGNS: dict[Kind, str] = {
     "run": "recipe.yaml", "study": "study.yaml", "search": "search.yaml", "compression": "compression.json",
 }  # fmt: skip
 """The file that tells what a folder is."""
-_OVERRIDE = re.compile(r"(name|data|augment|model|train|study)(\.\w+)*=")
+_OVERRIDE = re.compile(r"(name|data|augment|model|train|evaluate|study)(\.\w+)*=")
 
 
 def out_folder(out: str | os.PathLike[str]) -> Path:
