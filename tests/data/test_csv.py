@@ -146,17 +146,19 @@ def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:
     assert source_of(tmp_path).startswith("parquet:")
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "0.png")
     assert source_of(tmp_path).startswith("folder:"), "a table that lies in a folder of classes"
-
-
-def test_the_folder_of_a_run_is_no_data_but_a_recipe_may_lie_beside_some(tmp_path: Path) -> None:
-    for name in ("recipe.yaml", "predictions.parquet"):
-        (tmp_path / name).touch()
-    refused(DataError, "is the folder of a run, not data; give the folder of its images", source_of, tmp_path)
-    (tmp_path / "train.parquet").touch()
-    assert source_of(tmp_path).startswith("parquet:")
     for wrong in ("missing", "labels.txt", "~no-such-user/here", "long" * 100):
         (tmp_path / "labels.txt").touch()
         refused(DataError, wrong, source_of, tmp_path / wrong)
+
+
+def test_the_folder_of_a_run_is_no_data_but_a_recipe_may_lie_beside_some(tmp_path: Path) -> None:
+    for name in ("run/recipe.yaml", "run/predictions.parquet", "small/compression.json", "small/figures/filters.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    refused(DataError, "is the folder of a run, not data; give the folder of its images", source_of, tmp_path / "run")
+    refused(DataError, "is the folder of a compression, not data", source_of, tmp_path / "small")
+    (tmp_path / "run" / "train.parquet").touch()
+    assert source_of(tmp_path / "run").startswith("parquet:")
 
 
 def test_missing_files_are_findings_of_a_check_and_left_out_by_a_fix(tmp_path: Path) -> None:

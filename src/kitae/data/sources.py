@@ -306,8 +306,10 @@ def source_of(path: str | Path) -> str:
     if os.path.isdir(given):
         tables = {file.name for file in given.glob("*") if file.suffix.lower() == ".parquet"}
         ours = kind_of(given) if tables <= _RESULTS else None
-        # Predictions may have been written into a folder of classes, or of splits of classes.
-        inside = (file for folder in _subfolders(given) for file in visible_files(folder))
+        # Predictions may have been written into a folder of classes, or of splits of classes. The charts of a
+        # compression are no photographs.
+        folders = (folder for folder in _subfolders(given) if not (ours and folder.name == "figures"))
+        inside = (file for folder in folders for file in visible_files(folder))
         if not (tables or ours) or any(is_image(file.name) for file in inside):
             return f"folder:{path}"
         if ours:
