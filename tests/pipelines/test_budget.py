@@ -808,6 +808,9 @@ def test_more_images_are_only_advised_where_they_would_help() -> None:
     assert not few.sure
     assert not none.sure
     assert ["val_fraction" in line for line in lines] == [True, False]  # no number of them shows a drop of nothing
+    as_sure_as_possible(CompressSpec(max_drop=1.0), 100, 3.7, lines.append, np.arange(100) // 50)
+    assert "100 validation images of 2 groups are too few" in lines[-1]
+    assert "more validation groups (data.val_fraction)" in lines[-1]
 
 
 def test_a_file_that_forgets_a_rare_class_loses_more_than_its_share() -> None:

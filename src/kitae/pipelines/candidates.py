@@ -150,7 +150,7 @@ class Bench:
         self.validation = setup.image_set(setup.splits.val)
         self.labels, self.groups = labels_of(self.validation), setup.store.groups_of(self.validation.rows)
         self.least_drop = self.scoring.least_drop(self.labels, self.groups)
-        self.spec = as_sure_as_possible(self.spec, len(self.validation), self.least_drop, self.say)
+        self.spec = as_sure_as_possible(self.spec, len(self.validation), self.least_drop, self.say, self.groups)
         self.images = self.validation.gather(self.validation.rows[self._sample(VERIFY_IMAGES)])[0]
         self.left_out: list[tuple[str, str]] = []
         self._card = card(self.run)
@@ -372,18 +372,21 @@ class Bench:
         )
 
 
-def as_sure_as_possible(spec: CompressSpec, count: int, least: float, say: Say) -> CompressSpec:
+def as_sure_as_possible(spec: CompressSpec, count: int, least: float, say: Say, groups: Groups = None) -> CompressSpec:
     """The spec, without `sure` if there are too few validation images to show that any drop is within the budget.
 
     Args:
         least: points that they can show at best; see `Scoring.least_drop`.
+        groups: of the validation images.
     """
     if not spec.sure or least <= spec.max_drop:
         return spec
-    advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
+    what = "images" if groups is None else "groups"
+    advice = f"; more validation {what} (data.val_fraction) would help" if spec.max_drop else ""
+    few = "" if groups is None else f" of {plural(len(np.unique(groups)), 'group')}"
     say(
-        f"note: {count} validation images are too few to show that a drop is within {spec.max_drop:g} points, so the "
-        f"measured drop is used, which may be small by chance{advice}"
+        f"note: {count} validation images{few} are too few to show that a drop is within {spec.max_drop:g} points, "
+        f"so the measured drop is used, which may be small by chance{advice}"
     )
     return spec.model_copy(update={"sure": False})
 
