@@ -8,7 +8,8 @@ import pytest
 from kitae.cli.start import evaluate
 from kitae.errors import RecipeError
 from kitae.experiments.after import robustness as step
-from kitae.pipelines.robustness import CORRUPTIONS, corrupted, robustness
+from kitae.pipelines.robustness import CORRUPTIONS, classified, corrupted, robustness
+from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -62,3 +63,10 @@ def test_the_command_prints_each_corruption(run: Run, capsys: pytest.CaptureFixt
     assert lines[3].startswith("rotation\tviewpoint\t10, 20, 30\t")
     refused(RecipeError, "--tta flip: --robustness takes one view", evaluate, run.path, tta="flip", robustness=True)
     refused(RecipeError, "split: 'all' must be train, val or test", robustness, run, "all")
+    done: list[tuple[int, int]] = []
+    setup = Setup.of(run)
+    classified(run, setup, setup.splits.val, 5, progress=lambda *counted: done.append(counted))
+    assert done == [(count, 24) for count in range(1, 25)]
+    opened = run.test_openings
+    refused(RecipeError, "images: 0 must be 1 or more", lambda: robustness(run, images=0))
+    assert run.test_openings == opened, "not for nothing"

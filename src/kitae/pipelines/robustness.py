@@ -60,21 +60,25 @@ def robustness(run: Run | str | Path, split: str = "test", *, images: int = 1000
     Args:
         run: a trained run, or its folder.
         split: `train`, `val` or `test`.
-        images: how many of it, the same each time.
+        images: how many of it at most, the same each time.
 
     Returns:
         `count` of images; `clean`, and under `corruptions` each of `CORRUPTIONS`: `accuracy` and `accuracy_interval`,
-        95 % over the choice of images. Those of a corruption are means over its severities, with a normal interval.
+        95 % over the choice of images, or of groups where they have some. Those of a corruption are means over its
+        severities, with a normal interval.
 
     Raises:
-        RecipeError: there is no such split, or the run has no images of it.
-        TrainingError: for test, the run is not finished, or read-only.
+        RecipeError: there is no such split, the run has no images of it, or `images` is below 1.
+        TrainingError: there is no best model yet; for test, the run is not finished, or read-only.
+        DataError: the images have changed since the run was trained, or cannot be read.
     """
     from kitae.pipelines.setup import Setup
 
     run = run if isinstance(run, Run) else Run.open(run)
     if split not in ("train", "val", "test"):
         raise RecipeError(f"split: {split!r} must be train, val or test")
+    if images < 1:
+        raise RecipeError(f"images: {images} must be 1 or more")
     if split == "test":
         run.require_finished()
         if not os.access(run.path, os.W_OK):
@@ -88,7 +92,8 @@ def robustness(run: Run | str | Path, split: str = "test", *, images: int = 1000
         rows = splits.open_test(lambda: run.count_test_opening("evaluate, robustness"))
     else:
         rows = splits.train if split == "train" else splits.val
-    right = classified(run, setup, rows, images, clean=True)
+    with counter(None, "measuring corruptions") as progress:
+        right = classified(run, setup, rows, images, clean=True, progress=progress)
     clean, groups = right["clean", 0.0], setup.store.groups_of(_some(run, rows, images))
     found = {}
     for name, (_, severities, *_) in CORRUPTIONS.items():
@@ -107,12 +112,19 @@ def _some(run: Run, rows: NDArray[np.int64], images: int) -> NDArray[np.int64]:
 
 
 def classified(
-    run: Run, setup: Setup, rows: NDArray[np.int64], images: int, *, clean: bool = False
+    run: Run,
+    setup: Setup,
+    rows: NDArray[np.int64],
+    images: int,
+    *,
+    clean: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[tuple[str, float], NDArray[np.bool_]]:
     """(corruption, severity) -> which of some of these images are classified correctly, bool [n].
 
     Args:
         clean: also without a corruption, as ("clean", 0).
+        progress: called with (corruptions done, all of them), each severity counted.
     """
     rows = _some(run, rows, images)
     gather, predictor = setup.image_set(rows).gather, run.predictor(tta="none")
@@ -126,7 +138,13 @@ def classified(
         return np.asarray(logits.argmax(axis=1) == labels)
 
     wanted = [(name, severity) for name, (_, severities, *_) in CORRUPTIONS.items() for severity in severities]
-    return {(name, severity): right(name, severity) for name, severity in [("clean", 0.0)] * clean + wanted}
+    wanted = [("clean", 0.0)] * clean + wanted
+    found = {}
+    for name, severity in wanted:
+        found[name, severity] = right(name, severity)
+        if progress is not None:
+            progress(len(found), len(wanted))
+    return found
 
 
 def corrupted(
