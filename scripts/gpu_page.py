@@ -284,11 +284,17 @@ TRAININGS = {
     "cifar10-strong": ("`cifar10-strong`, 30 epochs", ["gpu/cifar10-strong-30-epochs"]),
     "cifar10-speed": ("`cifar10-speed`, 9 epochs, 14 views", [f"speed/h100-9-epochs-seed{seed}" for seed in range(3)]),
 }
+# Of the trainings by `kitae train`, which are of 2026-11-26.
+EVALUATED = """
+These networks were evaluated with convolutions in TF32, torch's default on this GPU. Now they are in float32, which has
+not been measured on a GPU.
+"""
 
 
 def trainings(folder: Path) -> str:
     """Those of `gpu.py train`, or earlier ones by `kitae train`."""
     lines = ["| Recipe | Test accuracy | Training | Machine |", "|---|---|---|---|"]
+    remark = ""
     for recipe, (words, earlier) in TRAININGS.items():
         measured = folder / f"train-{recipe}.json"
         if measured.is_file():
@@ -298,6 +304,7 @@ def trainings(folder: Path) -> str:
         else:
             runs = [json.loads((RESULTS / f"{name}.json").read_text()) for name in earlier]
             where, notes = _machine(runs[0]["machine"]), runs[0]["note"].rpartition(", ")[2]
+            remark = EVALUATED
         values = [100 * run["test"]["accuracy"] for run in runs]
         if len(values) > 1:
             mean, low, high = mean_interval(values)
@@ -308,7 +315,7 @@ def trainings(folder: Path) -> str:
         seconds = statistics.fmean(run["training_seconds"] for run in runs)
         took = f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.1f} s"
         lines.append(f"| {words} | {reached} | {', '.join(filter(None, [took, notes]))} | {where} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + remark
 
 
 def text(folder: Path = RESULTS / "gpu") -> str:

@@ -43,8 +43,8 @@ _HOW_TO_READ = (
     "in its direction is shown and the interval reaches the claimed size, **refuted** if the whole interval falls "
     "short of it (for one claim at a time, without Holm's correction), and **not shown** if the runs do not decide. An "
     "interval with a * is from its own pairs alone: that variant scatters more than the others. All networks are "
-    "evaluated in float32, also those that were trained in bf16. Everything holds for "
-    "the setting beside it, and may be different on other data."
+    "evaluated in float32, also those that were trained in bf16 (on the H100 with convolutions in TF32). Everything "
+    "holds for the setting beside it, and may be different on other data."
 )
 
 
