@@ -194,8 +194,8 @@ def outcome(paired: list[dict[str, Any]]) -> str:
     who = ", all with logistic regression on features of the same weights," if alike else ""
     return textwrap.fill(
         f"In {len(better)} of the {len(others)} comparisons below, Kitae's accuracy on test is higher, with an "
-        f"interval that excludes 0 (each by itself, not corrected for their number). In {len(worse) or 'none'} it is "
-        f"lower. The other {len(rest)}{who} do not decide.",
+        f"interval that excludes 0 (each by itself, not corrected for their number). It is lower in "
+        f"{len(worse) or 'none'}. The other {len(rest)}{who} are undecided.",
         120,
     )
 

@@ -57,7 +57,7 @@ def train(
         epochs: Passes through the training images; 0 fits only a linear head on a pretrained network.
         batch_size: Images per training step.
         image_size: Side, in pixels, of the square images that the network sees.
-            Others are set by height and width: --set 'data.image_size=[240, 320]'.
+            For an oblong, set height and width: --set 'data.image_size=[240, 320]'.
         lr: Peak learning rate.
         seed: Seed for everything random in training.
         device: Device to train on.
