@@ -201,6 +201,18 @@ def test_numbers_by_hand() -> None:
     assert result["intervals"]["covers"].startswith("the choice of images;"), "of whatever split"
 
 
+def test_intervals_say_of_how_many_groups_they_are() -> None:
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(60, 3)).astype(np.float32), generator.integers(0, 3, 60)
+    several = evaluate(logits, labels, CLASSES, groups=np.arange(60) // 5)
+    assert several["intervals"]["covers"].startswith("the choice of 12 groups;")
+    assert several["intervals"]["ece"].startswith("basic bootstrap of 1000 samples, from 0")
+    assert several["intervals"]["ece"].endswith(", by groups")
+    one = evaluate(logits, labels, CLASSES, groups=np.zeros(60, np.int64))
+    assert one["intervals"]["covers"].startswith("the choice of groups, which one does not show;")
+    assert all(one[name] is None for name in one if name.endswith("_interval"))
+
+
 def test_numbers_of_torchmetrics() -> None:
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(500, 8)).astype(np.float32), generator.integers(0, 8, 500)
