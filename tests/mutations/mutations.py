@@ -69,6 +69,8 @@ MUTATIONS = [
     Mutation("evaluation/evaluate.py", "model(convert(view)).float() / temperature for view", "model(convert(view)).float() for view", "tests/evaluation/test_evaluate.py tests/pipelines/test_train.py -k 'view or tta or averaged'"),
     Mutation("evaluation/intervals.py", "z * z / (4 * count * count)", "0", "tests/evaluation/test_intervals.py"),
     Mutation("evaluation/intervals.py", "float(2 * estimate - high)", "float(low)", "tests/evaluation/test_intervals.py tests/evaluation/test_calibration.py"),
+    Mutation("evaluation/intervals.py", "max(1.0, between / independent)", "1.0", "tests/evaluation/test_intervals.py -k groups"),
+    Mutation("evaluation/intervals.py", "effective(now.astype(np.float64) - was, groups, alike=False)", "float(truth.size)", "tests/evaluation/test_intervals.py -k groups"),
     Mutation("evaluation/intervals.py", "p=0.5).confidence_interval(LEVEL)", "p=0.5).confidence_interval(0.9)", "tests/evaluation/test_intervals.py"),
     Mutation("experiments/stats.py", "p_of[what] * (len(p_of) - rank)", "p_of[what] * len(p_of)", f"{STATS} -k 'holm or twice'"),
     Mutation("experiments/stats.py", "total = own.value + share.value", "total = 2 * share.value", f"{STATS} -k 'reference or paired'"),
