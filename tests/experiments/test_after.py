@@ -11,18 +11,13 @@ from kitae import keyed
 from kitae.experiments.after import robustness
 from kitae.pipelines.robustness import CORRUPTIONS, corrupted
 from kitae.pipelines.setup import Setup
-from kitae.pipelines.train import train
-from kitae.recipe import Recipe
 from kitae.run import Run
+from tests.runs import small_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    recipe = Recipe.load("fashion-mini").override(
-        "data.limit=400", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.batch_size=20",
-        "train.precision=fp32", "train.threads=1",
-    )  # fmt: skip
-    return train(recipe, tmp_path_factory.mktemp("after") / "run")
+    return small_run(tmp_path_factory.mktemp("after") / "run")
 
 
 def test_robustness_is_the_accuracy_on_corrupted_test_images(run: Run, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from kitae.errors import RecipeError
 from kitae.experiments.after import robustness as step
 from kitae.pipelines.robustness import CORRUPTIONS, classified, corrupted, robustness
 from kitae.pipelines.setup import Setup
-from kitae.pipelines.train import train
-from kitae.recipe import Recipe
 from kitae.run import Run
 from tests.refusals import refused
+from tests.runs import small_run
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 256), (256, 64), (16, 256)])
@@ -32,11 +31,7 @@ def test_corruptions_fit_images_that_are_not_square(shape: tuple[int, int]) -> N
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    recipe = Recipe.load("fashion-mini").override(
-        "data.limit=400", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.batch_size=20",
-        "train.precision=fp32", "train.threads=1",
-    )  # fmt: skip
-    return train(recipe, tmp_path_factory.mktemp("robustness") / "run")
+    return small_run(tmp_path_factory.mktemp("robustness") / "run")
 
 
 def test_one_run_is_measured_as_those_of_a_study_are(run: Run) -> None:
