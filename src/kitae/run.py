@@ -201,13 +201,23 @@ class Run:
         return self.evaluation_file.is_file()
 
     def require_finished(self) -> None:
-        """Require that the run is finished; test stays closed until then.
-
-        Raises:
-            TrainingError: the run can still be resumed.
-        """
+        """Raise TrainingError if the run can still be resumed; test stays closed until it is finished."""
         if not self.finished:
             raise TrainingError(f"{self.path}: is not finished, so it cannot be evaluated on test; {self._cure}")
+
+    def require_split(self, split: str) -> None:
+        """Require that `train`, `val` or `test` may be measured, before anything is read.
+
+        Raises:
+            RecipeError: there is no such split.
+            TrainingError: for test, the run is not finished, or read-only.
+        """
+        if split not in ("train", "val", "test"):
+            raise RecipeError(f"split: {split!r} must be train, val or test")
+        if split == "test":
+            self.require_finished()
+            if not os.access(self.path, os.W_OK):
+                raise TrainingError(f"{self.path}: is read-only, but each use of test is recorded there; copy the run")
 
     # ---- what was measured ------------------------------------------------------------------------------------------
 
@@ -462,23 +472,12 @@ class Run:
         from kitae.data.loader import ImageSet
         from kitae.evaluation.evaluate import evaluate
 
-        if split not in ("train", "val", "test"):
-            raise RecipeError(f"split: {split!r} must be train, val or test")
-        if split == "test":
-            self.require_finished()
-            if not os.access(self.path, os.W_OK):
-                raise TrainingError(f"{self.path}: is read-only, but each use of test is recorded there; copy the run")
+        self.require_split(split)
         predictor = self.predictor(tta=tta)
         with console.counter(None, "decoding images") as progress:
             store = self.open_store(progress)
         splits = self.splits(store)
-        if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
-            problem = f"split: {self.path} has no {split} images (data.folds)"
-            raise RecipeError(f"{problem}; see out_of_fold in evaluation.json")
-        if split == "test":
-            rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {predictor.tta}"))
-        else:
-            rows = splits.train if split == "train" else splits.val
+        rows = splits.rows(split, lambda: self.count_test_opening(f"evaluate, tta {predictor.tta}"))
         images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
         logits, labels = predictor.logits(images.gather, images.rows, show=True)
         copies = splits.copies(store.twins, rows) if split == "test" else None

@@ -28,7 +28,7 @@ from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Table
 from kitae.data.groups import assign_folds, components, first_equal, together
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store
-from kitae.errors import DataError
+from kitae.errors import DataError, RecipeError
 from kitae.files import write_atomically
 
 Rows = NDArray[np.int64]
@@ -72,6 +72,18 @@ class Splits:
         counter()
         self._openings.append(None)
         return self._test.copy()
+
+    def rows(self, split: str, counter: Callable[[], None]) -> Rows:
+        """The rows of `train`, `val` or `test`, int64; test is opened as by `open_test`.
+
+        Raises:
+            RecipeError: there are none.
+        """
+        if not len(dict(self._parts)[split]):
+            raise RecipeError(
+                f"split: the run has no {split} images (data.folds); see out_of_fold in its evaluation.json"
+            )
+        return self.open_test(counter) if split == "test" else dict(self._parts)[split]
 
     @property
     def held_out(self) -> str:

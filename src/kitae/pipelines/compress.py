@@ -228,12 +228,13 @@ def compress(
     Raises:
         BudgetError: nothing met the budget; the folder holds the closest, and the message says how close.
         CompressionError: the network cannot be compressed as asked.
-        TrainingError: the run has no best model yet; or a signal came (the ratios that were done are kept).
+        TrainingError: the run has no best model yet, is not finished, or is read-only; or a signal came (the ratios
+            that were done are kept).
         ExportError: a file does not compute what it should.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     run.load_model()  # raises where a run has no best model
-    run.require_finished()
+    run.require_split("test")
     if run.recipe.data.whole:
         raise CompressionError(
             f"{run.path}: trained on everything (data.folds), so no images are left to measure the loss in accuracy; "
@@ -241,8 +242,6 @@ def compress(
         )
     spec = resolve_spec(spec, options)
     folder = user_path(out) if out is not None else beside(run.path, "-small")
-    if not os.access(run.path, os.W_OK):
-        raise CompressionError(f"{run.path}: is read-only, but each use of test is recorded there; copy the run")
     with COMPRESSION.locked(folder, check=True):
         if (folder / _FACTS).exists() and not overwrite:
             raise CompressionError(f"{folder}: already has a compression; add --overwrite, or choose another --out")

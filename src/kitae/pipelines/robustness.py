@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from kitae import keyed
 from kitae.console import counter
-from kitae.errors import RecipeError, TrainingError
+from kitae.errors import RecipeError
 from kitae.evaluation import intervals
 from kitae.run import Run
 
@@ -75,23 +74,12 @@ def robustness(run: Run | str | Path, split: str = "test", *, images: int = 1000
     from kitae.pipelines.setup import Setup
 
     run = run if isinstance(run, Run) else Run.open(run)
-    if split not in ("train", "val", "test"):
-        raise RecipeError(f"split: {split!r} must be train, val or test")
     if images < 1:
         raise RecipeError(f"images: {images} must be 1 or more")
-    if split == "test":
-        run.require_finished()
-        if not os.access(run.path, os.W_OK):
-            raise TrainingError(f"{run.path}: is read-only, but each use of test is recorded there; copy the run")
+    run.require_split(split)
     with counter(None, "decoding images") as progress:
         setup = Setup.of(run, progress)
-    splits = setup.splits
-    if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
-        raise RecipeError(f"split: {run.path} has no {split} images (data.folds)")
-    if split == "test":
-        rows = splits.open_test(lambda: run.count_test_opening("evaluate, robustness"))
-    else:
-        rows = splits.train if split == "train" else splits.val
+    rows = setup.splits.rows(split, lambda: run.count_test_opening("evaluate, robustness"))
     with counter(None, "measuring corruptions") as progress:
         right = classified(run, setup, rows, images, clean=True, progress=progress)
     clean, groups = right["clean", 0.0], setup.store.groups_of(_some(run, rows, images))
