@@ -1,9 +1,7 @@
-"""Trains a small recipe and kills itself with SIGKILL at a chosen moment; run as a process by test_resume.py.
+"""Trains a small recipe and kills itself with SIGKILL at a chosen moment; `main` is run as a process by test_resume.py.
 
-    python crash_driver.py OUT PLACE COUNT FIELD=VALUE...
-
-PLACE is where it dies, at the COUNT-th time it comes there: `step` (inside an epoch), `write` (a checkpoint's bytes are
-half written), `replace` (written, not yet renamed), `renamed` (just renamed), `validate` (inside validation),
+`place` is where it dies, at the `count`-th time it comes there: `step` (inside an epoch), `write` (a checkpoint's bytes
+are half written), `replace` (written, not yet renamed), `renamed` (just renamed), `validate` (inside validation),
 `features` (of the probe, a file of them has just been written), `never`.
 """
 
@@ -83,7 +81,3 @@ def main(out: str, place: str, count: int, *fields: str) -> None:
 
         checkpoint.write_atomically = write  # type: ignore[attr-defined]
     train(Recipe.load("fashion-mini").override(*BASE, *fields), out=out, resume=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,22 @@ from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from tests import crash_driver
 
-DRIVER = Path(crash_driver.__file__)
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([crash_driver.__name__])  # torch is loaded once, not once for each kill
 MEASURED = ("images_per_second", "seconds", "validation_seconds", "data_share", "peak_memory_bytes")
 
 
-def go(out: Path, place: str = "never", count: int = 1, *fields: str) -> int:
-    command = [sys.executable, str(DRIVER), str(out), place, str(count), *fields]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode in (0, -signal.SIGKILL), result.stderr
-    return result.returncode
+def begin(out: Path, place: str, count: int, *fields: str) -> BaseProcess:
+    process = PROCESSES.Process(target=crash_driver.main, args=(str(out), place, count, *fields))
+    process.start()
+    return process
+
+
+def go(out: Path, place: str = "never", count: int = 1, *fields: str) -> int | None:
+    process = begin(out, place, count, *fields)
+    process.join(300)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
 
 
 def outcome(out: Path) -> dict[str, Any]:
@@ -90,12 +97,12 @@ def test_kills_at_random_moments(tmp_path: Path, precision: str, seed: int) -> N
     out, chance, kills = tmp_path / "killed", random.Random(seed), 0
     for place in ("step", "write", "replace", "renamed", "validate", "step"):
         kills += go(out, place, chance.randint(1, 6), *fields) == -signal.SIGKILL
-    command = [sys.executable, str(DRIVER), str(out), "never", "1", *fields]
     for _ in range(3):  # and by the clock, wherever it is then
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(2.0, 8.0))
+        process = begin(out, "never", 1, *fields)
+        time.sleep(chance.uniform(0.5, 6.0))
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert go(out, "never", 1, *fields) == 0
     assert kills >= 4
     assert_same(outcome(out), outcome(tmp_path / "whole"))
