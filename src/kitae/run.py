@@ -313,7 +313,8 @@ class Run:
 
         Returns:
             The columns `name` (the image's, or its path), `label` and `predicted` (class names), `confidence` (float32,
-            the probability of `predicted`) and `probabilities` (K float32 that sum to 1, in the order of `classes`).
+            the probability of `predicted`) and `probabilities` (K float32 that sum to 1, in the order of `classes`);
+            and `group` (int64, equal for images of one group), if the images have groups.
 
         Raises:
             TrainingError: the file is damaged, or missing: the run is not finished, or was trained without a test.
@@ -457,8 +458,8 @@ class Run:
               classes present; `macro_f1`: mean F1 of the classes present or predicted
             - `loss`: mean negative log likelihood, in nats; `brier`: sum over classes of the squared error, in [0, 2];
               `ece`: expected calibration error, 15 bins; `temperature`, which divides the logits of these three
-            - `per_class`: by name, `accuracy` (its recall) with its interval, `precision`, `f1` and `count`; None where
-              there is nothing to divide by
+            - `per_class`: by name, `accuracy` (its recall), `precision` and `f1`, each with its interval, and `count`;
+              None where there is nothing to divide by
             - `confusion`: counts, rows true, columns predicted; `classes_absent`: names of those without an image
             - `intervals`: the method of each interval, and what they cover
             - `without_duplicates`, if test images have the pixels of training or validation images: `count`,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_precision
 
 from kitae.errors import DataError, TrainingError
+from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, probabilities
 from kitae.evaluation.evaluate import evaluate, label_scores, predict_logits, predictions_table
 from tests.refusals import refused
@@ -238,8 +239,32 @@ def test_a_class_without_images_is_named_and_left_out() -> None:
     result = evaluate(one_hot_logits([0, 0, 2, 1], 3), np.array([0, 0, 2, 2]), CLASSES)
     assert result["classes_absent"] == ["bee"]
     assert result["balanced_accuracy"] == pytest.approx((1 + 0.5) / 2)
-    nothing = {"accuracy": None, "accuracy_interval": None, "precision": 0.0, "f1": 0.0, "count": 0}
-    assert result["per_class"]["bee"] == nothing, "one image was taken for it"
+    bee = result["per_class"]["bee"]
+    assert (bee["accuracy"], bee["accuracy_interval"], bee["count"]) == (None, None, 0)
+    assert (bee["precision"], bee["f1"]) == (0.0, 0.0), "one image was taken for it"
+    assert bee["precision_interval"] == list(intervals.wilson(0, 1) or ())
+    none = evaluate(one_hot_logits([0, 0], 3), np.array([0, 2]), CLASSES)["per_class"]["bee"]
+    assert set(none.values()) == {None, 0}, "nor was any other"
+
+
+@pytest.mark.parametrize("groups", [None, 30])
+def test_intervals_of_a_class_cover_its_scores(monkeypatch: pytest.MonkeyPatch, groups: int | None) -> None:
+    monkeypatch.setattr(intervals, "bootstrap", lambda *_, **__: None)  # which takes long
+    generator, covered, trials = np.random.default_rng(3), dict.fromkeys(("accuracy", "precision", "f1"), 0), 500
+    chances = np.array([[0.8, 0.1, 0.1], [0.15, 0.75, 0.1], [0.3, 0.1, 0.6]])
+    right, called = chances[0, 0] / 3, chances[:, 0].sum() / 3
+    true = {"accuracy": 3 * right, "precision": right / called, "f1": 2 * right / (1 / 3 + called)}
+    for _ in range(trials):
+        images = generator.integers(0, 3, 240 if groups is None else 8 * groups)
+        labels = images if groups is None else np.repeat(images[:groups], 8)  # a patient has one condition
+        predicted = (generator.random((len(labels), 1)) > chances[labels].cumsum(axis=1)).sum(axis=1)
+        member = None if groups is None else np.repeat(np.arange(groups), 8)
+        found = evaluate(one_hot_logits(predicted.tolist(), 3), labels, CLASSES, groups=member)["per_class"]["ant"]
+        for name, value in true.items():
+            low, high = found[f"{name}_interval"]
+            assert low <= found[name] <= high
+            covered[name] += low <= value <= high
+    assert all(0.92 < count / trials < 0.99 for count in covered.values()), covered
 
 
 def test_the_result_is_json_down_to_one_image() -> None:
@@ -286,3 +311,6 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(back["confidence"].to_numpy(), chances.max(axis=1), atol=1e-7)
     assert json.loads(back.schema.metadata[b"classes"]) == CLASSES
     assert float(back.schema.metadata[b"temperature"]) == 2.5
+    assert "group" not in back.column_names
+    grouped = predictions_table(names, np.array([2, 0, 1]), logits, CLASSES, groups=np.array([2**40, 7, 7]))
+    assert grouped["group"].to_pylist() == [2**40, 7, 7]

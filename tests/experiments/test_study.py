@@ -210,6 +210,19 @@ def test_a_damaged_table_is_named(folder: Path) -> None:
     assert files(folder) == before
 
 
+def test_a_study_covers_the_groups_of_its_test_images(folder: Path) -> None:
+    found = run(folder, make(cover="both"), train="tests.experiments.fake_train:train_on_patients")
+    by_group = {effect.name: effect for effect in found.analyses["test.accuracy"].effects}["mixing"]
+    assert by_group.covers == "seeds and groups of test images"
+    again = StudyResult.open(folder)
+    assert again.effects.equals(found.effects)
+    alone = again.runs["correct"].str.split(":").str[:2].str.join(":")
+    as_independent = replace(again, runs=again.runs.assign(correct=alone)).analyses["test.accuracy"].effects
+    narrow = {effect.name: effect for effect in as_independent}["mixing"]
+    assert narrow.covers == "seeds and test images"
+    assert by_group.high - by_group.low > 2 * (narrow.high - narrow.low)
+
+
 @pytest.mark.parametrize("units", [0, 4, 8])
 def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, folder: Path, units: int) -> None:
     spec = make(cover="both")

@@ -109,6 +109,7 @@ def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) 
     assert found["accuracy_interval"] == intervals.accuracy(hits, store.groups_of(np.array(order)))["accuracy_interval"]
     assert found["intervals"]["covers"].startswith("the choice of 6 groups; the 3 folds' models are held fixed")
     assert found["intervals"]["accuracy"] == "Wilson, by groups"
+    assert run.predictions()["group"].to_pylist() == (store.groups_of(np.array(order)) or []).tolist()
     fold = Run.open(run.fold(1))
     assert fold.evaluation()["test"]["intervals"]["covers"].startswith("the choice of 2 groups; the trained model")
     again, before = fold.evaluate("val"), fold.evaluation()["val"]

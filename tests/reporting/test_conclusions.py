@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kitae.cli import app
@@ -800,7 +801,32 @@ def test_a_difference_of_grouped_images_may_be_chance(make_run: Callable[..., Ru
         entries = comparison_page.entries([RunRecord.open(one) for one in (good, bad)])
         said = comparison_page.answer(*entries)[1]
         assert told in said
-        assert ("taken as independent" in said) == bool(groups)
+        assert ("taken as independent" in said) == bool(groups), "predictions of an older version have no groups"
+    for count, told in ((2, "may be chance"), (90, "is more than chance")):
+        for one in (good, bad):
+            one.write_predictions(one.predictions().append_column("group", [np.arange(90) % count]))
+        records = [RunRecord.open(one) for one in (good, bad)]
+        said = comparison_page.answer(*comparison_page.entries(records))[1]
+        assert told in said
+        assert "the choice of groups" in said
+        assert not comparison_page.content(records)["grouped"]
+        for one in (good, bad):
+            one.write_predictions(one.predictions().drop_columns("group"))
+
+
+def test_bars_of_a_reliability_diagram_cover_the_choice_of_groups(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    (alone, _), table = RunRecord.open(run).reliability or (None, None), run.predictions()
+    assert alone is not None
+    widths = []
+    for groups in (np.arange(90), np.arange(90) // 10, np.zeros(90, int)):
+        run.write_predictions(table.append_column("group", [groups]))
+        bins, _ = RunRecord.open(run).reliability or (alone, None)
+        np.testing.assert_array_equal(bins.accuracy, alone.accuracy)
+        widths.append(bins.high - bins.low)
+    np.testing.assert_allclose(widths[0], alone.high - alone.low, rtol=1e-6)
+    assert (widths[1] > widths[0]).all()
+    assert (widths[2] == 1).all(), "a single group says nothing about others"
 
 
 def test_a_speed_up_within_the_noise_of_its_control_is_none() -> None:

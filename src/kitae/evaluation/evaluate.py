@@ -207,13 +207,24 @@ def evaluate(
     result["per_class"] = {}
     taken = confusion.sum(axis=0)
     for k, name in enumerate(classes):
-        own = truth == k
+        own, called = truth == k, predicted == k
+        of_own, of_called, of_either = (
+            intervals.proportion(hits[some], None if groups is None else groups[some])
+            for some in (own, called, own | called)
+        )
         result["per_class"][name] = {
-            **intervals.accuracy(hits[own], None if groups is None else groups[own]),
+            "accuracy": int(right[k]) / int(totals[k]) if totals[k] else None,
+            "accuracy_interval": of_own and list(of_own),
             "precision": int(right[k]) / int(taken[k]) if taken[k] else None,
+            "precision_interval": of_called and list(of_called),
             "f1": None if np.isnan(f1[k]) else float(f1[k]),
+            # F1 = 2 J / (1 + J), where J (Jaccard) is the share of the images of either that are of both.
+            "f1_interval": of_either and [2 * end / (1 + end) for end in of_either],
             "count": int(totals[k]),
         }
+    methods["per_class"] = "Wilson; of F1, Wilson's of the Jaccard index" + (
+        ", by groups" if groups is not None else ""
+    )
     result["classes_absent"] = [name for name, here in zip(classes, present, strict=True) if not here]
     result["confusion"] = confusion.tolist()
     result["intervals"] = methods
@@ -247,7 +258,12 @@ def _within(interval: intervals.Interval | None, high: float = math.inf) -> inte
 
 
 def predictions_table(
-    names: Sequence[str], labels: ArrayLike, logits: ArrayLike, classes: Sequence[str], temperature: float = 1.0
+    names: Sequence[str],
+    labels: ArrayLike,
+    logits: ArrayLike,
+    classes: Sequence[str],
+    temperature: float = 1.0,
+    groups: NDArray[np.int64] | None = None,
 ) -> pa.Table:
     """One row an image, with the columns that `Run.predictions` describes.
 
@@ -259,6 +275,7 @@ def predictions_table(
         labels: int [N].
         logits: float [N, K].
         classes: K names.
+        groups: int64 [N], equal for images of one group; None leaves the column out.
 
     Raises:
         TrainingError: a logit is not finite.
@@ -278,6 +295,7 @@ def predictions_table(
             "predicted": pa.array(words[predicted], pa.string()),
             "confidence": pa.array(chances[np.arange(len(values)), predicted].astype(np.float32), pa.float32()),
             "probabilities": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
+            **({} if groups is None else {"group": pa.array(groups, pa.int64())}),
         }
     )
     return table.replace_schema_metadata(

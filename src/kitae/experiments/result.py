@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from kitae.experiments.design import Design, expand
 from kitae.experiments.folder import COLUMNS, STUDY, done, plan_again, read_outcomes, read_study, read_table
 from kitae.experiments.outcome import CURVES
 from kitae.experiments.plan import Job, Plan
-from kitae.experiments.stats import analyse
+from kitae.experiments.stats import Judged, analyse
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, user_path, write_json, write_parquet
@@ -320,13 +321,14 @@ class StudyResult:
             curves[variant.name] = found
         return curves
 
-    def _correct(self) -> dict[tuple[str, int], Any]:
+    def _correct(self) -> dict[tuple[str, int], Judged]:
         found = {}
         for variant, seed, text in zip(self.runs["variant"], self.runs["seed"], self.runs["correct"], strict=True):
             if isinstance(text, str):
-                count, _, packed = text.partition(":")
+                count, packed, *more = text.split(":")
                 bits = np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8), count=int(count))
-                found[(str(variant), int(seed))] = bits.astype(bool)
+                groups = [np.frombuffer(zlib.decompress(base64.b64decode(one)), "<i4") for one in more]
+                found[(str(variant), int(seed))] = Judged(bits.astype(bool), *groups)
         return found
 
 

@@ -40,8 +40,15 @@ _ROUNDING = 1e-10  # of the largest value: anything smaller comes from arithmeti
 _DETERMINED = 1e-8  # rounding of a projection onto what the runs determine
 
 
+class Judged(NamedTuple):
+    """Which test images a run got right: bool [images]; and int [images], equal for images of one group, if any."""
+
+    right: NDArray[np.bool_]
+    groups: NDArray[Any] | None = None
+
+
 def analyse(
-    runs: pd.DataFrame, design: Design, name: str, correct: Mapping[tuple[str, int], Any] | None = None
+    runs: pd.DataFrame, design: Design, name: str, correct: Mapping[tuple[str, int], Judged] | None = None
 ) -> Analysis:
     """Effects of a design on one metric.
 
@@ -49,8 +56,8 @@ def analyse(
         runs: columns `variant`, `seed` and `name`; a run that failed is missing or NaN.
         design: what was run.
         name: the metric's column.
-        correct: (variant, seed) -> bool [images], which test images each run got right. If given, the intervals of
-            differences cover test images as well.
+        correct: (variant, seed) -> which test images each run got right. If given, the intervals of differences cover
+            test images as well.
 
     Returns:
         The effects in the design's order. Effects that the finished runs do not determine are NaN.
@@ -381,35 +388,55 @@ def _noise(pooled: _Variance, residual: _Variance, reference: str, own: NDArray[
     )  # fmt: skip
 
 
-def image_variance(plus: NDArray[np.bool_], minus: NDArray[np.bool_]) -> float:
+def image_variance(
+    plus: NDArray[np.bool_], minus: NDArray[np.bool_], groups: NDArray[Any] | None = None
+) -> tuple[float, int]:
     """Variance of the mean difference in accuracy, in points squared, that comes from which test images were drawn.
+
+    The difference of each image is averaged over seeds. Its variance in excess of the seeds' share is the images' own
+    (a one-way random-effects decomposition), at least 0. Groups are drawn as a whole, so with them the same is done
+    with the sums over each group of the deviations from the mean (as a mean over clusters is linearised in surveys).
 
     Args:
         plus, minus: bool [seeds, images], which images each run of the two variants got right.
+        groups: int [images], equal for images of one group; None takes all images as independent.
 
-    The difference of each image is averaged over seeds. Its variance in excess of the seeds' share is the images' own
-    (a one-way random-effects decomposition), at least 0.
+    Returns:
+        The variance, and its degrees of freedom; NaN and 0 for a single image or group.
     """
     difference = 100.0 * (plus.astype(np.float64) - minus.astype(np.float64))
-    seeds, images = difference.shape
+    if groups is not None:
+        member = np.unique(groups, return_inverse=True)[1]
+        sums = np.stack([np.bincount(member, apart) for apart in difference - difference.mean()])
+        difference = sums * (sums.shape[1] / len(member))  # whose mean over groups is that over images
+    seeds, drawn = difference.shape
+    if drawn < 2:
+        return math.nan, 0
     between = float(difference.mean(axis=0).var(ddof=1))
     within = float(difference.var(axis=0, ddof=1).mean()) / seeds if seeds > 1 else 0.0
-    return max(between - within, 0.0) / float(images)
+    return max(between - within, 0.0) / float(drawn), drawn - 1
 
 
-def _with_images(raw: Effect, pair: Contrast, seeds: NDArray[Any], correct: Mapping[tuple[str, int], Any]) -> Effect:
+def _with_images(raw: Effect, pair: Contrast, seeds: NDArray[Any], correct: Mapping[tuple[str, int], Judged]) -> Effect:
     """The interval widened by the test images, degrees of freedom after Welch and Satterthwaite."""
     both = [s for s in sorted(set(seeds.tolist())) if (pair.plus, s) in correct and (pair.minus, s) in correct]
     if not both or math.isnan(raw.standard_error):
         return raw
-    right = [[np.asarray(correct[(variant, s)], dtype=bool) for s in both] for variant in (pair.plus, pair.minus)]
+    judged = [[correct[variant, s] for s in both] for variant in (pair.plus, pair.minus)]
+    right = [[one.right for one in side] for side in judged]
     counts = sorted({len(images) for side in right for images in side})
     if len(counts) > 1:
         raise KitaeError(
             f"cover: {pair.plus!r} and {pair.minus!r} were measured on different test images "
             f"({' and '.join(str(count) for count in counts)}), which cannot be paired; use cover: seeds"
         )
-    parts = (raw.standard_error**2, raw.df), (image_variance(*map(np.stack, right)), counts[0] - 1)
+    groups = next((one.groups for side in judged for one in side if one.groups is not None), None)
+    variance, df_images = image_variance(*map(np.stack, right), groups)
+    if not df_images:
+        what = "group" if counts[0] > 1 else "image"
+        raise KitaeError(f"cover: a single {what} of test does not show how others differ; use cover: seeds")
+    parts = (raw.standard_error**2, raw.df), (variance, df_images)
     total = sum(value for value, _ in parts)
     df = welch(*parts) if total > 0 else raw.df
-    return _with(raw, standard_error=math.sqrt(total), df=df, covers="seeds and test images")
+    covers = "seeds and test images" if groups is None else "seeds and groups of test images"
+    return _with(raw, standard_error=math.sqrt(total), df=df, covers=covers)

@@ -163,8 +163,8 @@ class StudySpec(Spec):
         foldover: for `screening`: add the mirrored runs, which frees main effects from two-factor interactions.
         after: steps after training whose results are metrics too: {robustness: {...}}, {prune: {...}}.
         cover: what intervals cover: `seeds` (other initial weights and orders, on these test images), or `both` seeds
-            and test images (with metric test.accuracy, in compare, sweep, one_out and one_in), which are taken as
-            independent also where they have groups.
+            and test images, or groups of them where they have some (with metric test.accuracy, in compare, sweep,
+            one_out and one_in).
         noise: the standard deviation between runs that the plan assumes, in the metric's unit (relative, 0.02 for 2 %,
             if it is compared as a ratio); from an earlier study. Null means 0.5 if the unit is points, and more if
             fewer than 2,000 images are judged.

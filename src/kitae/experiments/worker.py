@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
@@ -89,9 +90,16 @@ def _summary(run: Any) -> dict[str, Any]:
 
 
 def _correct(predictions: Any) -> str:
-    """Which test images the run got right, as base64 of packed bits, for intervals that cover test images."""
+    """Which test images the run got right, and their groups, if they have some: for intervals that cover test images.
+
+    Their number, base64 of packed bits, and base64 of compressed int32 numbers of the groups, apart by colons.
+    """
     label, predicted = (np.asarray(predictions[name].to_pylist(), dtype=object) for name in ("label", "predicted"))
-    return f"{len(label)}:{base64.b64encode(np.packbits(label == predicted).tobytes()).decode()}"
+    parts = [np.packbits(label == predicted).tobytes()]
+    if "group" in predictions.column_names:
+        member = np.unique(predictions["group"].to_numpy(), return_inverse=True)[1]
+        parts.append(zlib.compress(member.astype("<i4").tobytes()))
+    return ":".join([str(len(label)), *(base64.b64encode(part).decode() for part in parts)])
 
 
 def failure(fingerprint: str, why: str) -> Outcome:

@@ -96,5 +96,5 @@ def out_of_fold(setup: Setup, runs: list[Run]) -> tuple[dict[str, Any], Any]:
         covers += ", and so is the temperature, which was fitted to these images"
     result["intervals"]["covers"] = covers
     names = [store.names[row] for row in every]
-    table = predictions_table(names, labels, found, store.classes, temperature)
+    table = predictions_table(names, labels, found, store.classes, temperature, groups)
     return {"out_of_fold": {**result, "folds": lines}, "temperature": temperature}, table

@@ -386,10 +386,8 @@ def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -
     if run.recipe.data.fold is not None:
         plain = run.recipe.evaluate.tta == "none"
         keep_logits(run, test_logits, None if plain else run.logits(setup.image_set(test), model, tta="none")[0])
-    run.write_predictions(
-        predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
-    )
-    copies, groups = splits.copies(store.twins, test), store.groups_of(test)
+    names, copies, groups = [store.names[row] for row in test], splits.copies(store.twins, test), store.groups_of(test)
+    run.write_predictions(predictions_table(names, test_labels, test_logits, classes, temperature, groups))
     return {"test": evaluate(test_logits, test_labels, classes, temperature, copies, groups), **results}
 
 

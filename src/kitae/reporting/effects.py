@@ -88,7 +88,7 @@ class Effect(Record):
     df: int | float = 0
     pairs: int = 0
     ratio: bool = False
-    covers: Literal["seeds", "seeds and test images"] = "seeds"
+    covers: Literal["seeds", "seeds and test images", "seeds and groups of test images"] = "seeds"
     uneven: bool = False
 
     @computed_field  # type: ignore[prop-decorator]

@@ -22,7 +22,7 @@ from kitae.console import printable
 from kitae.data.splits import Splits
 from kitae.errors import KitaeError, TrainingError
 from kitae.evaluation.calibration import BINS, bin_of
-from kitae.evaluation.intervals import wilson
+from kitae.evaluation.intervals import proportion
 from kitae.recipe import Recipe
 from kitae.run import Run
 
@@ -94,7 +94,9 @@ class Score(Record):
     accuracy: Number = None
     accuracy_interval: Interval = None
     precision: Number = None
+    precision_interval: Interval = None
     f1: Number = None
+    f1_interval: Interval = None
     count: int = 0
 
 
@@ -246,6 +248,7 @@ class Predicted:
 
     Attributes:
         names: of the images. label, predicted: int64 [N]. confidence: float64 [N]. probabilities: float64 [N, K].
+        groups: int64 [N], equal for images of one group; None without groups, and of runs that older versions trained.
     """
 
     def __init__(self, table: Any, classes: tuple[str, ...]) -> None:
@@ -257,6 +260,7 @@ class Predicted:
         values = table["probabilities"].combine_chunks().flatten()  # as numbers of Python: 4 times the bytes
         self.probabilities = np.asarray(values, np.float64).reshape(len(self.names), len(classes))
         self.correct: NDArray[np.bool_] = self.label == self.predicted
+        self.groups = np.asarray(table["group"].to_numpy(), np.int64) if "group" in table.column_names else None
 
     def mistakes(self, most: int | None = None) -> list[int]:
         """Positions of the wrong predictions, the most confident first; at most `most`."""
@@ -276,7 +280,10 @@ class Predicted:
         held = count > 0
         count, centre = count[held], (np.arange(BINS) + 0.5)[held] / BINS
         mean, right = (np.bincount(where, of, BINS)[held] for of in (confidence, self.correct))
-        ends = [wilson(int(k), int(n)) or (k / n, k / n) for k, n in zip(right, count, strict=True)]
+        inside = [np.flatnonzero(where == place) for place in np.flatnonzero(held)]
+        groups = [None if self.groups is None else self.groups[rows] for rows in inside]
+        # A single group says nothing about others.
+        ends = [proportion(self.correct[rows], of) or (0.0, 1.0) for rows, of in zip(inside, groups, strict=True)]
         low, high = np.array(ends).T
         return Bins(centre, mean / count, right / count, low, high, count)
 
