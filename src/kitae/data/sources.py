@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -110,34 +109,52 @@ class FolderSource(FileSource):
         # A link to nothing is an image that cannot be read, not a folder that cannot be opened.
         self._gone = {path for path in self._files if not os.path.exists(path)}
 
-    def _scan(self) -> tuple[str, ...]:
-        codes = {folder: SPLIT_ALIASES.get(folder.name.lower()) for folder in _subfolders(self.root)}
+    def _parts(self) -> list[tuple[int, Path]]:
+        """Each split and the folder of its classes: the root, as train, unless all folders have the names of splits."""
+        folders = _subfolders(self.root)
         _check_links(self.root, self.name)
+        codes = {folder: SPLIT_ALIASES.get(folder.name.lower()) for folder in folders}
         named = sorted((code, folder) for folder, code in codes.items() if code is not None)
-        train = [folder for code, folder in named if code == TRAIN]
-        odd = [folder for folder, code in codes.items() if code is None]
-        if named and odd:
-            self._check_names([folder for _, folder in named], train, odd)
-        if not named:
-            self._check_words(odd)
-        if named and not odd and not train:
+        if not named or len(named) < len(folders):
+            self._check_classes(folders)
+            return [(TRAIN, self.root)]
+        if TRAIN not in dict(named):
             raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder; add one")
-        parts = named if train and not odd else [(TRAIN, self.root)]
-        self._inside = 1 if parts[0][1] == self.root else 2
+        return named
+
+    def _check_classes(self, folders: list[Path]) -> None:
+        """Refuse folders such as train_images and test_images, which would be two classes that mix all of the data's.
+
+        A class may be called train or test as long as it has no folders inside, but for groups.
+        """
+        spoken = {folder: _split_in(folder.name) for folder in folders}
+        exact = [folder for folder in folders if folder.name.lower() in SPLIT_ALIASES]
+        codes = set(spoken.values())
+        both = TRAIN in codes and len(codes - {None}) > 1
+        likely = [folder for folder, code in spoken.items() if code is not None] if both else exact
+        if any(map(_is_divided, likely)) or (both and (len(exact) > 1 or None not in codes)):
+            names = ", ".join(folder.name for folder in likely)
+            raise DataError(
+                f"{self.name}: has folders that may be splits or classes ({names}); call splits train, val and test, "
+                "with one folder of images per class in each and no other folder beside them, or rename the classes"
+            )
+
+    def _scan(self) -> tuple[str, ...]:
+        parts = self._parts()
+        first = parts[0][1]
+        self._inside = 1 if first == self.root else 2
         found = {composed(folder.name) for code, part in parts if code == TRAIN for folder in _subfolders(part)}
         names = sorted(found)
         if not names:
-            loose = len(image_files(parts[0][1]))
-            if not loose and any(parts[0][1].glob("*.parquet")):  # as the hub converts data sets to Parquet
-                raise DataError(
-                    f"{self.name}: has no class folders, but Parquet files in {parts[0][1]}; give parquet:{self.root}"
-                )
+            loose = len(image_files(first))
+            if not loose:
+                self._refuse_parquet(first)
             held = f"{loose:,} images, but no class folders" if loose else "no class folders"
             raise DataError(
-                f"{self.name}: {held} in {parts[0][1]}; expected one folder of images per class, or a CSV file of "
-                "paths and labels"
+                f"{self.name}: {held} in {first}; expected one folder of images per class, or a CSV file of paths and "
+                "labels"
             )
-        inside = _subfolders(parts[0][1])[0]
+        inside = _subfolders(first)[0]
         if len(names) == 1 and len(_subfolders(inside)) > 1 and not _has_images(inside):
             raise DataError(
                 f"{self.name}: has only the folder {names[0]!r}, which has folders of its own; give {inside}"
@@ -154,10 +171,7 @@ class FolderSource(FileSource):
                     )
                 images = image_files(folder)
                 if not images and code == TRAIN:
-                    if any(folder.glob("*.parquet")):  # as data sets of the Hugging Face hub have it
-                        raise DataError(
-                            f"{self.name}: has no class folders, but Parquet files in {folder}; give {folder}"
-                        )
+                    self._refuse_parquet(folder)
                     raise DataError(
                         f"{self.name}: class {folder.name!r} has no images in {folder}; add some, or remove the folder"
                     )
@@ -168,47 +182,12 @@ class FolderSource(FileSource):
                 _check_part(part, self.name, empty=len(self._files) == before)
         return tuple(names)
 
-    def _check_names(self, named: list[Path], train: list[Path], odd: list[Path]) -> None:
-        """Refuse folders that were meant as splits, but would all become classes since some have other names."""
-        if train and len(named) > 1:  # one alone may be a class of vehicles
-            splits = ", ".join(folder.name for folder in named)
+    def _refuse_parquet(self, folder: Path) -> None:
+        """Data sets of the Hugging Face hub have Parquet files where others have folders of images."""
+        if any(folder.glob("*.parquet")):
             raise DataError(
-                f"{self.name}: has splits ({splits}) and a folder {odd[0].name!r} beside them; rename or move it"
+                f"{self.name}: has no class folders, but Parquet files in {folder}; give parquet:{self.root}"
             )
-        for split in named:
-            classes = _nested(split)
-            alike = [folder for folder in odd if classes & _nested(folder)]
-            if alike and train:
-                raise DataError(
-                    f"{self.name}: {alike[0].name!r} has class folders of train, but is not named after a split; "
-                    "rename it to val or test"
-                )
-            if alike:
-                likely = max(alike, key=lambda folder: "train" in folder.name.lower()).name
-                raise DataError(
-                    f"{self.name}: {likely!r} has class folders of {split.name}, but there is no train folder; rename "
-                    f"{likely!r} to train, or {split.name!r} if both are classes"
-                )
-        # A class of vehicles with folders of its own usually has more classes beside it than folders in it.
-        if train and len(_nested(train[0])) > len(odd) and not _has_images(train[0]):
-            loose = next((folder.name for folder in odd if _has_images(folder)), None)
-            if loose is not None:
-                raise DataError(
-                    f"{self.name}: {loose!r} has images outside class folders, beside {train[0].name}; move it "
-                    f"elsewhere (kitae predict classifies its images), or rename {train[0].name!r} if both are classes"
-                )
-
-    def _check_words(self, folders: list[Path]) -> None:
-        """Refuse folders such as training_set and test_set, which would be two classes that mix all of the data's."""
-        spoken = {folder: _split_in(folder.name) for folder in folders}
-        trains = [folder for folder in folders if spoken[folder] == TRAIN]
-        others = [folder for folder in folders if spoken[folder] not in (None, TRAIN)]
-        for train, held in itertools.product(trains, others):
-            if None not in spoken.values() or _nested_twice(train) & _nested_twice(held):
-                raise DataError(
-                    f"{self.name}: {train.name!r} and {held.name!r} seem to be splits; call the folders train, val and "
-                    "test, with one folder of images per class in each, or give a CSV file of paths and labels"
-                )
 
     def files(self) -> list[Path]:
         return [path for path in self._files if path not in self._gone]
@@ -270,15 +249,9 @@ def _subfolders(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: {error.strerror}") from error
 
 
-def _nested(folder: Path) -> set[str]:
-    """The names of the folders in a class or a split, without those that mark groups of a class."""
-    return {inner.name for inner in _subfolders(folder) if not inner.name.startswith(GROUP_PREFIX)}
-
-
-def _nested_twice(folder: Path) -> set[str]:
-    """`_nested`; of `seg_train/seg_train`, as some archives have it, that of the inner folder."""
-    names = _nested(folder)
-    return _nested(folder / folder.name) if names == {folder.name} else names
+def _is_divided(folder: Path) -> bool:
+    """Whether there are folders in a class or a split, other than those that mark groups of a class."""
+    return any(not inner.name.startswith(GROUP_PREFIX) for inner in _subfolders(folder))
 
 
 def _split_in(name: str) -> int | None:
