@@ -45,9 +45,6 @@ _SPLIT_IN_NAME = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_ALIASES)})(?=[_.\-]|
 
 T = TypeVar("T")
 
-_Named = tuple[Path, tuple[str, ...] | None, int]
-"""A file, the names of its classes, and where its rows end among those of all files."""
-
 
 class ParquetSource(Source):
     """One Parquet file, or all `*.parquet` below a folder in the order of their paths.
@@ -181,9 +178,8 @@ class ParquetSource(Source):
         whole = {kind: [value for columns, _ in files for value in columns.get(kind, ())] for kind in kinds}
         if not whole["label"]:
             raise DataError("there are no images")
-        ends = itertools.accumulate(len(columns["label"]) for columns, _ in files)
-        named = [(path, known, end) for path, (_, known), end in zip(self._files, files, ends, strict=True)]
-        classes, labels = _classes(whole["label"], whole["class_name"], named, whole["name"])
+        known = [(path, names) for path, (_, names) in zip(self._files, files, strict=True) if names is not None]
+        classes, labels = _classes(whole["label"], whole["class_name"], known, whole["name"])
         return Table(
             classes=classes,
             labels=labels,
@@ -257,8 +253,9 @@ def _spread(whole: list[T], count: int) -> list[T]:
 
 
 def _classes(
-    values: list[Any], class_names: list[str], named_by_file: list[_Named], names: list[str]
+    values: list[Any], class_names: list[str], known: list[tuple[Path, tuple[str, ...]]], names: list[str]
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Classes and labels. `known`: files and the class names in their metadata, if they have any."""
     kinds = {type(value) for value in values}
     empty = next((row for row, value in enumerate(values) if value is None or not str(value).strip()), None)
     if empty is not None:
@@ -274,16 +271,22 @@ def _classes(
             f"{names[wrong[0]]}: label {values[wrong[0]]} is out of range "
             f"({len(wrong)} such labels; some hub data sets hide their test labels this way); leave these rows out"
         )
-    if any(known for _, known, _ in named_by_file):
-        classes, labels = _united_classes(named_by_file, np.array(values, np.int64))
-        place = {name: number for number, name in enumerate(classes)}
-        for label, name, image in zip(labels.tolist(), map(composed, class_names), names, strict=False):  # or no names
+    if known:
+        first, given = known[0]
+        other = next((path for path, own in known if own != given), None)
+        if other is not None:
+            raise DataError(
+                f"{other}: its metadata names other classes than that of {first}, or in another order; write both with "
+                "the same names"
+            )
+        place = {name: number for number, name in enumerate(given)}
+        for label, name, image in zip(values, map(composed, class_names), names, strict=False):  # or no names
             if place.get(name, label) != label:
                 raise DataError(
                     f"{image}: its class_name is {name!r}, but in the metadata this is another label's name; correct "
                     "one of them"
                 )
-        return classes, labels
+        return given, np.array(values, np.int64)
     classes, labels = numbered(values)
     if not class_names:
         return classes, labels
@@ -296,31 +299,6 @@ def _classes(
                 f"{image}: label {number} is called {name!r} here and {named[number]!r} elsewhere; correct one of them"
             )
     return tuple(named[number] for number in classes), labels
-
-
-def _united_classes(files: list[_Named], labels: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Labels by their names, which each file numbers in its own order. Files without names follow those that agree."""
-    (first, given), *others = [(path, known) for path, known, _ in files if known]
-    other = next((path for path, known in others if known != given), None)
-    if other is None:
-        return given, labels
-    bare = next((path for path, known, _ in files if not known), None)
-    if bare is not None:
-        raise DataError(f"{first} and {other} name their classes differently, and {bare} has no names; add them there")
-    classes = tuple(dict.fromkeys(name for _, known, _ in files for name in known or ()))
-    place = {name: number for number, name in enumerate(classes)}
-    united, start = labels.copy(), 0
-    for path, known, end in files:
-        names = known or given
-        own = labels[start:end]
-        if own.size and own.max() >= len(names):
-            raise DataError(
-                f"{path}: label {own.max()} is out of range, its metadata names {len(names)} classes; correct the "
-                "label or the metadata"
-            )
-        united[start:end] = np.array([place[name] for name in names], np.int64)[own]
-        start = end
-    return classes, united
 
 
 def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:
