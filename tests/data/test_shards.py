@@ -169,7 +169,7 @@ with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
         (b"hello, this is no tar file" * 99, rf": not a tar file .*; {REPACK}"),
         (WHOLE[: len(WHOLE) // 2], rf": truncated.*; {REPACK}"),
         (WHOLE[:700], rf": truncated.*; {REPACK}"),
-        (WHOLE[:BORDER], rf": truncated or damaged at byte .*; {REPACK}"),
+        (WHOLE[:BORDER], rf": truncated, damaged or .* at byte .*; {REPACK}"),
         (b"", rf": not a tar file \(empty file\); {REPACK}"),
     ],
 )
@@ -197,16 +197,14 @@ def test_a_damaged_or_cut_header_loses_no_images_without_a_word(tmp_path: Path, 
 
 
 def test_the_zeros_at_the_end_of_a_tar_file(tmp_path: Path) -> None:
-    """One block or more, and another tar file may be appended to them."""
+    """One block or more, and nothing else."""
     path = pack(tmp_path / "set-0.tar", samples(0, 4))
     files = path.read_bytes().rstrip(b"\0")
     files += bytes(-len(files) % 512)
     for blocks in (1, 2, 3000):
         path.write_bytes(files + bytes(512 * blocks))
         assert len(module.scan(io.BytesIO(path.read_bytes()), "set-0.tar").keys) == 4
-    path.write_bytes(2 * (files + bytes(1024)))
-    assert len(module.scan(io.BytesIO(path.read_bytes()), "set-0.tar").keys) == 4
-    for end in (b"", bytes(100), bytes(1024) + b"something else"):
+    for end in (b"", bytes(100), bytes(1024) + b"something else", bytes(1024) + files):
         cut = io.BytesIO(files + end)
         refused(DataError, rf"^set-0\.tar: .* at byte [\d,]+; {REPACK}", module.scan, cut, "set-0.tar")
 

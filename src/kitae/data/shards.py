@@ -208,25 +208,13 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _check_end(file: IO[bytes], end: int, name: str) -> None:
-    """Require that the files of a tar file end with its zeros, not with a damaged header, where tarfile stops too.
-
-    Another tar file may be appended to the zeros (`cat a.tar b.tar`); it is not read, as webdataset does not read it.
-    """
+    """Require that nothing but zeros follows, as in a sound tar file: tarfile also stops at a damaged header."""
     file.seek(end)
     zeros = 0  # blocks; sound files have one, two or many
     while (block := file.read(tarfile.BLOCKSIZE)) and not any(block):
         zeros += len(block) == tarfile.BLOCKSIZE
-    appended = zeros > 1 and _is_header(block)  # of which one block alone may be a header that was lost
-    if not zeros or (block and not appended):
-        raise DataError(f"{name}: truncated or damaged at byte {end:,}; get or pack the shard again")
-
-
-def _is_header(block: bytes) -> bool:
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.TarError:
-        return False
-    return True
+    if not zeros or block:
+        raise DataError(f"{name}: truncated, damaged or joined to another at byte {end:,}; get or pack the shard again")
 
 
 def _indexed(
