@@ -7,6 +7,7 @@ import itertools
 import json
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,13 +89,10 @@ class Table:
     def __post_init__(self) -> None:
         if not self.classes or not len(self.labels):
             raise DataError("there are no images")
-        if len(set(self.classes)) != len(self.classes):
-            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+        shown = Counter(map(printable, self.classes))  # names that are not UTF-8 may look the same
+        twice, times = shown.most_common(1)[0]
+        if times > 1:
             raise DataError(f"two classes are called {twice!r}; rename one")
-        if len({printable(name) for name in self.classes}) != len(self.classes):
-            shown = [printable(name) for name in self.classes]
-            twice = next(name for name in shown if shown.count(name) > 1)
-            raise DataError(f"two classes are both shown as {twice!r}, since their names are not UTF-8; rename one")
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if bad.size:
             raise DataError(
