@@ -5,6 +5,7 @@ Exact duplicates have the same pixels (in any file format); `near` finds near du
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError, KitaeError
-from kitae.files import one_line_yaml, replacing, user_path
+from kitae.files import one_line_yaml, user_path, write_atomically
 from kitae.preprocess import depth_of, flattened
 
 # Above this similarity, two images count as copies of one picture, and different labels as a conflict. On the 600
@@ -257,8 +258,8 @@ def check(
         threads: reading threads; by default one a processor.
 
     Raises:
-        DataError: the source cannot be opened, `threads` is below 1, or the sheet cannot be written. Broken images are
-            reported, not raised.
+        DataError: the source cannot be opened, or `threads` is below 1. Broken images are reported, not raised.
+        KitaeError: the sheet cannot be written.
     """
     planned = (spec is None and not isinstance(source, DataSpec)) if planned is None else planned
     if threads is not None and threads < 1:
@@ -434,15 +435,9 @@ def _write_sheet(path: Path, lines: dict[str, list[Image.Image]]) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for line, (name, tiles) in enumerate(lines.items()):
         top = gap + line * height
-        name = name if len(name) <= 60 else name[:59] + "…"
-        try:
-            draw.text((gap, top), name, fill="black", font=font)
-        except UnicodeError:  # Pillow built without FreeType has a Latin-1 font only
-            draw.text((gap, top), name.encode("latin-1", "replace").decode("latin-1"), fill="black", font=font)
+        draw.text((gap, top), name if len(name) <= 60 else name[:59] + "…", fill="black", font=font)
         for column, tile in enumerate(tiles):
             sheet.paste(tile, (gap + column * step, top + text))
-    try:
-        with replacing(path) as file:
-            sheet.save(file, "PNG")
-    except OSError as error:
-        raise DataError(f"{path}: the contact sheet cannot be written ({error.strerror or error})") from error
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    write_atomically(path, content.getvalue())
