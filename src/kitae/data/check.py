@@ -270,9 +270,8 @@ def check(
         source = (spec or DataSpec()).model_copy(update={"source": source_named(source)})
     spec = spec or (source if isinstance(source, DataSpec) else DataSpec())
     if isinstance(source, DataSpec):
-        # Each file that is missing, and each sample without a label, is a finding, not the end.
-        lists_files = source.source.startswith(("csv:", "webdataset:"))
-        source = open_source(source.model_copy(update={"on_corrupt": "skip"}) if lists_files else source)
+        # A file that is missing, or a sample without a label, is a finding, not the end.
+        source = open_source(source.model_copy(update={"on_corrupt": "skip"}))
     table = source.table
     spec = enough_to_choose(table, spec) if planned else spec
     shown = _sheet_rows(table) if sheet is not None else {}
