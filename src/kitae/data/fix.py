@@ -15,10 +15,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kitae.data.base import KEY, SPLIT_NAMES, TRAIN, Source
+from kitae.data.base import KEY, SPLIT_NAMES, TRAIN, Source, Table
 from kitae.data.check import CheckReport
 from kitae.data.parquet import ParquetSource
 from kitae.errors import DataError, require
@@ -81,7 +82,7 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
             f"{source.name}: no image is left, so nothing was written; `kitae data check` says what is wrong with them"
         )
     if isinstance(source, ParquetSource):
-        _write_parquet(source, set(kept), path)
+        _write_parquet(source, kept, path)
     else:
         _write_csv(source, kept, path)
     left_out = tuple((source.table.names[row], reason) for row, reason in sorted(report.excluded.items()))
@@ -91,62 +92,57 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
     return Fixed(path, len(kept), left_out, len(remaining), lost)
 
 
+def _more(table: Table, kept: list[int]) -> dict[str, list[Any]]:
+    """The columns of a new file beside images, labels and paths."""
+    columns: dict[str, list[Any]] = {}
+    if (table.splits != TRAIN).any():
+        columns["split"] = [SPLIT_NAMES[code] for code in table.splits[kept]]
+    if table.groups is not None:
+        columns["group"] = table.groups[kept].tolist()
+    return {**columns, KEY: table.keys[kept].tolist()}
+
+
 def _write_csv(source: Source, kept: list[int], path: Path) -> None:
-    table = source.table
-    own = bool((table.splits != TRAIN).any())
-    header = ["path", "label", *(["split"] if own else []), *([] if table.groups is None else ["group"]), KEY]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    files = list(source.images())
+    table, files = source.table, list(source.images())
+    paths, labels = [], [table.classes[label] for label in table.labels[kept]]
     resolved = functools.cache(Path.resolve)  # `..` leaves the folder that a link leads to, not the link
-    for row in kept:
+    for row, label in zip(kept, labels, strict=True):
         file = files[row]
         assert isinstance(file, Path)
         name = os.path.relpath(resolved(file.parent) / file.name, resolved(path.parent))
         unicode = name.encode("utf-8", "replace").decode("utf-8") == name
         if not unicode or name != name.strip() or any(character in name for character in "\r\n"):
             raise DataError(f"{file}: its name cannot be written to a CSV file; rename it")
-        label = table.classes[table.labels[row]]
         if label != label.strip():  # would become the class without the spaces
             raise DataError(f"{source.name}: the class {label!r} begins or ends with a space; rename its folder")
         # Else a folder called `~` would be read as the home folder.
-        cells = [f"./{name}" if name.startswith("~") else name, label]
-        cells += [SPLIT_NAMES[table.splits[row]]] if own else []
-        cells += [] if table.groups is None else [str(table.groups[row])]
-        cells += [str(table.keys[row])]
-        writer.writerow(cells)
+        paths.append(f"./{name}" if name.startswith("~") else name)
+    columns = {"path": paths, "label": labels, **_more(table, kept)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
     write_atomically(path, text.getvalue().encode("utf-8"))
 
 
-def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
+def _write_parquet(source: ParquetSource, kept: list[int], path: Path) -> None:
     pa, pq = require("pyarrow"), require("pyarrow.parquet")
-    table = source.table
-    own = bool((table.splits != TRAIN).any())
+    table, more = source.table, _more(source.table, kept)
     # Integers keep the order of the classes, which is not that of their names. A class without images is left out.
-    numbers, used = source.numbers_labels, np.unique(table.labels[sorted(kept)])
+    numbers, used = source.numbers_labels, np.unique(table.labels[kept])
+    places = np.searchsorted(used, table.labels[kept]).tolist()
     classes = [table.classes[label] for label in used]
-    columns = {"image": pa.binary(), "label": pa.int64() if numbers else pa.string(), "path": pa.string()}
-    columns |= {"split": pa.string()} if own else {}
-    columns |= {} if table.groups is None else {"group": pa.int64()}
-    columns |= {KEY: pa.int64()}
-    schema = pa.schema(columns, {"classes": json.dumps(classes)} if numbers else None)
-    images = enumerate(source.images())
+    whole: dict[str, list[Any]] = {"label": places if numbers else [classes[place] for place in places]}
+    whole |= {"path": [table.names[row] for row in kept], **more}
+    kinds = {name: pa.string() if isinstance(column[0], str) else pa.int64() for name, column in whole.items()}
+    schema = pa.schema({"image": pa.binary(), **kinds}, {"classes": json.dumps(classes)} if numbers else None)
+    wanted = set(kept)
+    images = (image for row, image in enumerate(source.images()) if row in wanted)
     try:
         with replacing(path) as file, pq.ParquetWriter(file, schema, compression="none") as writer:
-            while portion := list(itertools.islice(images, _ROWS)):
-                rows = [row for row, _ in portion if row in kept]
-                places = np.searchsorted(used, table.labels[rows])
-                values = {
-                    "image": [image for row, image in portion if row in kept],
-                    "label": places if numbers else [classes[place] for place in places],
-                    "path": [table.names[row] for row in rows],
-                    "split": [SPLIT_NAMES[code] for code in table.splits[rows]],
-                    "group": [] if table.groups is None else table.groups[rows],
-                    KEY: table.keys[rows],
-                }
-                if rows:
-                    arrays = [pa.array(values[name], kind) for name, kind in columns.items()]
-                    writer.write_table(pa.table(arrays, schema=schema))
+            for start in range(0, len(kept), _ROWS):
+                part = {name: column[start : start + _ROWS] for name, column in whole.items()}
+                part["image"] = list(itertools.islice(images, _ROWS))
+                writer.write_table(pa.table(part, schema=schema))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); the previous file is kept") from error
