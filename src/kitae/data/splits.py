@@ -220,22 +220,15 @@ def divide(table: Table, spec: DataSpec, twins: NDArray[np.int64] | None = None)
         if not len(parts[code]):
             leave = 2 if code == TEST and not len(parts[VAL]) else 1  # validation wants an image of its own, too
             parts[TRAIN], parts[code] = _hold_out(table, parts[TRAIN], fraction, seed, code, leave)
+    drawn = parts[TRAIN]
+    parts = parts if twins is None else _united(parts, table, twins)
+    for code in (TEST, VAL):
         if not len(parts[code]):
             raise DataError(
-                f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; "
-                f"each class needs 3 images or more (in different groups, where there are groups)"
+                f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; each class needs 3 "
+                "images or more, in different groups where there are groups, and not all linked by identical images "
+                "(kitae data fix writes the data without copies)"
             )
-    drawn = parts[TRAIN]
-    if twins is not None:
-        parts = _united(parts, table, twins)
-        for code in (VAL, TEST):
-            if not len(parts[code]):
-                linked = "images" if table.groups is None else "groups"
-                raise DataError(
-                    f"identical images link so many {linked} that none is left for {SPLIT_NAMES[code]}; remove the "
-                    "copies (kitae data fix writes the data without them)"
-                )
-    _check_classes(labels[parts[TRAIN]], classes)
     train = _limited(table, parts[TRAIN], drawn, spec)
     return train, parts[VAL], parts[TEST], len(parts[TRAIN]) - len(train)
 
