@@ -172,7 +172,7 @@ def _load(folder: Path, limit: float) -> Store | None:
         return mapped(name, dtype, *shape).view(np.ndarray)
 
     try:
-        manifest = read_json(folder / MANIFEST, "format", error=DataError)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return None
         if any((folder / name).stat().st_size != size for name, size in manifest["files"].items()):
@@ -210,11 +210,7 @@ def _load(folder: Path, limit: float) -> Store | None:
         )
     except PermissionError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
-    except DataError as error:
-        if isinstance(error.__cause__, PermissionError):
-            raise
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, OSError, ValueError, KeyError, TypeError):  # not there, damaged, or of another version
         return None
 
 
