@@ -67,7 +67,8 @@ class CsvSource(FileSource):
         self._rows: list[tuple[int, dict[str, str]]] = []
         last = 0
         try:
-            header = [column.strip() for column in reader.fieldnames or () if column.strip()]
+            header = [column.strip() for column in reader.fieldnames or ()]
+            self._columns = reader.fieldnames = [column.lower() for column in header]
             last = reader.line_num
             self._path = self._column(header, _PATHS, "data.image_column")
             self._label = self._column(header, _LABELS, "data.label_column")
@@ -79,12 +80,9 @@ class CsvSource(FileSource):
                 f"{self.name}: the row after line {last} is not CSV ({error}); close its quotes, and double those "
                 "inside a cell"
             ) from error
-        known = {column.lower(): column for column in header}
-        self._split = known.get("split")
-        self._key = known.get(KEY, KEY)
-        self._group = None if groups == PARENT else known.get((groups or "group").lower())
-        for used in filter(None, (self._path, self._label, self._split, self._key, self._group)):
-            alike = [column for column in header if column.lower() == used.lower()]
+        self._group = (groups or "group").lower()
+        for used in (self._path, self._label, "split", KEY, self._group):
+            alike = [column for column in header if column.lower() == used]
             if len(alike) > 1:
                 raise DataError(f"{self.name}: has the columns {' and '.join(map(repr, alike))}; remove or rename one")
         for line, row in self._rows:
@@ -107,7 +105,7 @@ class CsvSource(FileSource):
                 f"{self.name}: line {line} has more cells than the header has columns ({surplus[0]!r}); put a cell "
                 "that contains a comma in double quotes"
             )
-        return {column.strip(): (cell or "").strip() for column, cell in row.items()}
+        return {column: (cell or "").strip() for column, cell in row.items()}
 
     def _file(self, written: str) -> Path:
         file = self.path.parent / user_path(written)
@@ -118,17 +116,15 @@ class CsvSource(FileSource):
     def _column(self, header: list[str], usual: tuple[str, ...], field: str) -> str:
         named = self._named.get(field)
         names = usual if named is None else (named.lower(),)
-        found = [column for name in names for column in header if column.lower() == name]
-        if not found:
+        found = next((name for name in names if name in self._columns), None)
+        if found is None:
             if len(header) == 1 and (other := next((mark for mark in ";\t" if mark in header[0]), "")):
                 raise DataError(f"{self.name}: its columns are separated by {other!r}; save it with commas")
-            if named is not None:
-                raise DataError(f"{self.name}: has no column {named!r} ({field}); its columns are {', '.join(header)}")
             raise DataError(
-                f"{self.name}: has no column {names[0]!r} (its columns are {', '.join(header) or 'none'}); the first "
-                f"line must name one of {', '.join(_PATHS)} and one of {', '.join(_LABELS)}, or set {field}"
+                f"{self.name}: has no column {' or '.join(map(repr, names))} ({field}); its columns are "
+                f"{', '.join(filter(None, header)) or 'none'}"
             )
-        return found[0]
+        return found
 
     def files(self) -> list[Path]:
         return [self.path, *(path for path in self._files if os.path.isfile(path))]
@@ -140,7 +136,7 @@ class CsvSource(FileSource):
     def load_table(self) -> Table:
         classes, labels = numbered([row[self._label] for _, row in self._rows])
         names = [row[self._path] for _, row in self._rows]
-        splits = ["" if self._split is None else row[self._split].lower() for _, row in self._rows]
+        splits = [row.get("split", "").lower() for _, row in self._rows]
         for (line, _), split in zip(self._rows, splits, strict=True):
             if split and split not in SPLIT_ALIASES:
                 raise DataError(f"{self.name}: line {line}: split {split!r} must be train, val or test")
@@ -149,12 +145,12 @@ class CsvSource(FileSource):
             labels=labels,
             splits=np.array([SPLIT_ALIASES.get(split, TRAIN) for split in splits], np.uint8),
             names=names,
-            keys=given_keys([row.get(self._key, "") for _, row in self._rows], names),
+            keys=given_keys([row.get(KEY, "") for _, row in self._rows], names),
             groups=self._groups(names),
         )
 
     def _groups(self, names: list[str]) -> NDArray[np.int64] | None:
-        if self._group is not None:
-            fixed = any(self._key in row for _, row in self._rows)
-            return by_values([row[self._group] for _, row in self._rows], names, self._group, fixed=fixed)
+        if self.rule != PARENT and self._group in self._columns:
+            values = [row[self._group] for _, row in self._rows]
+            return by_values(values, names, self._group, fixed=KEY in self._columns)
         return None if self.rule is None else by_paths([name.replace("\\", "/") for name in names], self.rule)
