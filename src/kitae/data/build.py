@@ -16,10 +16,10 @@ import shutil
 import threading
 import uuid
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,8 @@ TINY = 64  # pictures with no side longer than this are kept at the network's si
 # more, and evaluation, are then as sharp as from the files within 6 %: see benchmarks/store.py. At exactly 2, the
 # resize of an evaluation samples between pixels everywhere, and is 13 % off.
 STORE_FACTOR = 9 / 4
-_SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -191,14 +192,9 @@ def index_shards(job: Job) -> None:
 
     if skip or (auto and source.deep.any()):
         with contextlib.closing(each_image(source, highest, job.threads, job.progress)) as results:
-            for row, result in enumerate(results):
-                if isinstance(result, DataError):
-                    if not skip:
-                        raise DataError(f"{result} {_SKIP_HINT}") from result
-                    written.skip(row, table.names[row], result)
-                elif result is not None:
+            for result in _readable(job, written, results):
+                if result is not None:
                     written.highest = max(result, written.highest or 0)
-        written.check(source.name)
     if auto and written.highest is not None:
         rules = replace(rules, depth=depth_of(written.highest))
     kept = written.kept
@@ -229,16 +225,6 @@ class _Written:
     highest: int | None = None
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
-    def skip(self, row: int, name: str, error: DataError) -> None:
-        self.kept[row] = False
-        self.skipped.append((name, str(error).removeprefix(f"{name}: ")))
-
-    def check(self, source: str) -> None:
-        """Refuse a store without images."""
-        if not self.kept.any():
-            name, why = self.skipped[0]
-            raise DataError(f"{source}: none of its {len(self.kept)} images can be read; the first: {name}: {why}")
-
 
 class _NotTinyError(Exception):
     """A picture is not tiny although all read before it were, or the disk has no room for all at the network's size."""
@@ -266,15 +252,9 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, tiny: bool = False) ->
         (folder / PIXELS).open("wb") as file,
         contextlib.closing(each_image(source, work, job.threads, job.progress, size)) as results,
     ):
-        for row, result in enumerate(results):
+        for pixels, hashed, highest, sums in _readable(job, written, results):
             if larger.is_set():
                 raise _NotTinyError
-            if isinstance(result, DataError):
-                if job.request["on_corrupt"] == "error":
-                    raise DataError(f"{result} {_SKIP_HINT}") from result
-                written.skip(row, names[row], result)
-                continue
-            pixels, hashed, highest, sums = result
             written.hashes += hashed
             if whole:
                 written.sizes.extend(pixels.shape[1:])
@@ -285,8 +265,26 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, tiny: bool = False) ->
             file.write(pixels.reshape(-1).data)
         file.flush()
         os.fsync(file.fileno())
-    written.check(source.name)
+    if larger.is_set():  # a picture that could not be read
+        raise _NotTinyError
     return written
+
+
+def _readable(job: Job, written: _Written, results: Iterable[T | DataError]) -> Iterator[T]:
+    """The results of readable images. Others are left out, or are an error, as `on_corrupt` says."""
+    source = job.source
+    for row, result in enumerate(results):
+        if not isinstance(result, DataError):
+            yield result
+        elif job.request["on_corrupt"] == "error":
+            raise DataError(f"{result} (data.on_corrupt=skip leaves such images out)") from result
+        else:
+            name = source.table.names[row]
+            written.kept[row] = False
+            written.skipped.append((name, str(result).removeprefix(f"{name}: ")))
+    if not written.kept.any():
+        name, why = written.skipped[0]
+        raise DataError(f"{source.name}: none of its {len(source)} images can be read; the first: {name}: {why}")
 
 
 def _resolve(job: Job, all_headers: bool = False) -> tuple[PreprocessRules, bool]:
