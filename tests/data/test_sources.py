@@ -280,8 +280,8 @@ def test_groups_are_marked_folders(make_folder: Maker) -> None:
         (("bus/city", "train/steam", "train/fast"), (), r"may be splits or classes \(train\).*or rename the classes"),
         (("test/a", "val/a"), (), "no train folder"),
         (("images/a", "images/b"), (), r"has only the folder 'images'.*give .*images"),
-        (("train/a", "train/b", "test", "test/a"), (), r"test has images outside class folders \(000\.png"),
-        (("train/a", "train/b"), ("test",), "test has no images; add some, or remove the folder"),
+        (("train/a", "train/b", "test", "test/a"), (), "test must have its images in one folder per class"),
+        (("train/a", "train/b"), ("test",), "test must have .* or remove the folder if a split is to be held out"),
         ((), (".",), "no class folders"),
     ],
 )

@@ -162,9 +162,8 @@ class FolderSource(FileSource):
         numbers = {name: number for number, name in enumerate(names)}
         for code, part in parts:
             before = len(self._files)
-            folders = _subfolders(part)
             _check_links(part, self.name)
-            for folder in folders:
+            for folder in _subfolders(part):
                 if (name := composed(folder.name)) not in found:
                     raise DataError(
                         f"{self.name}: class {folder.name!r} of {part.name} is not in train; add it there, or remove it"
@@ -178,8 +177,11 @@ class FolderSource(FileSource):
                 self._files += images
                 self._labels += [numbers[name]] * len(images)
                 self._splits += [code] * len(images)
-            if part != self.root:
-                _check_part(part, self.name, empty=len(self._files) == before)
+            if part != self.root and (_has_images(part) or len(self._files) == before):  # or they would be ignored
+                raise DataError(
+                    f"{self.name}: {part.name} must have its images in one folder per class; move them, or remove the "
+                    "folder if a split is to be held out of train"
+                )
         return tuple(names)
 
     def _refuse_parquet(self, folder: Path) -> None:
@@ -210,20 +212,6 @@ class FolderSource(FileSource):
             names=names,
             keys=keys,
             groups=_marked_groups(names, keys) if self.rule is None else by_paths(names, self.rule, self._inside),
-        )
-
-
-def _check_part(part: Path, name: str, *, empty: bool) -> None:
-    """Refuse a split whose images would be ignored: it would be silently replaced by images held out of train."""
-    loose = sorted(entry.name for entry in part.iterdir() if is_image(entry.name) and entry.is_file())
-    if loose:
-        raise DataError(
-            f"{name}: {part.name} has images outside class folders ({loose[0]}); expected one folder of images "
-            f"per class, as in train"
-        )
-    if empty:
-        raise DataError(
-            f"{name}: {part.name} has no images; add some, or remove the folder to hold out a split from train"
         )
 
 
