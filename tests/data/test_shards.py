@@ -144,6 +144,7 @@ def test_names_of_shards_say_their_split(tmp_path: Path, cache: str) -> None:
         refused(DataError, words, opened, other, cache)
 
 
+JSON = r"/x\.json: must be an object whose field `label` is a name or an integer"
 WHOLE = packed(samples(0, 15))
 with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
     BORDER = _tar.getmembers()[4].offset
@@ -154,13 +155,15 @@ with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
     [
         ([("x.png", PNG)], r"/x: has no label; add a \.cls .* or a \.json with a field `label`"),
         ([("x.cls", b"1")], r"/x: has no image \(\.bmp, .*data\.on_corrupt=skip"),
-        ([("x.png", PNG), ("x.cls", b"dog")], r"/x\.cls: must hold an integer; put names into a \.json"),
-        ([("x.png", PNG), ("x.cls", b"-1")], r"/x\.cls: label -1 is out of range; integers start at 0"),
-        ([("x.png", PNG), ("x.json", b'{"class": 1}')], r"/x\.json: must be an object with a field `label`"),
-        ([("x.png", PNG), ("x.json", b"[" * 100_000)], r"/x\.json: must be an object with a field `label`"),
-        ([("x.png", PNG), ("x.json", b'{"label": null}')], r"/x\.json: the label must be an integer or a name, not"),
-        ([("x.png", PNG), ("x.json", b'{"label": " "}')], r"/x\.json: the label must be an integer or a name, not ' '"),
-        ([("x.png", PNG), ("x.json", b'{"label": "\\ud83d"}')], r"/x\.json: must be an object with a field `label`"),
+        ([("x.png", PNG), ("x.cls", b"dog")], r"/x\.cls: must hold an integer in .*; put names into a \.json"),
+        ([("x.png", PNG), ("x.cls", b"-1")], r"/x\.cls: must hold an integer in \[0, 2"),
+        ([("x.png", PNG), ("x.json", b'{"class": 1}')], JSON),
+        ([("x.png", PNG), ("x.json", b"[" * 100_000)], JSON),
+        ([("x.png", PNG), ("x.json", b'{"label": null}')], JSON),
+        ([("x.png", PNG), ("x.json", b'{"label": true}')], JSON),
+        ([("x.png", PNG), ("x.json", b'{"label": " "}')], JSON),
+        ([("x.png", PNG), ("x.json", b'{"label": "\\ud83d"}')], JSON),
+        ([("x.png", PNG), ("x.json", b'{"label": 1}'.ljust(1 << 21))], JSON),
         ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], "/x: has two files .* or two images"),
         ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ": the files of 'x' are not next to each other; sort"),
         ([("readme.txt", b"hello")], ": has no samples; expected images"),

@@ -47,7 +47,11 @@ from kitae.errors import DataError, one_line
 from kitae.files import cache_folder, replacing, storage_errors
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
-LABELS = ("cls", "json")
+LABELS = {
+    "cls": "hold an integer in [0, 2**31); put names into a .json with a field `label`",
+    "json": "be an object whose field `label` is a name or an integer in [0, 2**31)",
+}
+"""Extension -> what such a file must do."""
 _MAX_SHARDS = 100_000
 _DOWNLOADS = 8  # at a time
 _MAX_LABEL_BYTES = 1 << 20
@@ -263,21 +267,15 @@ def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> in
     if kind is None:
         raise DataError(f"{where}: has no label; add a .cls (an integer) or a .json with a field `label`")
     offset, size = parts[kind]
-    if size > _MAX_LABEL_BYTES:
-        raise DataError(f"{where}.{kind}: {size} bytes are too large for a label")
     file.seek(offset)
-    text = file.read(size)
-    try:
+    text = file.read(size) if size <= _MAX_LABEL_BYTES else b""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         label = int(text) if kind == "cls" else json.loads(text)["label"]
-        str(label).encode()  # half of a surrogate pair is not text
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        wanted = "be an object with" if kind == "json" else "hold an integer; put names into a .json with"
-        raise DataError(f"{where}.{kind}: must {wanted} a field `label`") from error
-    if isinstance(label, bool) or not isinstance(label, int | str) or not str(label).strip():
-        raise DataError(f"{where}.{kind}: the label must be an integer or a name, not {label!r}")
-    if isinstance(label, int) and not 0 <= label < 2**31:
-        raise DataError(f"{where}.{kind}: label {label} is out of range; integers start at 0")
-    return label
+        if type(label) is int and 0 <= label < 2**31:
+            return label
+        if isinstance(label, str) and label.strip() and label.encode():  # half of a surrogate pair is not text
+            return label
+    raise DataError(f"{where}.{kind}: must {LABELS[kind]}")
 
 
 class ShardSource(Source):
