@@ -129,7 +129,6 @@ def build(
         raise RecipeError(
             f"model: needs at least 2 classes, 1 or 3 channels and 4 pixels, not {classes}, {channels} and {image_size}"
         )
-    sizes: dict[str, Any] = {"classes": classes, "channels": channels, "image_size": image_size}
     if spec.name.startswith(("timm:", "torchvision:")):
         check_name(spec)
     elif spec.name not in MODELS:
@@ -141,10 +140,9 @@ def build(
         refuse(spec, "features")
     if spec.pretrained and weights is None:
         weights = load(spec)
-    model = keyed_by_name(lambda: _construct(spec, weights, **sizes), outline=lambda: _construct(spec, None, **sizes))
+    model = _running(spec, weights, classes=classes, channels=channels, image_size=image_size)
     if weights is None and is_identity(spec):
         start_as_identities(model)
-    _probe(model, spec, **sizes)
     if weights is not None:
         if isinstance(model, StageFeatures):
             weights = replace(weights, tensors=model.renamed(weights.tensors))
@@ -201,6 +199,23 @@ def normalization(spec: ModelSpec, channels: int = 3) -> tuple[tuple[float, ...]
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
+def _running(spec: ModelSpec, weights: Weights | None, *, classes: int, channels: int, image_size: Size) -> nn.Module:
+    """The net, which was run on an image of this size."""
+    sizes = {"classes": classes, "channels": channels, "image_size": image_size}
+    height, width = sides(image_size)
+    try:
+        model = keyed_by_name(lambda: _construct(spec, weights, **sizes), lambda: _construct(spec, None, **sizes))
+        logits = probed(model, (channels, height, width))
+    except REFUSALS as error:
+        raise RecipeError(
+            f"model.name: {spec.name} does not run on {height}x{width} images with {channels} channels "
+            f"({one_line(error)}); set data.image_size to a size that it takes, or choose another network"
+        ) from error
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
+        raise RecipeError(f"model.name: {spec.name} does not give one logit per class; choose another net")
+    return model
+
+
 def _construct(spec: ModelSpec, weights: Weights | None = None, **sizes: Any) -> nn.Module:
     library, _, name = spec.name.rpartition(":")
     if library == "timm":
@@ -247,19 +262,6 @@ def _is_rectified(model: nn.Module, classifier: str) -> bool:
     layers = model.get_submodule(parent)
     after = itertools.dropwhile(lambda layer: layer[0] != own, layers.named_children())
     return isinstance(layers, nn.Sequential) and any(isinstance(layer, nn.ReLU) for _, layer in after)
-
-
-def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image_size: Size) -> None:
-    height, width = sides(image_size)
-    try:
-        logits = probed(model, (channels, height, width))
-    except REFUSALS as error:
-        raise RecipeError(
-            f"model.name: {spec.name} does not run on {height}x{width} images with {channels} channels "
-            f"({one_line(error)}); set data.image_size to a size that it takes, or choose another network"
-        ) from error
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
-        raise RecipeError(f"model.name: {spec.name} does not give one logit per class; choose another net")
 
 
 def _learns(model: nn.Module, name: str, trained: set[str]) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from kitae.errors import MissingExtraError, RecipeError, did_you_mean, one_line, require
+from kitae.errors import MissingExtraError, RecipeError, did_you_mean, require
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
 from kitae.models.stages import StageFeatures
-from kitae.models.structure import REFUSALS, classifier_names, dropouts_beside
+from kitae.models.structure import classifier_names, dropouts_beside
 from kitae.models.weights import Weights
 from kitae.preprocess import Size, sides
 
@@ -63,7 +63,7 @@ def build_timm(
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights.tensors)}}
     if spec.features == "stages":
         options["num_classes"] = 0
-    model = _made(spec, image_size, lambda: timm.create_model(name, **options))
+    model = _made(spec, lambda: timm.create_model(name, **options))
     if spec.features == "stages":
         model = StageFeatures(model, spec.name, classes)
     _set_rates(model, "drop_prob", spec, [m for m in model.modules() if type(m).__name__ == "DropPath"])
@@ -86,7 +86,7 @@ def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int
     fixed = name.startswith(("swin", "maxvit"))  # which set the rate themselves and do not take another
     if spec.stochastic_depth > 0 and not fixed:
         options["stochastic_depth_prob"] = spec.stochastic_depth
-    model = _made(spec, image_size, lambda: models.get_model(name, weights=None, **options))
+    model = _made(spec, lambda: models.get_model(name, weights=None, **options))
     layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "StochasticDepth"]
     if fixed and spec.stochastic_depth > 0:
         highest = max(layer.p for layer in layers)
@@ -109,19 +109,13 @@ def _same_in_timm(name: str) -> str:
     return ""
 
 
-def _made(spec: ModelSpec, image_size: Size, make: Callable[[], nn.Module]) -> nn.Module:
+def _made(spec: ModelSpec, make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return make()
     except TypeError as error:
         if spec.stochastic_depth > 0:
             raise RecipeError(f"model.stochastic_depth: {spec.name} does not support it; set it to 0") from error
         raise
-    except REFUSALS as error:
-        height, width = sides(image_size)
-        raise RecipeError(
-            f"model.name: {spec.name} cannot be built for {height} x {width} pixels ({one_line(error)}); set "
-            "data.image_size to a size that it takes, or choose another network"
-        ) from error
 
 
 def _set_rates(model: nn.Module, attribute: str, spec: ModelSpec, layers: Sequence[nn.Module]) -> None:
