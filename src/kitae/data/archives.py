@@ -173,25 +173,22 @@ def _read_idx(files: list[Path], idx: _Idx) -> tuple[tuple[str, ...], list[_Part
 def _idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """An idx file of bytes: two zeros, the type 8, the number of dimensions, their sizes, and the bytes.
 
-    No more is decompressed than its header says, since a small .gz file can contain any number of zeros.
+    Only one byte more is decompressed than its header says, since a small .gz file can contain any number of zeros.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * dimensions)
-            if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
-                raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions; download it again")
             shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, len(head), 4)]
             size = math.prod(shape)
-            if size > _MOST_IDX_BYTES:
-                raise DataError(
-                    f"{path}: its header names {size:,} bytes, more than {_MOST_IDX_BYTES:,}; give it as Parquet"
-                )
-            content = file.read(size)
-            longer = file.read(1)  # at the end of a .gz file, its checksum is compared
+            content = file.read(min(size, _MOST_IDX_BYTES) + 1)  # to the end, where the checksum of a .gz is compared
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if len(content) < size or longer:
-        raise DataError(f"{path}: {'longer than its header says' if longer else 'truncated'}; download it again")
+    if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions; download it again")
+    if len(content) != size:
+        raise DataError(
+            f"{path}: must have the {size:,} bytes that its header names, at most {_MOST_IDX_BYTES:,}; download again"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
