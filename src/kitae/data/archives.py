@@ -246,8 +246,6 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
         DataError: no network, a wrong hash, a full disk or no permission; says where to put the file by hand.
     """
     target = folder / download.name
-    if _is_there(target, download):
-        return target
     by_hand = (
         f"get {download.url} another way, and put it into {folder}, or into a FOLDER and set data.source={alternative}"
     )
