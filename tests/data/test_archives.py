@@ -360,21 +360,3 @@ def test_fetch_keeps_nothing_else(
     words = rf"{words}.*put it into {folder}.*data\.source=cifar10:FOLDER"
     refused(DataError, words, fetch, wrong, folder, "cifar10:FOLDER")
     assert list(folder.iterdir()) == []
-
-
-def test_fetch_survives_a_connection_cut_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str | None] = []
-    monkeypatch.setattr("kitae.data.download.time.sleep", lambda _: None)  # seven seconds in all
-
-    class Cut(_Quiet):
-        def do_GET(self) -> None:
-            asked.append(self.headers.get("Range"))
-            self.send_response(200)
-            self.send_header("Content-Length", "1000000")
-            self.end_headers()
-            self.wfile.write(bytes(1000))
-
-    with server(Cut) as url, pytest.raises(DataError, match=r"cannot be downloaded .*999,000 bytes early"):
-        fetch(Download(f"{url}/file.gz", 1_000_000, "0" * 64), tmp_path / "downloads", "x")
-    assert asked == [None, *["bytes=1000-"] * 3]
-    assert list((tmp_path / "downloads").iterdir()) == []

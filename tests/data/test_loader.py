@@ -115,15 +115,6 @@ def test_gather_gives_a_copy_of_the_store() -> None:
     assert pixels.flags.owndata
 
 
-def test_batches_do_not_depend_on_the_batch_size() -> None:
-    data = image_set()
-    order = data.order(0, 0)
-    whole = data.gather(order)[0]
-    for size in (1, 32, 128, 999):
-        parts = [data.gather(order[start : start + size])[0] for start in range(0, 1000, size)]
-        assert (np.concatenate(parts) == whole).all()
-
-
 class Many(Prepared):
     """More images than memory could number."""
 

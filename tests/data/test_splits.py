@@ -327,13 +327,6 @@ def test_equal_images_share_a_split_and_no_other_image_moves(data: st.DataObject
     assert np.array_equal(np.unique(after), np.unique(before))
 
 
-def test_without_equal_images_nothing_moves() -> None:
-    labels = np.tile([0, 1, 2], 100)
-    for groups in (None, np.arange(300) // 4):
-        plain, told = (divide(fake(labels, groups=groups), spec(limit=50), t) for t in (None, np.arange(300)))
-        assert all(np.array_equal(one, other) for one, other in zip(plain, told, strict=True))
-
-
 def test_shares_stay_where_every_image_comes_twice() -> None:
     labels = np.tile(np.repeat([0, 1], 200), 2)
     train, val, test, _ = divide(fake(labels), spec(), np.tile(np.arange(400), 2))

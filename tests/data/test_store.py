@@ -146,25 +146,6 @@ def test_groups_splits_and_keys_are_kept(make_folder: Maker) -> None:
     assert store.keys.tolist() == source.table.keys.tolist()
 
 
-def test_photos_of_all_kinds(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "photos")
-    pixels = picture(0, 0)
-    extra = {
-        "1bit.png": Image.fromarray(pixels[..., 0] > 128),
-        "16bit.png": Image.fromarray(pixels[..., 0].astype(np.uint16) * 257),
-        "cmyk.jpg": Image.fromarray(pixels).convert("CMYK"),
-        "palette.gif": Image.fromarray(pixels).quantize(16),
-        "la.png": Image.fromarray(pixels).convert("LA"),
-        "grey.jpg": Image.fromarray(pixels[..., 0]),
-    }
-    for name, image in extra.items():
-        image.save(root / "class 0" / name)
-    store = open_store(of(root, image_size=24))
-    assert store.images.shape == (36 + len(extra), 3, 24, 24)
-    for row, name in enumerate(store.names):
-        assert (store.images[row] == decode(root / name, store.rules)).all()
-
-
 # Sizes and channels found out
 
 

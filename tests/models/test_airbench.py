@@ -8,35 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kitae.models import starts
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.models.structure import count_macs
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.training.distributed import World
-
-
-def test_whitened_patches_are_uncorrelated_with_the_same_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 34, 34), 3, 1) * torch.tensor([1.0, 2.0, 0.5]).view(
-        1, 3, 1, 1
-    )
-    model = build(ModelSpec(name="airbench", width=8), classes=10, channels=3, image_size=32)
-    monkeypatch.setattr(starts, "_EPS", 0.0)
-    starts.whiten(model.stem, smooth)
-    assert not model.stem.weight.requires_grad
-    out = torch.nn.functional.conv2d(smooth, model.stem.weight)
-    flat = out.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(flat[:12], -flat[12:])
-    torch.testing.assert_close(flat[:12] @ flat[:12].T / flat.shape[1], torch.eye(12), atol=1e-3, rtol=1e-3)
-
-
-def test_convolutions_start_as_identities() -> None:
-    model = build(ModelSpec(name="airbench", width=8), classes=10, channels=3, image_size=32)
-    conv = model.blocks[1][4]
-    images = torch.randn(2, 32, 6, 6)
-    torch.testing.assert_close(conv(images), images)
 
 
 def test_it_costs_what_is_said() -> None:

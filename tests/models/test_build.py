@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -51,19 +49,6 @@ def test_shapes(name: str, channels: int) -> None:
 def test_shapes_of_libraries(name: str, channels: int) -> None:
     model = make(name, channels=channels, image_size=64)
     assert model(torch.zeros(2, channels, 64, 64)).shape == (2, 7)
-
-
-@pytest.mark.parametrize("name", [*SMALL, "airbench", "timm:test_vit"])
-def test_weights_are_a_function_of_torchs_seed(name: str) -> None:
-    random.seed(1)
-    np.random.seed(1)
-    first = make(name, seed=3).state_dict()
-    random.seed(2)
-    np.random.seed(2)
-    second, other = make(name, seed=3).state_dict(), make(name, seed=4).state_dict()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
-    assert all(tensor.isfinite().all() for tensor in first.values())
 
 
 def test_weights_of_a_run_are_a_function_of_its_seed_alone() -> None:
@@ -185,13 +170,6 @@ def test_width_32_resnet9_trains_at_572_mflop_an_image() -> None:
     macs = count_macs(make("resnet9", classes=10, width=32), 3, 32)
     assert macs == 95_259_136
     assert round(6 * macs / 1e6) == 572
-
-
-def test_width_scales_the_channels() -> None:
-    with torch.device("meta"):
-        for name in ("resnet8", "resnet9", "resnet20", "resnet56"):
-            model = make(name, width=24)
-            assert next(model.parameters()).shape[0] == 24
 
 
 # Options
