@@ -14,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kitae.errors import MissingExtraError, one_line
 
@@ -26,6 +25,9 @@ _WAITS = (1.0, 2.0, 4.0)  # seconds before a URL is requested again
 _BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses of a server that may answer later
 
 _answered: set[str] = set()  # hosts
+
+_Version = tuple[str | None, str | None]
+"""What a response says of the file: its bytes, and its time or tag."""
 
 
 class DownloadError(Exception):
@@ -56,10 +58,10 @@ def chunks(url: str) -> Iterator[bytes]:
 
 
 def _from_web(url: str) -> Iterator[bytes]:
-    done, waits, version = 0, iter(_WAITS), _Version()
+    done, waits, versions = 0, iter(_WAITS), list[_Version]()
     while True:
         try:
-            for chunk in _response(url, done, version):
+            for chunk in _response(url, done, versions):
                 yield chunk
                 done, waits = done + len(chunk), iter(_WAITS)
             return
@@ -70,24 +72,8 @@ def _from_web(url: str) -> Iterator[bytes]:
             time.sleep(wait)
 
 
-@dataclass
-class _Version:
-    """What the first response said of the file: its bytes and its time or tag. Empty before."""
-
-    found: tuple[str | None, ...] = ()
-
-    def check(self, response: http.client.HTTPResponse) -> None:
-        headers = response.headers
-        length = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length")
-        now = (length, headers.get("Last-Modified") or headers.get("ETag"))
-        # A server need not say both each time.
-        if any(before and after and before != after for before, after in zip(self.found, now, strict=False)):
-            raise DownloadError("it changed while it was downloaded")
-        self.found = self.found or now
-
-
-def _response(url: str, start: int, version: _Version) -> Iterator[bytes]:
-    """The content from byte `start` on."""
+def _response(url: str, start: int, versions: list[_Version]) -> Iterator[bytes]:
+    """The content from byte `start` on. `versions`: of the file, in each response so far."""
     host = url.split("/", 3)[2]
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "kitae"})
@@ -95,7 +81,10 @@ def _response(url: str, start: int, version: _Version) -> Iterator[bytes]:
             request.add_header("Range", f"bytes={start}-")
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             _answered.add(host)
-            version.check(response)
+            versions.append(_version(response.headers))
+            # A server need not say both each time.
+            if any(before and now and before != now for before, now in zip(versions[0], versions[-1], strict=True)):
+                raise DownloadError("it changed while it was downloaded")
             skipped = start if response.status != http.client.PARTIAL_CONTENT else 0  # a server that ignores the range
             while chunk := response.read(min(_CHUNK, skipped) or _CHUNK):
                 if skipped:
@@ -112,6 +101,11 @@ def _response(url: str, start: int, version: _Version) -> Iterator[bytes]:
         raise DownloadError("write special characters as %20 and so on") from error
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a port that is not a number
         raise DownloadError(one_line(error), transient=host in _answered) from error
+
+
+def _version(headers: http.client.HTTPMessage) -> _Version:
+    length = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length")
+    return length, headers.get("Last-Modified") or headers.get("ETag")
 
 
 def _from_storage(url: str) -> Iterator[bytes]:
