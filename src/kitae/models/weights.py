@@ -47,11 +47,8 @@ class Package:
 
     def find(self) -> Path | None:
         """The file, if the package is installed; the package is not imported."""
-        try:
-            found = importlib.util.find_spec(self.module)
-        except (ImportError, ValueError):
-            return None
-        folders = list(found.submodule_search_locations or ()) if found else []
+        found = importlib.util.find_spec(self.module)
+        folders = (found.submodule_search_locations if found else None) or ()
         return next((path for folder in folders if (path := Path(folder) / self.file).is_file()), None)
 
 
