@@ -21,6 +21,9 @@ from kitae.errors import KitaeError
 _PIECE = 4 << 20  # bytes per read
 _GAP = 1 << 20  # gaps of up to this many bytes are read rather than skipped
 
+_Epoch = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]
+"""The first window of each row of the store; rows by window; where those of each window begin."""
+
 
 class ReadAhead:
     """A thread that reads one window ahead of those that are used.
@@ -31,11 +34,8 @@ class ReadAhead:
 
     def __init__(self, images: NDArray[np.uint8] | Pictures | Encoded) -> None:
         self._images = images
-        self._windows: NDArray[np.int32] | None = None  # of each row of the store, its first one
-        # Rows by window, and where those of each window begin.
-        self._by_window: tuple[NDArray[np.int64], NDArray[np.int64]] = np.empty(0, np.int64), np.zeros(2, np.int64)
+        self._epoch: _Epoch | None = None
         self._asked: set[int] = set()
-        self._pass = 0
         self._reading = threading.Lock()
         if isinstance(images, Encoded):
             self._files, self._cache = list(images.shards), images.cache
@@ -49,30 +49,28 @@ class ReadAhead:
             return
         of = np.full(len(self._images), -1, np.int32)
         of[rows[::-1]] = windows[::-1]
-        self._windows, self._asked = of, set()
         # Sorted once: to search all rows for those of each window takes a time quadratic in their number.
         begins = np.cumsum(np.r_[0, np.bincount(windows), 0])  # with an empty window at the end
-        self._by_window = rows[np.argsort(windows, kind="stable")], begins
-        self._pass += 1
+        self._epoch, self._asked = (of, rows[np.argsort(windows, kind="stable")], begins), set()
 
     def reached(self, rows: NDArray[np.int64]) -> None:
         """Called when these rows are used: reads their windows and the next ones, unless they were read before."""
-        if self._windows is None:
+        if self._epoch is None:
             return
-        now = np.unique(self._windows[rows]).tolist()
+        now = np.unique(self._epoch[0][rows]).tolist()
         wanted = [w for w in dict.fromkeys([*now, *(w + 1 for w in now)]) if w not in self._asked]
         if wanted:
             self._asked.update(wanted)
-            arguments = (*self._by_window, wanted, self._pass)
-            threading.Thread(target=self._read, args=arguments, daemon=True, name="kitae-ahead").start()
+            threading.Thread(target=self._read, args=(self._epoch, wanted), daemon=True, name="kitae-ahead").start()
 
-    def _read(self, rows: NDArray[np.int64], begins: NDArray[np.int64], wanted: list[int], number: int) -> None:
+    def _read(self, epoch: _Epoch, wanted: list[int]) -> None:
+        _, rows, begins = epoch
         with self._reading:
             for window in wanted:
                 mine = np.unique(rows[begins[window] : begins[window + 1]])
                 for file, first, last in self._stretches(mine):
                     for at in range(first, last, _PIECE):
-                        if self._pass != number:  # the epoch is over
+                        if self._epoch is not epoch:  # it is over
                             return
                         try:
                             self._cache.read(file, at, min(_PIECE, last - at))
