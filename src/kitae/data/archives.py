@@ -27,7 +27,7 @@ from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
 from kitae.data.download import DownloadError, chunks
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.files import cache_folder, replacing, storage_errors, user_path, with_name
+from kitae.files import cache_folder, replacing, storage_errors, user_path
 from kitae.folders import lock
 
 _MOST_IDX_BYTES = 1 << 30  # 1,369,568 images of 28 x 28 pixels
@@ -218,15 +218,13 @@ def _idx_files(source: str, idx: _Idx, folder: Path | None, downloads: Path, pro
     if folder is not None:
         # The files of the two sets have the same names, so the folder that names this set comes first.
         places = [folder / idx.torchvision / "raw", folder]
-        if with_name(folder).name not in {other.torchvision for other in _IDX.values() if other is not idx}:
-            places.append(folder / "raw")
     for place in places:
         files = [_existing(place, download.name) for download in idx.downloads]
         if all(files):
             return cast(list[Path], files)
     if folder is not None:
         wanted = ", ".join(download.name for download in idx.downloads)
-        raise DataError(f"{source}: the folder must hold {wanted} (or the same without .gz)")
+        raise DataError(f"{source}: the folder must hold {wanted} (or without .gz, or in {idx.torchvision}/raw)")
     return [fetch(download, downloads, f"{source}:FOLDER", progress) for download in idx.downloads]
 
 
