@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
-from kitae.console import plural
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Table
 from kitae.data.groups import assign_folds, components, first_equal, together
 from kitae.data.spec import DataSpec
@@ -211,10 +210,10 @@ def divide(table: Table, spec: DataSpec, twins: NDArray[np.int64] | None = None)
     parts = {code: np.flatnonzero(table.splits == code) for code in (TRAIN, VAL, TEST)}
     _check_classes(labels[parts[TRAIN]], classes)
     _check_groups(table, table.splits)
-    made = [SPLIT_NAMES[code] for code in (VAL, TEST) if not len(parts[code])]
+    made = [code for code in (VAL, TEST) if not len(parts[code])]
     if table.groups is not None and made:
         pool = parts[TRAIN]
-        _check_room(labels[pool], table.groups[pool], classes, 1 + len(made), f"train and {' and '.join(made)}")
+        _check_room(labels[pool], table.groups[pool], classes, 1 + len(made))
     draws = ((TEST, spec.test_fraction, spec.split_seed), (VAL, spec.val_fraction, _val_seed(spec)))
     for code, fraction, seed in draws:
         if not len(parts[code]):
@@ -225,9 +224,9 @@ def divide(table: Table, spec: DataSpec, twins: NDArray[np.int64] | None = None)
     for code in (TEST, VAL):
         if not len(parts[code]):
             raise DataError(
-                f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; each class needs 3 "
-                "images or more, in different groups where there are groups, and not all linked by identical images "
-                "(kitae data fix writes the data without copies)"
+                f"no {SPLIT_NAMES[code]} image can be held out of {len(labels)} images: each class needs 3 images or "
+                "more, in 3 groups where there are groups, and not all linked by identical images (kitae data fix "
+                "writes the data without copies)"
             )
     train = _limited(table, parts[TRAIN], drawn, spec)
     return train, parts[VAL], parts[TEST], len(parts[TRAIN]) - len(train)
@@ -413,16 +412,8 @@ def _others(found: NDArray[np.int64]) -> str:
     return f" (and {more} other class{'es' if more > 1 else ''})" if more else ""
 
 
-def _check_room(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], classes: tuple[str, ...], parts: int, what: str
-) -> None:
-    """Refuse n images whose groups cannot be divided into this many parts, or contain all images of a class."""
-    found = len(np.unique(groups))
-    if found < parts:
-        raise DataError(
-            f"data.groups: all {len(labels)} images are in {plural(found, 'group')}, too few for {what}; use {parts} "
-            "groups or more, or a different rule"
-        )
+def _check_room(labels: NDArray[np.int64], groups: NDArray[np.int64], classes: tuple[str, ...], parts: int) -> None:
+    """Refuse n images of which one group contains all of a class that has enough of them for this many parts."""
     pairs = np.unique(np.stack([labels, groups]), axis=1)
     several = np.bincount(pairs[0], minlength=len(classes))
     alone = np.flatnonzero((several == 1) & (np.bincount(labels, minlength=len(classes)) >= parts))
