@@ -377,15 +377,12 @@ def _limited(table: Table, rows: Rows, drawn: Rows, spec: DataSpec) -> Rows:
         raise DataError(f"data.limit {limit} is too small for the classes; set it to {len(table.classes)} or more")
     labels = table.labels[drawn]
     order = keyed.shuffled(spec.split_seed, 0, table.keys[drawn], keyed.SLOT_LIMIT)
-    # Interleave the classes in proportion: image r of the n of its class has position (r + 1/2) / n. The first
-    # image of every class comes before all others.
-    rank = _rank_in_class(labels, order)
-    turn = np.where(rank == 0, 0.0, (rank + 0.5) / np.bincount(labels)[labels])
+    # Interleave the classes in proportion: image r of the n of its class has position (r + 1/2) / n.
+    turn = (_rank_in_class(labels, order) + 0.5) / np.bincount(labels)[labels]
     dealt = drawn[np.lexsort((labels, turn))]
     dealt = np.concatenate([dealt[np.isin(dealt, rows)], np.setdiff1d(rows, drawn)])
-    first = np.sort(np.unique(table.labels[dealt], return_index=True)[1])
-    dealt = np.concatenate([dealt[first], np.delete(dealt, first)])
-    return np.sort(dealt[:limit])
+    first = np.unique(table.labels[dealt], return_index=True)[1]  # of every class, which come before all others
+    return np.sort(np.concatenate([dealt[first], np.delete(dealt, first)])[:limit])
 
 
 def _rank_in_class(labels: NDArray[np.int64], order: Rows) -> NDArray[np.int64]:
