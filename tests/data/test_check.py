@@ -281,14 +281,6 @@ def test_files_that_are_passed_over_are_listed(make_folder: Callable[..., Path])
     assert report.to_dict()["ignored"] == list(report.ignored)
 
 
-def test_mixed_photos(tmp_path: Path) -> None:
-    report = check(DataSpec(source=f"folder:{write_folder(tmp_path / 'photos')}"))
-    assert report.images == 36
-    assert sum(report.sizes.values()) == 36
-    assert set(report.modes) == {"RGB", "RGBA"}
-    assert list(report.sizes.values()) == sorted(report.sizes.values(), reverse=True)
-
-
 def test_what_prevents_training_is_a_problem(tmp_path: Path, distinct: list[bytes]) -> None:
     report = report_of(tmp_path, distinct[:10], [0] * 10)
     assert report.problems == ("there is only one class ('0'), a classifier needs two or more",)

@@ -292,13 +292,6 @@ def test_a_disk_that_gives_less_than_it_is_asked_for_is_asked_again(
     refused(DataError, r"x\.tar: was changed or truncated", cache.read, str(tmp_path / "x.tar"), 190, 50)
 
 
-def test_a_shard_that_shrinks_under_a_store_is_named(tmp_path: Path, cache: str) -> None:
-    source = shards(tmp_path, 2)
-    store = opened(source, cache)
-    (tmp_path / "set-1.tar").write_bytes(b"")
-    refused(DataError, r"set-1\.tar: was changed or truncated .*; restore it", lambda: store.images[np.array([20])])
-
-
 def whole_picture_crop(store: Store, op: RandomResizedCrop) -> tuple[PictureCrop, EncodedCrop]:
     """Crops of the same images, decoded at their own size in a buffer, and encoded in shards."""
 

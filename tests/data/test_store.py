@@ -324,16 +324,6 @@ def test_what_an_evaluation_sees_is_as_sharp_as_from_the_files() -> None:
         assert 0.9 < ratio < 1.1
 
 
-def test_broken_pictures_are_named_or_left_out_as_ever(tmp_path: Path, cache: Path) -> None:
-    root = large_folder(tmp_path / "photos")
-    (root / "class 0" / "z.jpg").write_bytes((root / "class 0" / "0.jpg").read_bytes()[:-300])
-    refused(DataError, r"class 0/z\.jpg: cannot be decoded", open_store, of(root, image_size=32))
-    assert stores(cache) == leftovers(cache) == []
-    store = open_store(of(root, image_size=32, on_corrupt="skip"))
-    assert [name for name, _ in store.skipped] == ["class 0/z.jpg"]
-    assert len(store.images) == len(store) == 12
-
-
 def test_large_images_take_turns() -> None:
     memory, inside, most = DecodeMemory(100), 0, 0
     lock = threading.Lock()
