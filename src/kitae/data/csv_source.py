@@ -42,15 +42,7 @@ class CsvSource(FileSource):
         image_column: str = _IMAGE,
         label_column: str = _LABEL,
     ) -> None:
-        """Reads the rows.
-
-        Args:
-            gaps: accept missing image files; reading one then raises.
-
-        Raises:
-            DataError: no such file, a column or an image file is missing, two columns have one name, a row has
-                more cells than the header or a quote that is not closed.
-        """
+        """Reads the rows. `gaps`: accept missing image files. Raises DataError: names the line or the column."""
         super().__init__(f"csv:{path}", groups)
         self.path = user_path(path)
         try:

@@ -30,21 +30,13 @@ _ROWS = 128  # written at once
 
 @dataclass(frozen=True)
 class Fixed:
-    """What was written.
-
-    Attributes:
-        path: the new file.
-        kept: number of images in it.
-        left_out: (name, reason) of the others.
-        classes: number of classes in it.
-        lost: classes with no images left.
-    """
+    """What was written."""
 
     path: Path
-    kept: int
-    left_out: tuple[tuple[str, str], ...]
-    classes: int
-    lost: tuple[str, ...]
+    kept: int  # images
+    left_out: tuple[tuple[str, str], ...]  # name and reason of the others
+    classes: int  # that have images
+    lost: tuple[str, ...]  # classes that have none
 
 
 def suffix_of(source: Source) -> str:
@@ -64,15 +56,10 @@ def check_out(source: Source, out: str | Path, *, overwrite: bool = False) -> No
 
 
 def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool = False) -> Fixed:
-    """Write the images of a source that `report` does not exclude.
-
-    Args:
-        report: what `check` found in this source; `report.excluded` is left out.
-        out: the new file, `.csv` for a folder or a CSV file, `.parquet` for a Parquet source.
-        overwrite: replace `out` where it exists.
+    """Write the images of a source that `report`, what `check` found in it, does not exclude.
 
     Raises:
-        DataError: `out` exists or has another ending, nothing is left to write, or the source cannot be fixed.
+        DataError: see `check_out`; or nothing is left to write.
     """
     check_out(source, out, overwrite=overwrite)
     path = user_path(out)

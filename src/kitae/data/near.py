@@ -1,6 +1,6 @@
-"""Near duplicates: copies that were re-encoded, resized or recoloured.
+"""Near duplicates: copies that were re-encoded, resized, or made brighter, darker or grey.
 
-In two steps:
+Most copies that were cropped, mirrored, rotated or have a large overlay are missed. The search has two steps:
 
 1. Candidates: images whose 64-bit perceptual hashes differ in at most 7 bits. The hash holds the signs of the lowest
    8 x 8 DCT coefficients against their median (Zauner, "Implementation and benchmarking of perceptual image hash
@@ -10,9 +10,6 @@ In two steps:
 2. Confirmation: the cosine of the two 16 x 16 grey thumbnails after whitening by the whole set's second moments.
    Whitening takes away what all images of the set have in common; without it, any two pairs of trousers on black are
    "the same".
-
-So the search finds copies that were re-encoded, resized, or made brighter, darker or grey. It misses most copies that
-were cropped, mirrored, rotated or have a large overlay.
 """
 
 from __future__ import annotations

@@ -400,11 +400,7 @@ def _short_names(shards: Sequence[str]) -> list[str]:
 
 
 def _splits(shards: Sequence[str]) -> list[int]:
-    """The split of each shard, by its own name or its folder's.
-
-    Raises:
-        DataError: some shards are called after a split and others are not, or none is train.
-    """
+    """The split of each shard, by its own name or its folder's; all are train where no name says one."""
     found: list[int | None] = []
     for shard in shards:
         folder, _, file = shard.rpartition("/")

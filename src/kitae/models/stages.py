@@ -23,11 +23,7 @@ class StageFeatures(nn.Module):
     """
 
     def __init__(self, net: nn.Module, name: str, classes: int) -> None:
-        """`name`: of the net, for the error.
-
-        Raises:
-            RecipeError: timm does not give the features of this net's stages.
-        """
+        """`name`: of the net, for the error. Raises RecipeError: timm does not give the features of its stages."""
         super().__init__()
         inner: Any = net
         if not (hasattr(inner, "forward_intermediates") and hasattr(inner, "forward_head")):
