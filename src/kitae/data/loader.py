@@ -194,7 +194,7 @@ class ImageSet:
                 sums += level_sums(self._pixels(rows[start : start + step])).sum(axis=1)
         means, deviations = [], []
         for first, second in sums.T.tolist():  # Python integers: exact however many pixels there are
-            variance = (n * second - first * first) / (n * n) if n else 0.0
-            means.append(first / n / 255 if n else 0.0)
+            variance = (n * second - first * first) / (n * n)
+            means.append(first / n / 255)
             deviations.append(variance**0.5 / 255 if variance else 1.0)
         return tuple(means), tuple(deviations)
