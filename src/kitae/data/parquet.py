@@ -271,34 +271,23 @@ def _classes(
             f"{names[wrong[0]]}: label {values[wrong[0]]} is out of range "
             f"({len(wrong)} such labels; some hub data sets hide their test labels this way); leave these rows out"
         )
-    if known:
-        first, given = known[0]
-        other = next((path for path, own in known if own != given), None)
-        if other is not None:
+    given: tuple[str, ...] = known[0][1] if known else ()
+    other = next((path for path, own in known if own != given), None)
+    if other is not None:
+        raise DataError(
+            f"{other}: its metadata names other classes than that of {known[0][0]}, or in another order; write both "
+            "with the same names"
+        )
+    named = dict(enumerate(given))
+    for label, name, image in zip(values, map(composed, class_names), names, strict=False):  # or no class names
+        if named.setdefault(label, name) != name:
             raise DataError(
-                f"{other}: its metadata names other classes than that of {first}, or in another order; write both with "
-                "the same names"
+                f"{image}: label {label} is called {name!r} here and {named[label]!r} elsewhere; correct one of them"
             )
-        place = {name: number for number, name in enumerate(given)}
-        for label, name, image in zip(values, map(composed, class_names), names, strict=False):  # or no names
-            if place.get(name, label) != label:
-                raise DataError(
-                    f"{image}: its class_name is {name!r}, but in the metadata this is another label's name; correct "
-                    "one of them"
-                )
+    if given:
         return given, np.array(values, np.int64)
     classes, labels = numbered(values)
-    if not class_names:
-        return classes, labels
-    named: dict[str, str] = {}
-    for label, name, image in zip(labels.tolist(), class_names, names, strict=True):
-        number = classes[label]
-        name = composed(name)
-        if named.setdefault(number, name) != name:
-            raise DataError(
-                f"{image}: label {number} is called {name!r} here and {named[number]!r} elsewhere; correct one of them"
-            )
-    return tuple(named[number] for number in classes), labels
+    return tuple(named.get(int(number), number) for number in classes), labels
 
 
 def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:
