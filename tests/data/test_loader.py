@@ -135,13 +135,6 @@ def test_reading_a_few_images_takes_nothing_for_the_others() -> None:
             images[beyond]
 
 
-def test_rows_are_checked() -> None:
-    with pytest.raises(IndexError, match=r"rows must be in \[0, 1000\)"):
-        image_set(np.array([0, 1000]))
-    with pytest.raises(IndexError):
-        image_set(np.array([-1, 0]))
-
-
 # Weights and statistics
 
 

@@ -87,12 +87,6 @@ class ImageSet:
     blocks: Blocks | None = None
     ahead: ReadAhead | None = None
 
-    def __post_init__(self) -> None:
-        rows = np.asarray(self.rows, dtype=np.int64)
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.images):
-            raise IndexError(f"rows must be in [0, {len(self.images)})")
-        object.__setattr__(self, "rows", rows)
-
     def __len__(self) -> int:
         """Images in an epoch: the n of the set, also with `sampler`."""
         return len(self.rows)
