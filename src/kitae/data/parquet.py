@@ -215,10 +215,9 @@ class ParquetSource(Source):
         found = {kind: table.column(column).to_pylist() for kind, column in columns.items()}
         if nested:
             found["path"] = [row and row["path"] for row in table.column(image).to_pylist()]
-        for kind in ("class_name", "group"):
-            if None in found.get(kind, ()):
-                raise DataError(f"{path}: row {found[kind].index(None)} has no {columns[kind]}")
         if "class_name" in found:
+            if None in found["class_name"]:
+                raise DataError(f"{path}: row {found['class_name'].index(None)} has no class_name")
             found["class_name"] = [str(name) for name in found["class_name"]]
         found.setdefault("path", [None] * table.num_rows)
         called = path.name if alone or self._root is None else path.relative_to(self._root).as_posix()
