@@ -29,7 +29,7 @@ from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
 from kitae.models.stages import StageFeatures
 from kitae.models.starts import is_identity, start_as_identities, whitens
-from kitae.models.structure import REFUSALS, classifier_names, dropouts_beside, inside, layer_groups, probed
+from kitae.models.structure import REFUSALS, classifier_names, inside, layer_groups, probed
 from kitae.models.weights import Weights, load
 from kitae.modes import torch_defaults
 from kitae.preprocess import PreprocessRules, Size, sides
@@ -276,9 +276,6 @@ def _freeze(model: nn.Module, spec: ModelSpec) -> None:
     if spec.freeze == "backbone":
         heads = classifier_names(model)
         trained = {name for name, _ in model.named_parameters() if inside(name, heads)}
-        active = {"", *heads}  # the root too: some nets ask their own mode, and it changes nothing below
-        active |= {name for name, _ in model.named_modules() if inside(name, heads)}
-        active |= {name for head in heads for name, _ in dropouts_beside(model, head)}
     elif spec.freeze == "statistics" or spec.freeze_first:
         groups = layer_groups(model)
         if spec.freeze_first >= len(groups):
@@ -287,10 +284,10 @@ def _freeze(model: nn.Module, spec: ModelSpec) -> None:
                 f"classifier; set it to {len(groups) - 1} or less"
             )
         trained = {name for group in groups[spec.freeze_first :] for name in group}
-        norms = nn.modules.batchnorm._NormBase if spec.freeze == "statistics" else ()
-        active = {n for n, m in model.named_modules() if _learns(model, n, trained) and not isinstance(m, norms)}
     else:
         return
+    norms = nn.modules.batchnorm._NormBase if spec.freeze == "statistics" else ()
+    active = {n for n, m in model.named_modules() if _learns(model, n, trained) and not isinstance(m, norms)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name in trained)  # some nets fix parameters themselves
 
