@@ -12,7 +12,7 @@ from kitae.errors import MissingExtraError, RecipeError, did_you_mean, require
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
 from kitae.models.stages import StageFeatures
-from kitae.models.structure import classifier_names, dropouts_beside
+from kitae.models.structure import classifier_names
 from kitae.models.weights import Weights
 from kitae.preprocess import Size, sides
 
@@ -134,10 +134,9 @@ def _set_dropout(model: nn.Module, spec: ModelSpec) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     for name in classifier_names(model):
-        layer = model.get_submodule(name)
-        existing = [module for module in layer.modules() if isinstance(module, nn.Dropout)]  # of a head in one module
-        existing = existing or [module for _, module in dropouts_beside(model, name)]
-        if existing:
+        layer, beside = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0]).children()
+        inside = [module for module in layer.modules() if isinstance(module, nn.Dropout)]  # of a head in one module
+        if existing := inside or [module for module in beside if isinstance(module, nn.Dropout)]:
             existing[-1].p = spec.dropout
         elif spec.dropout > 0:
             if not isinstance(layer, nn.Linear):

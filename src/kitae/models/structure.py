@@ -94,14 +94,6 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
     return [group for group in rest if group] + [classifier]
 
 
-def dropouts_beside(model: nn.Module, classifier: str) -> list[tuple[str, nn.Dropout]]:
-    """Names and modules of the dropouts in the module that holds the classifier."""
-    parent = classifier.rpartition(".")[0]
-    children = model.get_submodule(parent).named_children()
-    prefix = f"{parent}." if parent else ""
-    return [(prefix + name, module) for name, module in children if isinstance(module, nn.Dropout)]
-
-
 def inside(parameter: str, modules: Sequence[str]) -> bool:
     """Whether a parameter belongs to one of these modules."""
     return any(parameter.startswith(f"{module}.") for module in modules)
