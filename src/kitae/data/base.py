@@ -58,11 +58,9 @@ class Names(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"name {index} of {len(self)}")
-        return self.text[self.starts[position] : self.starts[position + 1]].tobytes().decode("utf-8", "surrogateescape")
+            return [self[i] for i in range(len(self))[index]]
+        place = range(len(self))[index]  # or IndexError
+        return self.text[self.starts[place] : self.starts[place + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)
