@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import http.server
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from kitae.data import download
 from kitae.data.download import DownloadError, chunks
+from tests.data.servers import Server, serving
 
 CONTENT = bytes(range(256)) * 1024  # four chunks
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -30,7 +30,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
     monkeypatch.setattr("kitae.data.download.time.sleep", found.append)
     monkeypatch.setattr(download, "_answered", set())
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     return found
 
 
@@ -38,20 +37,15 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def site(waits: list[float]) -> Iterator[Site]:
     made = Site()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(Server):
+        def do_GET(self) -> None:  # noqa: N802
             made.ranges.append(self.headers.get("Range"))
             answer = made.answers[0] if len(made.answers) == 1 else made.answers.pop(0)
             answer(self)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
-        made.url = f"http://127.0.0.1:{served.server_port}/file"
+    with serving(handler=Handler) as address:
+        made.url = f"{address}/file"
         yield made
-        served.shutdown()
 
 
 def gives(upto: int = len(CONTENT), *, ranges: bool = True, date: str = "Mon, 02 Nov 2026 00:00:00 GMT") -> Answer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import importlib
 import io
 import json
@@ -45,6 +43,7 @@ from kitae.data.store import Store, find_store, open_store
 from kitae.errors import DataError, MissingExtraError
 from kitae.preprocess import PreprocessRules, decode, windowed
 from kitae.preprocess.pixels import own_memory
+from tests.data.servers import Server, serving
 from tests.data.shard_files import Sample, image, pack, packed, samples, shards
 from tests.images import encode, turned_by
 from tests.memory import needs_status
@@ -465,37 +464,12 @@ def test_images_that_come_again_are_read_where_they_come_first(tmp_path: Path, m
 # URLs
 
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    """Writes down what it is asked for."""
-
-    asked: ClassVar[list[str]]
-
-    def log_message(self, *_: Any) -> None:
-        self.asked.append(self.path)
-
-
-@contextmanager
-def serving(handler: Any, folder: Path | None = None) -> Iterator[str]:
-    """The address of a server."""
-    handler.asked = []
-    make = handler if folder is None else functools.partial(handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), make) as served:
-        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{served.server_port}"
-        served.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     """(address, folder that it serves, paths that were asked for)."""
     folder = tmp_path / "served"
     folder.mkdir()
-    with serving(Server, folder) as address:
+    with serving(folder) as address:
         yield address, folder, Server.asked
 
 
@@ -526,13 +500,13 @@ def test_shards_from_urls_are_downloaded_several_at_a_time(cache: str, tmp_path:
     both, first = threading.Barrier(2, timeout=20), iter(range(2))
 
     class Handler(Server):
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802
             if next(first, None) is not None:
                 both.wait()  # fails if the first request is alone
             super().do_GET()
 
     source = shards(tmp_path / "served")
-    with serving(Handler, tmp_path / "served") as address:
+    with serving(tmp_path / "served", Handler) as address:
         there = opened(f"webdataset:{address}/set-{{0..3}}.tar", cache, shard_cache_gb=1e-9)  # none is kept for long
     assert there.fingerprint == opened(source, str(tmp_path / "other")).fingerprint
 
@@ -553,13 +527,13 @@ def test_a_download_that_ends_early_is_not_kept(cache: str, monkeypatch: pytest.
     monkeypatch.setattr("kitae.data.download._WAITS", ())
 
     class Handler(Server):
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802
             self.send_response(200)
             self.send_header("Content-Length", "2000")
             self.end_headers()
             self.wfile.write(bytes(1500))
 
-    with serving(Handler) as address:
+    with serving(handler=Handler) as address:
         refused(DataError, "closed 500 bytes early", opened, f"webdataset:{address}/set-0.tar", cache)
     assert not list((Path(cache) / "shards" / "remote").glob("*.tar"))
 
