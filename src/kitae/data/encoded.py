@@ -80,13 +80,11 @@ class Encoded(Prepared):
             size: (height, width) that windows are to be resized to.
             use: called with the place in `rows` and the window, uint8 [h, w, C].
         """
-        places, names = self.places[rows].tolist(), [self.names[row] for row in rows.tolist()]
 
         def prepare(place: int) -> None:
-            number, *stretch = places[place]
-            data = self.cache.read(self.shards[number], *stretch)
-            cut = windowed(data, partial(window, place), size, self.rules, names[place], self.memory.reserved)
-            with cut as pixels:
+            row = int(rows[place])
+            about = self.rules, self.names[row], self.memory.reserved
+            with windowed(self.bytes_of(row), partial(window, place), size, *about) as pixels:
                 use(place, pixels)
 
         share(len(rows), prepare, threads)
