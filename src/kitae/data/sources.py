@@ -143,8 +143,7 @@ class FolderSource(FileSource):
         parts = self._parts()
         first = parts[0][1]
         self._inside = 1 if first == self.root else 2
-        found = {composed(folder.name) for code, part in parts if code == TRAIN for folder in _subfolders(part)}
-        names = sorted(found)
+        names = sorted({composed(one.name) for code, part in parts if code == TRAIN for one in _subfolders(part)})
         if not names:
             loose = len(image_files(first))
             if not loose:
@@ -164,7 +163,7 @@ class FolderSource(FileSource):
             before = len(self._files)
             _check_links(part, self.name)
             for folder in _subfolders(part):
-                if (name := composed(folder.name)) not in found:
+                if (name := composed(folder.name)) not in numbers:
                     raise DataError(
                         f"{self.name}: class {folder.name!r} of {part.name} is not in train; add it there, or remove it"
                     )
