@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None
     ("name", "words"),
     [
         ("cats/\udcff.png", "its name cannot be written to a CSV file; rename it"),  # it would not be read as UTF-8
-        ("cats /00.png", "the class 'cats ' begins or ends with a space"),
+        ("owls /00.png", "the class 'owls ' begins or ends with a space"),
     ],
     ids=["name", "class"],
 )

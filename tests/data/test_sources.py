@@ -332,8 +332,8 @@ def test_keys_of_a_folder_follow_the_names_not_the_places(make_folder: Maker) ->
     ("classes", "labels", "words"),
     [
         (("x", "y"), [0, 2, -1], r"b\.png: label 2 is out of range, there are 2 classes \(0 to 1\); 2 such"),
-        (("x", "x"), [0, 1, 1], "two classes are called 'x'"),
-        (("caf\udce9", "caf\udce8"), [0, 1, 1], "two classes are called 'caf\ufffd'"),
+        (("x", "x"), [0, 1, 1], "two classes are shown as 'x'"),
+        (("caf\udce9", "caf\udce8"), [0, 1, 1], "two classes are shown as 'caf\ufffd'"),
         (("x", "y"), [], "no images"),
     ],
 )

@@ -87,10 +87,10 @@ class Table:
     def __post_init__(self) -> None:
         if not self.classes or not len(self.labels):
             raise DataError("there are no images")
-        shown = Counter(map(printable, self.classes))  # names that are not UTF-8 may look the same
-        twice, times = shown.most_common(1)[0]
+        # Names may differ only in the spaces around them, or in bytes that are not UTF-8.
+        twice, times = Counter(printable(name).strip() for name in self.classes).most_common(1)[0]
         if times > 1:
-            raise DataError(f"two classes are called {twice!r}; rename one")
+            raise DataError(f"two classes are shown as {twice!r}; rename one")
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if bad.size:
             raise DataError(
@@ -203,17 +203,9 @@ def composed(text: str) -> str:
 
 
 def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N].
-
-    Raises:
-        DataError: two classes differ only in the spaces around their names.
-    """
+    """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N]."""
     labels = [composed(label) if isinstance(label, str) else label for label in labels]
     distinct = sorted(set(labels))
-    stripped: dict[str, Any] = {}
-    for label in distinct:
-        if (other := stripped.setdefault(str(label).strip(), label)) != label:
-            raise DataError(f"the classes {other!r} and {label!r} differ only in spaces; give them one name")
     place = {label: number for number, label in enumerate(distinct)}
     return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)
 
