@@ -200,16 +200,6 @@ def test_a_folder_that_was_given_for_the_wrong_set_is_read_again_for_the_right_o
     assert (wrong.classes[0], right.classes[0]) == ("0", "T-shirt/top")
 
 
-def test_idx_of_a_distribution_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    idx_files(tmp_path / "distribution")
-    known = replace(archives._IDX["fashion-mnist"], folders=(str(tmp_path / "distribution"),))
-    monkeypatch.setitem(archives._IDX, "fashion-mnist", known)
-    assert len(open_source(DataSpec(source="fashion-mnist"))) == 30
-    assert archives._IDX["fashion-mnist"].folders
-    monkeypatch.undo()
-    assert archives._IDX["fashion-mnist"].folders == ("/usr/share/datasets/fashion-mnist",)
-
-
 def idx(*numbers: int, data: bytes) -> bytes:
     """A gzipped idx file with these numbers in its header."""
     return gzip.compress(bytes([0, 0, 8, *numbers]) + data, mtime=0)

@@ -1,7 +1,7 @@
 """CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST from their original binary files. No pickle is read.
 
-Files are looked up in a given folder, in a folder where a Linux distribution puts them, and in the download folder of
-the cache. If they are in none, they are downloaded once and checked by SHA-256.
+Files are looked up in a given folder, or in the download folder of the cache, to which they are downloaded once and
+checked by SHA-256.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class _Cifar:
 class _Idx:
     downloads: tuple[Download, ...]
     classes: tuple[str, ...]
-    folders: tuple[str, ...]  # of Linux distributions
     torchvision: str  # what torchvision calls the folder that it puts `raw` into
 
 
@@ -214,11 +213,8 @@ def _cifar_files(
 
 
 def _idx_files(source: str, idx: _Idx, folder: Path | None, downloads: Path, progress: Progress | None) -> list[Path]:
-    places = [*map(Path, idx.folders), downloads]
-    if folder is not None:
-        # The files of the two sets have the same names, so the folder that names this set comes first.
-        places = [folder / idx.torchvision / "raw", folder]
-    for place in places:
+    # The files of the two sets have the same names, so the folder that names this set comes first.
+    for place in [downloads] if folder is None else [folder / idx.torchvision / "raw", folder]:
         files = [_existing(place, download.name) for download in idx.downloads]
         if all(files):
             return cast(list[Path], files)
