@@ -1,10 +1,7 @@
 """Images of a store that are prepared for the network each time they are used.
 
 Indexing gives what the network sees, so `Store.images` is used in the same way whether a store keeps whole pictures,
-encoded images in shards (`encoded.Encoded`), or one array at the network's size:
-
-    pictures[rows]      uint8 [n, C, H, W], prepared by `preprocess.view`, the code of serving
-    pictures.whole(5)   uint8 [C, h, w], one picture as it is kept
+encoded images in shards (`encoded.Encoded`), or one array at the network's size.
 """
 
 from __future__ import annotations

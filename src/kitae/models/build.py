@@ -1,8 +1,5 @@
 """Builds networks by name: Kitae's own nets, and others as `timm:NAME` or `torchvision:NAME`.
 
-    build(spec, classes=10, channels=3, image_size=32)     a fresh or pretrained net
-    build_seeded(spec, seed, 10, rules)                    the same, for a seed and the images of a run
-
 Fresh weights depend only on one number drawn from torch's global CPU generator and on the parameters' names. With the
 same seed, networks share the values of all parameters of the same name, shape and distribution (see `initial`).
 """
