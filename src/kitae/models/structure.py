@@ -125,4 +125,4 @@ def _groups(model: nn.Module) -> list[list[str]]:
     if len(groups) > 1:
         root = groups.pop(0)
         groups[0][:0] = root
-    return [group for group in groups if group]
+    return groups
