@@ -109,7 +109,7 @@ def _portions(images: Iterator[Item], most: int) -> Iterator[tuple[int, list[Ite
 
 def memory_bytes(root: Path = Path("/")) -> int:
     """Memory that this process may use: of the machine, or of its control group or one around it where that is less."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # no control groups here
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
