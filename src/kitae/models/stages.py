@@ -26,10 +26,9 @@ class StageFeatures(nn.Module):
         """`name`: of the net, for the error. Raises RecipeError: timm does not give the features of its stages."""
         super().__init__()
         inner: Any = net
-        if not (hasattr(inner, "forward_intermediates") and hasattr(inner, "forward_head")):
+        if not hasattr(inner, "forward_intermediates"):
             raise RecipeError(f"model.features: timm gives no features of the stages of {name}; set it to last")
-        info = inner.feature_info
-        stages = [entry["num_chs"] for entry in (info.get_dicts() if hasattr(info, "get_dicts") else info)]
+        stages = [entry["num_chs"] for entry in inner.feature_info]
         own = getattr(inner, "head_hidden_size", inner.num_features)
         # Where no convolution follows the last stage, its mean is the net's own features.
         self._stages = len(stages) - (stages[-1] == own)
