@@ -36,10 +36,9 @@ def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
 @torch.no_grad()
 def probed(model: nn.Module, shape: tuple[int, int, int]) -> Any:
     """What the network gives in eval mode for one black image [channels, height, width] of its own dtype."""
-    weights = (parameter for parameter in model.parameters() if parameter.is_floating_point())
-    image = next(weights, torch.empty(0, dtype=torch.float32, device="cpu")).new_zeros(1, *shape)
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     with evaluating(model):
-        return model(image)
+        return model(weight.new_zeros(1, *shape))
 
 
 REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, ZeroDivisionError)
