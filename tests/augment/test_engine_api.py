@@ -387,7 +387,7 @@ held, done = threading.Event(), threading.Event()
 
 
 def busy():
-    cpu._recycler.lock.acquire()
+    cpu._lock.acquire()
     jit._lock.acquire()
     held.set()
     done.wait()

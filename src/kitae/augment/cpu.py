@@ -37,58 +37,46 @@ def _address(array: NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-class _Recycler:
-    """Arrays whose memory is reused once nobody else refers to them."""
+_SIZES, _KEPT = 8, 4  # sizes of arrays that are kept to be reused, and arrays of each
+_SMALL = 1 << 16  # bytes; below, the allocator is as good
 
-    KEEP = 4  # of one size
-    SMALL = 1 << 16  # bytes; below, the allocator is as good
+_arrays: dict[tuple[int, Any], list[NDArray[Any]]] = {}
+_lock = threading.Lock()
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._arrays: dict[tuple[int, Any], list[NDArray[Any]]] = {}
-        self._idle = self._references([np.empty(1)], 0)
 
-    @staticmethod
-    def _references(arrays: list[NDArray[Any]], at: int) -> int:
-        return sys.getrefcount(arrays[at])
+def _references(arrays: list[NDArray[Any]], at: int) -> int:
+    return sys.getrefcount(arrays[at])
 
-    def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        dtype = np.dtype(dtype)
-        count = math.prod(shape)
-        if count * dtype.itemsize < self.SMALL:
-            return np.empty(shape, dtype)
-        with self.lock:
-            shelf = self._arrays.get((count, dtype))
-            if shelf is None:
-                if len(self._arrays) >= 8:  # sizes come and go: start over
-                    self._arrays.clear()
-                shelf = self._arrays[count, dtype] = []
-            for at in range(len(shelf)):
-                if self._references(shelf, at) == self._idle:
-                    return shelf[at].reshape(shape)
-            base = np.empty(count, dtype)
-            if len(shelf) < self.KEEP:
-                shelf.append(base)
-            return base.reshape(shape)
+
+_IDLE = _references([np.empty(1)], 0)  # of an array that nobody else refers to
 
 
 def take(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """An array of this shape, contents undefined; large arrays reuse the memory of earlier results."""
-    return _recycler.take(shape, dtype)
-
-
-_recycler = _Recycler()
+    dtype, count = np.dtype(dtype), math.prod(shape)
+    if count * dtype.itemsize < _SMALL:
+        return np.empty(shape, dtype)
+    with _lock:
+        if (count, dtype) not in _arrays and len(_arrays) >= _SIZES:  # sizes come and go: start over
+            _arrays.clear()
+        kept = _arrays.setdefault((count, dtype), [])
+        for at in range(len(kept)):
+            if _references(kept, at) == _IDLE:
+                return kept[at].reshape(shape)
+        base = np.empty(count, dtype)
+        if len(kept) < _KEPT:
+            kept.append(base)
+        return base.reshape(shape)
 
 
 def _after_fork() -> None:
-    """A lock that another thread of the parent held would never be released."""
-    global _recycler
-    _recycler = _Recycler()
+    """Threads of the parent never release the lock, nor arrays, in the child."""
+    global _lock
+    _lock = threading.Lock()
+    _arrays.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
+os.register_at_fork(after_in_child=_after_fork)
 
 # Larger results do not stay in the caches anyway, so they are written with non-temporal stores.
 STREAM_BYTES = 12 << 20
