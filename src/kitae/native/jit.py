@@ -15,7 +15,6 @@ import hashlib
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -35,7 +34,6 @@ from kitae.errors import DataError
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 compiled = 0  # how many functions this process compiled
-_lock = threading.RLock()
 _natives: dict[tuple[FunctionType, Any], Any] = {}
 
 
@@ -158,25 +156,19 @@ class _Native(CFunc):
         return super()._compile_uncached()  # type: ignore[misc]
 
 
-def renew_lock() -> None:
-    """For a process that was just forked: a thread of its parent may have held the lock."""
-    global _lock
-    _lock = threading.RLock()
+def native(function: Any, signature: Any) -> Any:
+    """A plain function, compiled, with `.address` and `.ctypes`.
 
-
-def native(function: Callable[..., Any], signature: Any) -> Any:
-    """The compiled function, with `.address` and `.ctypes`. Compiled or loaded on the first call, kept from then on."""
-    if not isinstance(function, FunctionType):
-        raise TypeError(f"{function!r} is not a plain function")
+    Compiled or loaded on the first call, kept from then on. Numba compiles in one thread at a time.
+    """
     key = (function, signature)
-    with _lock:
-        if key not in _natives:
-            made = _Native(_linked(function), (signature.args, signature.return_type), {}, dict(OPTIONS))
-            if cache_folder() is not None:
-                made._cache = _Cache(function)
-            made.compile()
-            _natives[key] = made
-        return _natives[key]
+    if key not in _natives:
+        made = _Native(_linked(function), (signature.args, signature.return_type), {}, dict(OPTIONS))
+        if cache_folder() is not None:
+            made._cache = _Cache(function)
+        made.compile()
+        _natives.setdefault(key, made)  # the first stays, as its address may be in use
+    return _natives[key]
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kitae.native.jit import by_address, native, renew_lock
+from kitae.native.jit import by_address, native
 from kitae.native.link import PART, TAKE, as_i64, call7, fetch_add
 from kitae.native.share import share
 
@@ -86,11 +86,9 @@ def _after_fork() -> None:
     """Neither threads nor GNU's OpenMP work in a forked process whose parent had used them."""
     global _forked, _shared
     _forked, _shared = True, threading.Lock()
-    renew_lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
