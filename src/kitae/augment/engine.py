@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -29,16 +29,7 @@ from kitae.errors import AugmentError
 if TYPE_CHECKING:
     from kitae.augment.cpu import Executor
 
-
 _MOST_SIZES = 1024  # of images that an Augment remembers; each takes some 5 KB
-T = TypeVar("T")
-
-
-def _keep(made: dict[tuple[int, int, int], T], key: tuple[int, int, int], value: T) -> None:
-    """Remember what was made for images of a size. Where every image has its own, sizes come and go: start over."""
-    if len(made) >= _MOST_SIZES:
-        made.clear()
-    made[key] = value
 
 
 class Augment:
@@ -152,8 +143,11 @@ class Augment:
             for name, value in (("mean", self.mean), ("std", self.std)):
                 if value is not None and len(value) not in (1, channels):
                     raise AugmentError(f"{name} has {len(value)} channels, the images have {channels}")
+            if len(self._pipelines) >= _MOST_SIZES:  # where every image has its own size: start over
+                self._pipelines.clear()
+                self._stages.clear()
             made = Pipeline.make(self.ops, channels, height, width, self.mean, self.std, self.mix)
-            _keep(self._pipelines, key, made)
+            self._pipelines[key] = made
         return made
 
     def _executors(self, pipeline: Pipeline) -> list[Executor | Custom]:
@@ -164,7 +158,7 @@ class Augment:
             from kitae.augment.cpu import Executor
 
             parts = pipeline.segments()
-            stages = [
+            stages = self._stages[key] = [
                 part
                 if isinstance(part, Custom)
                 else Executor(
@@ -177,7 +171,6 @@ class Augment:
                 )
                 for part in parts
             ]
-            _keep(self._stages, key, stages)
         return stages
 
     def prepare(self, channels: int, height: int, width: int) -> Augment:
