@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from kitae.augment.checks import (
     Layout,
@@ -23,7 +22,7 @@ from kitae.augment.checks import (
 from kitae.augment.mix import mixed_targets
 from kitae.augment.ops import CustomOp, Draw, Op, TransformOp
 from kitae.augment.plan import Custom, Keys, Pipeline, Program, plan_sample
-from kitae.augment.spec import MixSpec, make_op
+from kitae.augment.spec import MixSpec, make_op, validated
 from kitae.errors import AugmentError
 
 if TYPE_CHECKING:
@@ -102,11 +101,7 @@ class Augment:
         if (self.mean is None) != (self.std is None):
             raise AugmentError("mean and std come together: give both, or neither for uint8 results")
         if isinstance(mix, Mapping):
-            try:
-                mix = MixSpec.model_validate(dict(mix))
-            except ValidationError as error:
-                problem = error.errors()[0]
-                raise AugmentError(f"mix.{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
+            mix = validated(MixSpec, mix, "mix")
         if mix is not None and not isinstance(mix, MixSpec):
             raise AugmentError(f"mix must be a mapping or a MixSpec, such as {{'mixup_alpha': 1.0}}, not {mix!r}")
         self.mix = mix

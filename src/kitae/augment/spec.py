@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -11,7 +11,9 @@ from kitae.augment.ops import OPS, Op
 from kitae.errors import AugmentError, did_you_mean
 from kitae.spec import Spec
 
-__all__ = ["OPS", "AugmentSpec", "MixSpec", "make_op"]
+__all__ = ["OPS", "AugmentSpec", "MixSpec", "make_op", "validated"]
+
+S = TypeVar("S", bound=Spec)
 
 
 def make_op(entry: Any) -> Op:
@@ -31,21 +33,21 @@ def make_op(entry: Any) -> Op:
         raise AugmentError(f"unknown op {name!r}{did_you_mean(str(name), OPS)}; valid names: {', '.join(OPS)}")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise AugmentError(f"{name}: parameters are a mapping, not {parameters!r}")
+    return validated(OPS[name], parameters or {}, name)
+
+
+def validated(spec: type[S], parameters: Mapping[str, Any], name: str) -> S:
+    """A spec with these parameters. Raises AugmentError: the first that is wrong, by the spec's name and its own."""
     try:
-        return OPS[name].model_validate(dict(parameters or {}))
+        return spec.model_validate(dict(parameters))
     except ValidationError as error:
-        raise AugmentError(f"{name}{_first(error, OPS[name])}") from None
-
-
-def _first(error: ValidationError, op: type[Op]) -> str:
-    """The first problem of a failed validation, as `.parameter: what is wrong`."""
-    problem = error.errors()[0]
+        problem = error.errors()[0]
     where = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
-        return f": unknown parameter {where!r}; valid: {', '.join(op.model_fields)}"
+        raise AugmentError(f"{name}: unknown parameter {where!r}; valid: {', '.join(spec.model_fields)}")
     if problem["type"] == "value_error":  # a validator of ours, which names the parameter itself
-        return f": {problem['msg'].removeprefix('Value error, ')}"
-    return f".{where}: {problem['msg']}, not {problem['input']!r}"
+        raise AugmentError(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+    raise AugmentError(f"{name}.{where}: {problem['msg']}, not {problem['input']!r}")
 
 
 class MixSpec(Spec):
