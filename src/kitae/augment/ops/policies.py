@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from kitae.augment.ops.base import (
     AFFINE_NEAREST,
@@ -319,17 +319,10 @@ class AugMix(_Policy):
     )
     severity: int = Field(3, ge=1, le=10)
     mixture_width: int = Field(3, ge=1, le=8)
-    chain_depth: int = Field(-1, ge=-1, le=5)
+    chain_depth: Literal[-1, 1, 2, 3, 4, 5] = -1
     alpha: float = Field(1.0, gt=0, le=100)
     all_ops: bool = True
     interpolation: Interpolation = "bilinear"
-
-    @field_validator("chain_depth")
-    @classmethod
-    def _depth(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("chain_depth must be -1 (random) or at least 1, not 0")
-        return value
 
     @property
     def deepest(self) -> int:
