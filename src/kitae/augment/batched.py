@@ -29,8 +29,7 @@ def run_steps(x: Tensor, program: Program, size: tuple[int, int]) -> tuple[Tenso
     if not len(x):
         return x.new_empty(0, x.shape[1], *size), None
     device = x.device
-    base: Tensor | None = None
-    sums: Tensor | None = None
+    base = sums = x  # of AugMix: the original, and the sum of what was made of it
     erased: Tensor | None = None
     for step in range(program.codes.shape[1]):
         column = program.codes[:, step]
@@ -42,13 +41,10 @@ def run_steps(x: Tensor, program: Program, size: tuple[int, int]) -> tuple[Tenso
             if code == AUGMIX_BEGIN:
                 base, sums = x, x.float() * a[0]
             elif code == CHAIN_BEGIN:
-                assert base is not None
                 x = base
             elif code == CHAIN_END:
-                assert sums is not None
                 sums = sums + x.float() * a[0]
             elif code == AUGMIX_END:
-                assert sums is not None
                 x = level(sums)
             elif code == ERASE_AFTER:
                 if erased is None:
