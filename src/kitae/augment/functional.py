@@ -254,14 +254,11 @@ def resized_crop(
     Returns:
         uint8 [N, C, *size].
     """
-    try:
-        sides = np.asarray(size).tolist() if np.ndim(size) < 2 else []
-    except ValueError:  # rows of different lengths
-        sides = []
-    sides = sides if isinstance(sides, list) else [sides, sides]
-    if len(sides) != 2 or not all(isinstance(side, int | float) and side >= 1 and side % 1 == 0 for side in sides):
-        raise AugmentError(f"size must be whole and at least 1, not {size}")
-    new = int(sides[0]), int(sides[1])
+    sides = _floats(size, "size").ravel()
+    whole = np.isfinite(sides) & (sides >= 1) & (sides == np.rint(sides))
+    if len(sides) not in (1, 2) or not whole.all():
+        raise AugmentError(f"size must be one or two whole numbers from 1 on, not {size}")
+    new = int(sides[0]), int(sides[-1])
     window = _window(images, top, left, height, width, 1, "window")
     return _run(images, o.RESIZED_CROP, [*window, *new], executor, new)
 
