@@ -454,7 +454,7 @@ def test_inputs_are_not_changed() -> None:
 
 
 def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
-    refused(DataError, r"none\.png: no such file", decode, tmp_path / "none.png", RGB16)
+    refused(DataError, r"none\.png: No such file", decode, tmp_path / "none.png", RGB16)
     refused(DataError, "directory", decode, tmp_path, RGB16)
     odd = tmp_path / "two\nlines.png"
     odd.write_bytes(b"x")

@@ -88,12 +88,8 @@ def naming(name: str, source: Encoded) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        if str(error).startswith(name):
-            raise
         raise DataError(f"{name}: {error}") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file") from error
-    except (PermissionError, IsADirectoryError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise DataError(f"{name}: {error.strerror}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_not_an_image(source)}") from error
