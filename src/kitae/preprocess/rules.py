@@ -53,15 +53,14 @@ class PreprocessRules:
             raise DataError(f"channels must be 1 or 3, not {self.channels!r}")
         if self.resize not in ("crop", "squash", "pad"):
             raise DataError(f"resize must be crop, squash or pad, not {self.resize!r}")
-        if self.depth not in DEPTHS or isinstance(self.depth, bool):
+        if self.depth not in DEPTHS:
             raise DataError(f"depth must be 8, 10, 12 or 16, not {self.depth!r}")
         if self.store_size is not None and not (_is_side(self.store_size) and self.store_size >= min(self.size)):
             raise DataError(
                 f"store_size must be an integer in [{min(self.size)} (of image_size), {_MAX_SIDE}], "
                 f"not {self.store_size!r}"
             )
-        number = isinstance(self.crop_pct, int | float) and not isinstance(self.crop_pct, bool)
-        if not number or not 0 < self.crop_pct <= 1:
+        if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
             raise DataError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct!r}")
         if self.crop_pct < 1 and self.resize == "pad":
             raise DataError("crop_pct must be 1 with resize pad, which keeps the whole image")
