@@ -141,10 +141,10 @@ def test_wrong_settings_are_named() -> None:
 def test_wrong_targets_are_named() -> None:
     aug = Augment([], num_classes=3, mix={})
     refuse("mix needs targets", aug, X, epoch=0, index=ROWS)
-    refuse(r"targets must be in \[0, 3\)", aug, X, ROWS, epoch=0, index=ROWS)
+    refuse(r"targets \[N\] must be in \[0, 3\)", aug, X, ROWS, epoch=0, index=ROWS)
     refuse(r"targets must be \[N\] or \[N, K\]", aug, X, ROWS[:3], epoch=0, index=ROWS)
     refuse(r"targets must be .* with N = 6, not \[0, \[1, 2\]\]", aug, X, [0, [1, 2]], epoch=0, index=ROWS)
-    refuse("must be integer labels", aug, X, ROWS * 0.5, epoch=0, index=ROWS)
+    refuse(r"targets \[N\] must be integer, not float64", aug, X, ROWS * 0.5, epoch=0, index=ROWS)
     refuse("targets have 4 classes, num_classes is 3", aug, X, np.ones((6, 4), np.float32), epoch=0, index=ROWS)
     refuse("need num_classes", Augment([]), X, ROWS, epoch=0, index=ROWS)
     _, targets = Augment([], num_classes=6)(X, ROWS, epoch=0, index=ROWS)

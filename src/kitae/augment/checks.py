@@ -150,14 +150,11 @@ def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
         return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":
         raise AugmentError(f"{name} must be integer, not {array.dtype}")
+    whole = np.asarray(array, np.int64, order="C")
     # As unsigned integers, negative numbers are too large, so one pass checks both bounds.
-    if array.dtype == np.int64:
-        largest = np.maximum.reduce(array.view(np.uint64), axis=None)
-    else:
-        largest = max(int(array.max()), -int(array.min()) << 64)
-    if int(largest) >= limit:
+    if int(np.maximum.reduce(whole.view(np.uint64), axis=None)) >= limit:
         raise AugmentError(f"{name} must be in [0, {limit}), not {array.min()} to {array.max()}")
-    return np.asarray(array, np.int64, order="C")
+    return whole
 
 
 def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any] | None:
@@ -184,10 +181,6 @@ def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any]
                 f"targets have {array.shape[1]} classes, num_classes is {num_classes}: give one of the two"
             )
         return np.ascontiguousarray(array, np.float32)
-    if array.size and array.dtype.kind not in "iu":
-        raise AugmentError(f"targets [N] must be integer labels, not {array.dtype}")
     if num_classes is None:
         raise AugmentError("integer targets need num_classes; or give float32 [N, K]")
-    if count and not (int(array.min()) >= 0 and int(array.max()) < num_classes):
-        raise AugmentError(f"targets must be in [0, {num_classes}), not {array.min()} to {array.max()}")
-    return np.ascontiguousarray(array, np.int64)
+    return integers(array, "targets [N]", num_classes)
