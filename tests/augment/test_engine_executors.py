@@ -9,10 +9,9 @@ import torch
 from kitae.augment import cpu
 from kitae.augment import functional as f
 from kitae.augment.engine import Augment
-from kitae.augment.spec import OPS
 from kitae.augment.twins.resize import exact
 
-from .test_engine_plan import BUSY, PIPELINES, names
+from .test_engine_plan import PIPELINES, names
 
 SIZES = [(1, 17, 19), (3, 70, 40)]  # the parity tests have more
 FLOAT_OPS = {  # may differ by a level between executors
@@ -163,11 +162,9 @@ def test_layouts_and_strides(executor: str) -> None:
     np.testing.assert_array_equal(plain(tensor, epoch=0, index=index).numpy(), expected)
 
 
-def test_empty_batch_and_empty_pipeline() -> None:
-    nothing, x = np.zeros((0, 3, 8, 8), np.uint8), pictures(3, 3, 8, 8)
+def test_empty_pipeline() -> None:
+    x = pictures(3, 3, 8, 8)
     for executor in ("cpu", "torch"):
-        out = Augment(["invert"], executor=executor)(nothing, epoch=0, index=np.zeros(0, np.int64))
-        assert out.shape == (0, 3, 8, 8)
         same = Augment([], executor=executor)(x, epoch=0, index=np.arange(3))
         np.testing.assert_array_equal(same, x)
         assert not np.shares_memory(same, x)
@@ -222,8 +219,3 @@ def test_a_larger_magnitude_changes_more() -> None:
         out = Augment([policy], executor="torch")(x[index % 4], epoch=0, index=index)
         changes.append(np.abs(out.astype(int) - x[0]).mean())
     assert (np.diff(changes) > 0).all(), changes
-
-
-def test_every_op_is_covered() -> None:
-    assert {name for pipeline in PIPELINES for step in pipeline for name in step} == set(OPS)
-    assert set(BUSY) <= set(OPS)
