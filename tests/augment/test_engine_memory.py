@@ -15,19 +15,19 @@ from kitae.augment.ops.base import ERASE, ERASE_AFTER, NOP
 from kitae.augment.spec import OPS, MixSpec
 from kitae.errors import AugmentError
 
+from .test_engine_plan import BUSY
+
 INDEX = np.arange(8)
 SIZE = {"size": (32, 32)}
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_every_op_replays_its_own_plan(name: str) -> None:
-    parameters = {"random_resized_crop": {"size": 32}, "cutout": {"size": 8}, "random_crop": {"padding": 4}}.get(
-        name, {}
-    )
-    augment = Augment([{name: parameters}], seed=1, mean=0.5, std=0.5)
-    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
-    program = augment.plan(epoch=0, index=INDEX, **SIZE)
-    np.testing.assert_array_equal(augment.replay(images, program), augment(images, epoch=0, index=INDEX))
+    augment = Augment([{name: BUSY.get(name, {})}], seed=1, mean=0.5, std=0.5)
+    images = np.random.default_rng(0).integers(0, 256, (400, 3, 32, 32), np.uint8)
+    index = np.arange(len(images))  # so many that policies draw all of their ops
+    program = augment.plan(epoch=0, index=index, **SIZE)
+    np.testing.assert_array_equal(augment.replay(images, program), augment(images, epoch=0, index=index))
 
 
 @pytest.mark.parametrize(
