@@ -3,7 +3,7 @@
 It only needs NumPy and Pillow, so that the runtime of an exported model uses the same code. The rules:
 
     format      JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM, JPEG 2000, AVIF; nothing else is even tried
-    size        more than MAX_PIXELS is refused before a pixel is decoded
+    size        more than Pillow's limit, 178,956,970 pixels, is refused before a pixel is decoded
     truncated   is an error, never half an image
     JPEG        read at 1/2, 1/4 or 1/8 scale (libjpeg's scaled DCT) where that leaves twice the target on both sides,
                 or one and a half times what a store keeps

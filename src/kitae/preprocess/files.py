@@ -29,8 +29,6 @@ It may be of any size, and is oriented, converted and resized as in training. A 
 path or bytes: a Pillow image is decoded at full size, while training decodes at reduced size.
 """
 
-MAX_PIXELS = 178_956_970  # the limit of Pillow itself; a phone with 200 megapixels saves 12 or 50 by default
-
 Image.preinit()  # makes BMP, GIF, JPEG, PNG and PPM known; the imports above make the others known
 # An allow-list: Pillow supports 40 more formats, some of which start other programs (EPS) or are rarely used.
 _ALLOWED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -70,9 +68,6 @@ def opened(source: Encoded, name: str = "") -> Iterator[ImageFile.ImageFile]:
     name = name or ("image" if isinstance(source, bytes) else str(source))
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     with naming(name, source), Image.open(file, formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DataError(f"{width} x {height} pixels is too large; the limit is {MAX_PIXELS:,}")
         yield image
 
 
