@@ -1,4 +1,4 @@
-"""Checks of a caller's arguments: images, keys, targets, colours, programs."""
+"""Checks of a caller's arguments: images, keys, targets, colours, programs. What is wrong is an AugmentError."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ def is_torch(value: Any) -> bool:
 
 
 def as_batch(images: Any, layout: Layout) -> Any:
-    """A checked batch of images: uint8, four dimensions, 1 or 3 channels.
-
-    Raises:
-        AugmentError: it is something else.
-    """
+    """The images, where they are a batch: uint8, four dimensions, 1 or 3 channels."""
     if not (isinstance(images, np.ndarray) or is_torch(images)):
         raise AugmentError(f"images must be a NumPy array or a torch tensor, not {type(images).__name__}")
     if images.dtype != (np.uint8 if isinstance(images, np.ndarray) else sys.modules["torch"].uint8):
@@ -69,11 +65,7 @@ def as_colour(values: Any, name: str) -> tuple[float, ...] | None:
 
 
 def check_program(program: Program, pipeline: Pipeline, count: int) -> Program:
-    """The program as contiguous arrays, safe for the kernels, which do not check its numbers.
-
-    Raises:
-        AugmentError: it does not come from this pipeline at this size, or has other than `count` samples.
-    """
+    """The program of `count` samples as contiguous arrays, safe for the kernels, which do not check its numbers."""
     shape = (count, pipeline.steps)
     if program.codes.shape != shape or program.args.shape != (*shape, ARGS):
         raise AugmentError(f"the program is for {program.codes.shape} (samples, steps), not {shape}")
@@ -158,11 +150,7 @@ def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
 
 
 def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any] | None:
-    """Targets as int64 [N] or float32 [N, K]; None where there are none.
-
-    Raises:
-        AugmentError: wrong type, length or classes.
-    """
+    """Targets as int64 [N] or float32 [N, K]; None where there are none."""
     if targets is None:
         return None
     if is_torch(targets):

@@ -45,11 +45,7 @@ class Augment:
     identifies the sample, usually its row in the data set; the global generators of torch, NumPy and Python are not
     used.
 
-    As a DataLoader's `collate_fn`, where the data set yields (image uint8 [C, H, W], label, index):
-
-        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True, collate_fn=aug.collate())
-
-    See `Collate` for how the epoch reaches workers that live longer than it.
+    See `Collate` for use as a DataLoader's `collate_fn`.
 
     Args:
         ops: objects of `kitae.augment.ops`, names, or mappings as in a recipe; a torchvision transform (or any function

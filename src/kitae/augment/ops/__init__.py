@@ -1,8 +1,4 @@
-"""Every op by its name, and every step by its code.
-
-The classes of the modules `geometry`, `color`, `noise` and `policies` are the ops; a class added there is an op of
-recipes, and appears in `functional`, the gallery and the docs.
-"""
+"""Every op by its name, and every step by its code: of the classes in `geometry`, `color`, `noise` and `policies`."""
 
 from __future__ import annotations
 
