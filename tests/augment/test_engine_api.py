@@ -49,7 +49,7 @@ def refuse(message: str, call, *args, **kwargs) -> None:
         ({"color_jitter": {"hue": 0.6}}, "hue must be"),
         ({"color_jitter": {"brightness": (1.2, 0.8)}}, "brightness must be"),
         ({"rotate": {"degrees": float("inf")}}, "rotate.degrees"),
-        ({"rotate": {"degrees": (5, -5)}}, "degrees must be a number or a rising pair, not"),
+        ({"rotate": {"degrees": (5, -5)}}, "degrees must be a number of at least 0 or a rising pair, not"),
         ({"gaussian_blur": {"kernel_size": 4}}, "kernel_size must be odd"),
         ({"random_resized_crop": {"scale": (0.5, 0.2)}}, "scale must be a rising pair"),
         ({"auto_augment": {"policy": "mnist"}}, "auto_augment.policy"),

@@ -228,58 +228,48 @@ def fills(fill: Fill) -> list[float]:
     return [float(fill)] * 3 if isinstance(fill, float | int) else [float(v) for v in fill]
 
 
-def check_range(value: Any, name: str, low: float, high: float = math.inf) -> None:
-    """Raise ValueError unless a number or a rising pair lies in [low, high]."""
-    a, b = pair(value)[:2]
-    if not low <= a <= b <= high:
-        least = f" at least {low:g}" if math.isfinite(low) else ""
-        bounds = f" in [{low:g}, {high:g}]" if math.isfinite(high) else least
-        raise ValueError(f"{name} must be a number or a rising pair{bounds}, not {value}")
+def checked(fits: Callable[[Any], bool], rule: str) -> AfterValidator:
+    """Refuses what does not fit, except null. Errors and the docs state the rule."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None and not fits(value):
+            raise ValueError(f"{info.field_name} must be {rule}, not {value}")
+        return value
+
+    check.__doc__ = rule
+    return AfterValidator(check)
+
+
+def in_order(value: Amount, low: float, high: float) -> bool:
+    """Whether a number lies in [low, high], or a pair rises in it."""
+    a, b, _ = pair(value)
+    return low <= a <= b <= high
+
+
+def _span(low: float, high: float) -> str:
+    if math.isfinite(high):
+        return f" in [{low:g}, {high:g}]"
+    return f" of at least {low:g}" if math.isfinite(low) else ""
 
 
 def within(low: float, high: float = math.inf, lowest: float | None = None) -> AfterValidator:
     """Checks a number against [low, high], and a pair against [lowest, high] where `lowest` is given."""
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        bottom = lowest if lowest is not None and isinstance(value, tuple) else low
-        check_range(value, str(info.field_name), bottom, high)
-        return value
-
-    check.__doc__ = _span(low, high) + ("" if lowest is None else f", a pair {_span(lowest, high)}")  # for the docs
-    return AfterValidator(check)
-
-
-def _span(low: float, high: float) -> str:
-    if math.isfinite(low) and math.isfinite(high):
-        return f"{low:g} to {high:g}"
-    return f"at least {low:g}" if math.isfinite(low) else "any"
-
-
-def _check_levels(value: Any, info: ValidationInfo) -> Any:
-    """0 to 255"""
-    if value is not None and not all(0 <= v <= 255 for v in fills(value)):
-        raise ValueError(f"{info.field_name} must be levels in [0, 255] or null, not {value}")
-    return value
+    least = low if lowest is None else lowest
+    rule = f"a number{'' if lowest is None else _span(low, high)} or a rising pair{_span(least, high)}"
+    return checked(lambda value: in_order(value, least if isinstance(value, tuple) else low, high), rule)
 
 
 def rising(high: float = math.inf) -> AfterValidator:
-    """Checks that a pair rises in (0, high]; null passes."""
+    """Checks that a pair rises in (0, high]."""
     bounds = f"in (0, {high:g}]" if math.isfinite(high) else "above 0"
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        if value is not None and not 0 < value[0] <= value[1] <= high:
-            raise ValueError(f"{info.field_name} must be a rising pair {bounds}, not {value}")
-        return value
-
-    check.__doc__ = f"rising, {bounds}"
-    return AfterValidator(check)
+    return checked(lambda value: 0 < value[0] <= value[1] <= high, f"a rising pair {bounds}")
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[Amount, within(0.0)]
 Turn = Annotated[Amount, within(0.0, 0.5, -0.5)]
 Degrees = Annotated[Amount, within(0.0, math.inf, -math.inf)]
-Levels = AfterValidator(_check_levels)
+Levels = checked(lambda value: all(0 <= level <= 255 for level in fills(value)), "levels in [0, 255]")
 FillLevels = Annotated[Fill, Levels]
 Ratio = Annotated[tuple[float, float], rising()]
 Share = Annotated[tuple[float, float], rising(1.0)]

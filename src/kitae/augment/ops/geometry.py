@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from kitae.augment.ops.base import (
     AFFINE_BILINEAR,
@@ -34,9 +34,10 @@ from kitae.augment.ops.base import (
     Step,
     below,
     between,
-    check_range,
+    checked,
     draw,
     fills,
+    in_order,
     rising,
     rounded,
     span,
@@ -46,6 +47,18 @@ from kitae.errors import AugmentError
 from kitae.keyed import philox
 
 Border = Annotated[int, Field(ge=0, le=2**15)]
+
+
+def _shears(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(in_order(value[at : at + 2], -89.0, 89.0) for at in range(0, len(value), 2))
+    return in_order(value, 0.0, 89.0)
+
+
+Shear = Annotated[
+    float | tuple[float, float] | tuple[float, float, float, float] | None,
+    checked(_shears, "a number in [0, 89], or one or two rising pairs in [-89, 89]"),
+]
 
 
 def write_affine(
@@ -352,20 +365,10 @@ class Affine(Op):
     degrees: Degrees = 0.0
     translate: tuple[Probability, Probability] | None = None
     scale: Annotated[tuple[float, float] | None, rising()] = None
-    shear: float | tuple[float, float] | tuple[float, float, float, float] | None = None
+    shear: Shear = None
     p: Probability = 1.0
     interpolation: Interpolation = "nearest"
     fill: FillLevels = 0.0
-
-    @field_validator("shear")
-    @classmethod
-    def _shear(cls, value: Any) -> Any:
-        if isinstance(value, tuple):
-            for at in range(0, len(value), 2):
-                check_range(value[at : at + 2], "shear", -89.0, 89.0)
-        elif value is not None:
-            check_range(value, "shear", 0.0, 89.0)
-        return value
 
     def numbers(self, site: Site) -> list[float]:
         shear = self.shear if self.shear is not None else 0.0

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from kitae.augment.ops.base import (
     ERASE,
@@ -32,6 +32,7 @@ from kitae.augment.ops.base import (
     Step,
     below,
     between,
+    checked,
     draw,
     fills,
     pair,
@@ -43,6 +44,7 @@ from kitae.errors import AugmentError
 from kitae.keyed import normal_quantile
 
 Kernel = Annotated[int, Field(ge=1, le=63)]
+KernelSize = Annotated[Kernel | tuple[Kernel, Kernel], checked(lambda size: all(k % 2 for k in pair(size)[:2]), "odd")]
 
 _KEY = Argument("key", default=0, meaning="of the noise, which is the same for the same key")
 _NOISE = (
@@ -68,16 +70,9 @@ class GaussianBlur(Op):
     page = "noise"
     shows: ClassVar = {"kernel_size": 5}
     writes = (Step(GAUSSIAN_BLUR, "filter.gaussian_blur", "blur sigma {2:.2f}"),)
-    kernel_size: Kernel | tuple[Kernel, Kernel] = 3
+    kernel_size: KernelSize = 3
     sigma: Annotated[Amount, within(1e-6)] = (0.1, 2.0)
     p: Probability = 1.0
-
-    @field_validator("kernel_size")
-    @classmethod
-    def _odd(cls, value: Any) -> Any:
-        if any(k % 2 == 0 for k in pair(value)[:2]):
-            raise ValueError(f"kernel_size must be odd, not {value}")
-        return value
 
     def ranges(self, site: Site) -> Sequence[Range]:
         kx, ky, _ = pair(self.kernel_size)
