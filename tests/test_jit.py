@@ -82,12 +82,21 @@ def test_two_versions_of_numba_with_one_folder_keep_their_files(
     assert found == [1, 1, 0, 0]
 
 
-def test_a_user_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a container that runs under a number of its own."""
+def test_where_nothing_can_be_kept_each_process_compiles(
+    compilations: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "cache_folder", lambda: None)
+    assert [compilations(), compilations()] == [1, 1]
+
+
+def test_the_folder_is_the_first_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has no home folder, as in a container that runs under a number of its own."""
     for name in ("HOME", "KITAE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
+    (tmp_path / "file").touch()
     for place, found in ((tmp_path, tmp_path), (tmp_path / "file" / "inside", None)):
-        (tmp_path / "file").touch()
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(place))
         assert jit.cache_folder.__wrapped__() == found
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
+    assert jit.cache_folder.__wrapped__() == tmp_path / "cache" / "kernels"

@@ -512,21 +512,3 @@ def test_machine_code_of_a_moved_function_is_not_found() -> None:
     before = jit._fingerprint(function, set())
     function.__module__ = "kitae.elsewhere"
     assert jit._fingerprint(function, set()) != before
-
-
-@pytest.mark.slow
-def test_works_where_nothing_can_be_kept(tmp_path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    done = run(COMPILE, NUMBA_CACHE_DIR=str(blocked / "x"), KITAE_CACHE=str(blocked / "y"))
-    assert int(done.stdout) > 0
-
-
-@pytest.mark.slow
-def test_kernels_go_to_the_cache_folder_where_the_first_place_is_not_writable(tmp_path) -> None:
-    (tmp_path / "file").touch()
-    first, second = (
-        run(COMPILE, NUMBA_CACHE_DIR=str(tmp_path / "file"), KITAE_CACHE=str(tmp_path / "cache")) for _ in range(2)
-    )
-    assert int(first.stdout) > int(second.stdout) == 0
-    assert any((tmp_path / "cache" / "kernels").iterdir())
