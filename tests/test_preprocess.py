@@ -161,11 +161,6 @@ def tiff16(levels: NDArray[np.uint16], order: str) -> bytes:
     )  # fmt: skip
 
 
-def test_16_bit_colour_png() -> None:
-    deep = np.dstack([np.full((16, 16), value) for value in (0x1234, 0xABCD, 0xFF00)]).astype(np.uint16)
-    assert (decode(png16(deep), RGB16)[:, 0, 0] == [0x12, 0xAB, 0xFF]).all()
-
-
 @pytest.mark.parametrize("depth", [8, 10, 12, 16])
 def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     rng = np.random.default_rng(depth)

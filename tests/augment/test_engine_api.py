@@ -74,9 +74,7 @@ def test_spec() -> None:
     assert AugmentSpec.model_validate(spec.model_dump(mode="json")) == spec
     assert spec.mix == MixSpec(mixup_alpha=0.2)
     assert AugmentSpec(train=[RandomCrop(padding=2)]).train == ({"random_crop": {"padding": 2}},)
-    for op in OPS.values():
-        assert op.__doc__
-        assert op.name in OPS
+    assert all(op.__doc__ for op in OPS.values())
 
 
 def test_wrong_images_are_named() -> None:
