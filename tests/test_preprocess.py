@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from kitae import preprocess
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, load, one_or_several, picture, probe, view
+from kitae.preprocess.files import FORMATS
 from kitae.preprocess.pixels import is_grey_mode
 from tests.images import encode, turned_by
 from tests.refusals import refused
@@ -222,7 +222,7 @@ def test_first_frame_of_an_animation() -> None:
     assert (out[:, 0, 0] == [255, 0, 0]).all()
 
 
-@pytest.mark.parametrize("kind", preprocess.FORMATS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_of_the_list_is_read(kind: str) -> None:
     data = encode(scene(), kind, **SAVE_LOSSLESS.get(kind, {}))
     assert np.abs(decode(data, RGB16).astype(int) - chw(scene())).mean() < 16
