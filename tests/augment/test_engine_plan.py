@@ -147,6 +147,11 @@ def test_augmix_weights() -> None:
         assert stats.kstest(column, "beta", (1, 2)).pvalue > 1e-4
 
 
+def test_augmix_without_the_corruptions_of_imagenet_c() -> None:
+    codes = plan([{"augmix": {"all_ops": False}}], 500).codes
+    assert not np.isin(codes, (o.BRIGHTNESS, o.SATURATION, o.CONTRAST, o.SHARPNESS)).any()
+
+
 @pytest.mark.parametrize(
     ("a", "b", "tolerance"),
     [

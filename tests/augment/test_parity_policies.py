@@ -329,14 +329,3 @@ def test_augmix(size: tuple[int, int], severity: int, depth: int, interpolation:
                 check_sub_op(stages[chain, k][i], stages[chain, k + 1][i], sub, interpolation, None, what)
             mix = mix + np.float32(weight) * stages[chain, len(subs)][i].astype(np.float32)
         check(out[i : i + 1], np.trunc(mix).astype(np.uint8)[None], 1, f"augmix {executor} sample {i}")
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_augmix_of_a_flat_image_stays_flat(executor: Any) -> None:
-    """Weights sum to 1: an image that no op of severity 1 changes comes out within the truncation."""
-    images = np.full((64, 3, 16, 16), 200, np.uint8)
-    aug = Augment([{"augmix": {"severity": 1, "all_ops": False}}], executor=executor)
-    out = aug(images, epoch=0, index=np.arange(64))
-    # Posterize to 4 bits (AugMix's first bin) makes 192 of 200; everything else keeps it.
-    assert out.min() >= 191
-    assert out.max() <= 200
