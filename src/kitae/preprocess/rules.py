@@ -46,24 +46,21 @@ class PreprocessRules:
     def __post_init__(self) -> None:
         size = self.image_size
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        if len(sides) != 2 or not all(map(_is_side, sides)):
-            raise DataError(f"image_size must be an integer in [1, {_MAX_SIDE}] or two of these, not {size!r}")
+        whole = len(sides) == 2 and all(map(_is_side, sides))
+        self._require("image_size", whole, f"an integer in [1, {_MAX_SIDE}] or two of these")
         object.__setattr__(self, "image_size", sides[0] if sides[0] == sides[1] else sides)
-        if self.channels not in (1, 3):
-            raise DataError(f"channels must be 1 or 3, not {self.channels!r}")
-        if self.resize not in ("crop", "squash", "pad"):
-            raise DataError(f"resize must be crop, squash or pad, not {self.resize!r}")
-        if self.depth not in DEPTHS:
-            raise DataError(f"depth must be 8, 10, 12 or 16, not {self.depth!r}")
-        if self.store_size is not None and not (_is_side(self.store_size) and self.store_size >= min(self.size)):
-            raise DataError(
-                f"store_size must be an integer in [{min(self.size)} (of image_size), {_MAX_SIDE}], "
-                f"not {self.store_size!r}"
-            )
-        if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
-            raise DataError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct!r}")
-        if self.crop_pct < 1 and self.resize == "pad":
-            raise DataError("crop_pct must be 1 with resize pad, which keeps the whole image")
+        self._require("channels", self.channels in (1, 3), "1 or 3")
+        self._require("resize", self.resize in ("crop", "squash", "pad"), "crop, squash or pad")
+        self._require("depth", self.depth in DEPTHS, "8, 10, 12 or 16")
+        covers = self.store_size is None or (_is_side(self.store_size) and self.store_size >= min(sides))
+        self._require("store_size", covers, f"an integer in [{min(sides)} (of image_size), {_MAX_SIDE}]")
+        share = isinstance(self.crop_pct, int | float) and 0 < self.crop_pct <= 1
+        self._require("crop_pct", share, "above 0 and at most 1")
+        self._require("crop_pct", self.crop_pct == 1 or self.resize != "pad", "1 with resize pad (the whole image)")
+
+    def _require(self, name: str, fits: bool, rule: str) -> None:
+        if not fits:
+            raise DataError(f"{name} must be {rule}, not {getattr(self, name)!r}")
 
     @property
     def size(self) -> tuple[int, int]:
