@@ -132,18 +132,6 @@ def _warp(interpolation: str, nearest: int) -> int:
 # Generated: a function for each row with `takes` ----------------------------------------------------------------------
 
 
-def _key(key: ArrayLike, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The two words of a 64-bit key, one or one per sample."""
-    try:
-        given = np.asarray(key)
-        words = np.broadcast_to(np.asarray(key, np.uint64), (count,))
-        if (words != given).any():  # a fraction, or a negative integer of NumPy
-            raise ValueError
-    except (OverflowError, TypeError, ValueError):
-        raise AugmentError(f"key must be whole, in [0, 2**64), one or one per sample, [{count}], not {key!r}") from None
-    return (words >> np.uint64(32)).astype(np.float64), (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
-
-
 def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
     """The function of a step, with the signature (images, its arguments, *, executor)."""
     parameters = [inspect.Parameter("images", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
@@ -159,12 +147,12 @@ def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
         images, count = given.arguments["images"], _count(given.arguments["images"])[0]
         columns: dict[int, ArrayLike] = {}
         for argument in takes:
-            value = given.arguments[argument.name]
-            if argument.name == "key":
-                columns[argument.at], columns[argument.at + 1] = _key(value, count)
+            name, at = argument.name, argument.at
+            values = _numbers(given.arguments[name], name, count, argument.low, argument.high, argument.whole)
+            if name == "key":
+                columns[at], columns[at + 1] = np.divmod(values, 2.0**32)
             else:
-                low, high = argument.low, argument.high
-                columns[argument.at] = _numbers(value, argument.name, count, low, high, argument.whole)
+                columns[at] = values
         return _run(images, step.code, [columns[at] for at in sorted(columns)], given.arguments["executor"])
 
     function.__name__ = function.__qualname__ = step.name
@@ -179,8 +167,7 @@ def _docstring(step: Step, takes: Sequence[o.Argument]) -> str:
     lines = [*inspect.cleandoc(about).partition("\n\n")[0].splitlines(), "", "Args:"]
     lines.append("    images: uint8 [N, C, H, W], NumPy or torch.")
     for argument in takes:
-        end = "or more" if math.isinf(argument.high) else f"to {argument.high:g}"
-        span = "0 to 2**64 - 1" if argument.name == "key" else f"{argument.low:g} {end}"
+        span = f"{argument.low:g} " + ("or more" if math.isinf(argument.high) else f"to {argument.high:.16g}")
         whole = "a whole number" if argument.whole else "a number"
         lines.append(f"    {argument.name}: {argument.meaning}: {whole}, {span}, or one per sample, [N].")
     lines.append("    executor: `cpu`, `torch`, or `auto`, which takes torch for tensors that are not on the CPU.")

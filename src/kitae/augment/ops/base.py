@@ -80,7 +80,7 @@ Lines = tuple[str, ...]
 class Argument(NamedTuple):
     """A number that the function of a step in `functional` takes, one or one per sample.
 
-    `at` is its place among the step's numbers. The argument `key` (64 bits) fills two places.
+    `at` is its place among the step's numbers. The argument `key` fills two places, with 32 bits each.
     """
 
     name: str

@@ -46,7 +46,7 @@ from kitae.keyed import normal_quantile
 Kernel = Annotated[int, Field(ge=1, le=63)]
 KernelSize = Annotated[Kernel | tuple[Kernel, Kernel], checked(lambda size: all(k % 2 for k in pair(size)[:2]), "odd")]
 
-_KEY = Argument("key", default=0, meaning="of the noise, which is the same for the same key")
+_KEY = Argument("key", 0, 0.0, 2.0**53 - 1, 0, True, "of the noise, which is the same for the same key")
 _NOISE = (
     Argument("sigma", 3, high=10.0, meaning="standard deviation, as a share of the range of levels"),
     Argument("mean", 2, -1.0, 1.0, 0.0, meaning="mean, as a share of the range of levels"),
