@@ -30,7 +30,6 @@ class Threshold(Op):
     """Levels below a threshold become 0."""
 
     name = "threshold"
-    page = "colour"
     writes = (Step(40, "color.threshold", "threshold {0:.1f}", (Argument("level", high=255.0),)),)
     level: Factor = (10.0, 200.0)
     p: Probability = 0.5

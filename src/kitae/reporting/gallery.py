@@ -29,7 +29,11 @@ Pictures = NDArray[np.uint8]  # [N, C, H, W]
 Lines = tuple[str, ...]  # below an image, up to two
 Row = tuple[str, Pictures, list[Lines]]  # a title, images, and the lines below each
 
-PAGES = {"geometry": "Geometry", "colour": "Colour", "noise": "Blur, noise and covering"}  # that show single ops
+PAGES = {  # the module whose ops a page shows, and its title
+    "geometry": ("geometry", "Geometry"),
+    "colour": ("color", "Colour"),
+    "noise": ("noise", "Blur, noise and covering"),
+}
 SHOWN = 5  # images in a row
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHAS = (0.5, 1.0, 2.0)
@@ -76,13 +80,15 @@ def _of_many_classes(labels: Sequence[int]) -> list[int]:
 
 
 def draw_ops(images: Pictures, names: Sequence[str], page: str, seed: int = 0) -> Figure:
-    """Every op of a page of the gallery (`Op.page`), one per row, with the parameters of its `example`."""
+    """Every op of a page of the gallery, one per row, with the parameters of its `example`."""
+    module, title = PAGES[page]
     levels = [float(np.rint(v)) for v in images.mean((0, 2, 3))]
     mean = (levels[0], levels[-2] if len(levels) == 3 else levels[0], levels[-1])
     site = Site(images.shape[1], images.shape[2], images.shape[3], mean=mean)
     rows: list[Row] = [("Original", images, [(name,) for name in names])]
-    rows += [_op_row(images, op.example(site), site, seed) for op in OPS.values() if op.page == page]
-    return _rows_figure(rows, PAGES[page])
+    ops = [op for op in OPS.values() if op.__module__.endswith(f".{module}")]
+    rows += [_op_row(images, op.example(site), site, seed) for op in ops]
+    return _rows_figure(rows, title)
 
 
 def _op_row(images: Pictures, op: Op, site: Site, seed: int) -> Row:

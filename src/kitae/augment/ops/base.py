@@ -279,7 +279,6 @@ class Op(Spec):
     """The base of all ops; see the top of this file for the contract."""
 
     name: ClassVar[str] = ""
-    page: ClassVar[str] = ""  # of the gallery
     shows: ClassVar[dict[str, Any]] = {}  # parameters of the op in the gallery
     writes: ClassVar[tuple[Step, ...]] = ()
 

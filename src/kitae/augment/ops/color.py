@@ -19,7 +19,6 @@ from kitae.augment.ops.base import (
     INVERT,
     POSTERIZE,
     SATURATION,
-    SHARPNESS,
     SOLARIZE,
     Argument,
     Factor,
@@ -36,14 +35,13 @@ from kitae.augment.ops.base import (
     unit,
 )
 
-_FACTOR = (Argument("factor", meaning="1 keeps the image as it is"),)
+FACTOR = (Argument("factor", meaning="1 keeps the image as it is"),)
 _SHIFT = (Argument("factor", low=-0.5, high=0.5, meaning="the shift, in turns"),)
 _BITS = (Argument("bits", high=8.0, whole=True, meaning="upper bits that are kept"),)
 _THRESHOLD = (Argument("threshold", high=256.0, meaning="levels at or above it are inverted"),)
 
 
 class _Factor(Op):
-    page = "colour"
     shows: ClassVar = {"amount": 0.5}
     amount: Factor = 0.2
     p: Probability = 1.0
@@ -59,7 +57,7 @@ class Brightness(_Factor):
     """
 
     name = "brightness"
-    writes = (Step(BRIGHTNESS, "color.brightness", "brightness {0:.2f}", _FACTOR),)
+    writes = (Step(BRIGHTNESS, "color.brightness", "brightness {0:.2f}", FACTOR),)
 
 
 class Contrast(_Factor):
@@ -71,7 +69,7 @@ class Contrast(_Factor):
     """
 
     name = "contrast"
-    writes = (Step(CONTRAST, "color.contrast", "contrast {0:.2f}", _FACTOR),)
+    writes = (Step(CONTRAST, "color.contrast", "contrast {0:.2f}", FACTOR),)
 
 
 class Saturation(_Factor):
@@ -84,7 +82,7 @@ class Saturation(_Factor):
 
     name = "saturation"
     shows: ClassVar = {"amount": 1.0}
-    writes = (Step(SATURATION, "color.saturation", "saturation {0:.2f}", _FACTOR),)
+    writes = (Step(SATURATION, "color.saturation", "saturation {0:.2f}", FACTOR),)
 
 
 class Hue(_Factor):
@@ -115,7 +113,6 @@ class ColorJitter(Op):
     """
 
     name = "color_jitter"
-    page = "colour"
     shows: ClassVar = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
     writes = (*Brightness.writes, *Contrast.writes, *Saturation.writes, *Hue.writes)
     brightness: Factor = 0.0
@@ -169,7 +166,6 @@ class ColorJitter(Op):
 
 
 class _Maybe(Op):
-    page = "colour"
     p: Probability = 0.5
 
 
@@ -223,23 +219,3 @@ class Equalize(_Maybe):
 
     name = "equalize"
     writes = (Step(EQUALIZE, "filter.equalize", takes=()),)
-
-
-class Sharpness(Op):
-    """Moves away from a 3 x 3 smoothing by a factor: 0 smooths, 1 keeps, 2 sharpens; truncated.
-
-    Smoothing is (1 1 1, 1 5 1, 1 1 1) / 13, rounded; border pixels are left as they are. torchvision
-    RandomAdjustSharpness.
-
-    factor: a number is that factor, a pair is a range.
-    """
-
-    name = "sharpness"
-    page = "noise"
-    shows: ClassVar = {"factor": (0.0, 4.0)}
-    writes = (Step(SHARPNESS, "filter.sharpness", "sharpness {0:.2f}", _FACTOR),)
-    factor: Factor = 2.0
-    p: Probability = 0.5
-
-    def ranges(self, site: Site) -> Sequence[Range]:
-        return (pair(self.factor),)

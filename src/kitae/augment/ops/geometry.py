@@ -173,7 +173,6 @@ class HorizontalFlip(Op):
     """
 
     name = "horizontal_flip"
-    page = "geometry"
     writes = (Step(HFLIP, "move.horizontal_flip", takes=()),)
     p: Probability = 0.5
     alternate: bool = False
@@ -203,7 +202,6 @@ class VerticalFlip(Op):
     """Mirrors top and bottom. torchvision RandomVerticalFlip."""
 
     name = "vertical_flip"
-    page = "geometry"
     writes = (Step(VFLIP, "move.vertical_flip", takes=()),)
     p: Probability = 0.5
 
@@ -218,7 +216,6 @@ class Rotate(Op):
     """
 
     name = "rotate"
-    page = "geometry"
     shows: ClassVar = {"degrees": (30.0, 30.0)}
     writes = AFFINE_STEPS
     degrees: Degrees = 15.0
@@ -239,7 +236,6 @@ class Rotate(Op):
 
 
 class _Crop(Op):
-    page = "geometry"
     size: Size | tuple[Size, Size] | None = None
 
     def result(self, height: int, width: int) -> tuple[int, int]:
@@ -359,7 +355,6 @@ class Affine(Op):
     """
 
     name = "affine"
-    page = "geometry"
     shows: ClassVar = {"degrees": 15.0, "translate": (0.1, 0.1), "scale": (0.9, 1.1)}
     writes = AFFINE_STEPS
     degrees: Degrees = 0.0
@@ -400,7 +395,6 @@ class Perspective(Op):
     """
 
     name = "perspective"
-    page = "geometry"
     writes = (
         Step(PERSPECTIVE_NEAREST, "warp.perspective_nearest", "perspective"),
         Step(PERSPECTIVE_BILINEAR, "warp.perspective_bilinear", "perspective"),

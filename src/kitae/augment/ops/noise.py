@@ -1,4 +1,4 @@
-"""Blur, noise, and ops that cover a part of the image."""
+"""Sharpness, blur, noise, and ops that cover a part of the image."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from kitae.augment.ops.base import (
     GAUSSIAN_NOISE,
     RAW_WORDS,
     SALT_AND_PEPPER,
+    SHARPNESS,
     Amount,
     Argument,
+    Factor,
     FillLevels,
     Lines,
     Op,
@@ -40,6 +42,7 @@ from kitae.augment.ops.base import (
     unit,
     within,
 )
+from kitae.augment.ops.color import FACTOR
 from kitae.errors import AugmentError
 from kitae.keyed import normal_quantile
 
@@ -59,6 +62,25 @@ _IMPULSES = (
 )
 
 
+class Sharpness(Op):
+    """Moves away from a 3 x 3 smoothing by a factor: 0 smooths, 1 keeps, 2 sharpens; truncated.
+
+    Smoothing is (1 1 1, 1 5 1, 1 1 1) / 13, rounded; border pixels are left as they are. torchvision
+    RandomAdjustSharpness.
+
+    factor: a number is that factor, a pair is a range.
+    """
+
+    name = "sharpness"
+    shows: ClassVar = {"factor": (0.0, 4.0)}
+    writes = (Step(SHARPNESS, "filter.sharpness", "sharpness {0:.2f}", FACTOR),)
+    factor: Factor = 2.0
+    p: Probability = 0.5
+
+    def ranges(self, site: Site) -> Sequence[Range]:
+        return (pair(self.factor),)
+
+
 class GaussianBlur(Op):
     """Convolves with a Gaussian, mirrored at the border, rounded. torchvision GaussianBlur.
 
@@ -67,7 +89,6 @@ class GaussianBlur(Op):
     """
 
     name = "gaussian_blur"
-    page = "noise"
     shows: ClassVar = {"kernel_size": 5}
     writes = (Step(GAUSSIAN_BLUR, "filter.gaussian_blur", "blur sigma {2:.2f}"),)
     kernel_size: KernelSize = 3
@@ -101,7 +122,6 @@ class GaussianNoise(Op):
     """
 
     name = "gaussian_noise"
-    page = "noise"
     shows: ClassVar = {"sigma": (0.02, 0.2)}
     writes = (Step(GAUSSIAN_NOISE, "noise.gaussian_noise", "noise sigma {3:.2f}", _NOISE),)
     mean: float = Field(0.0, ge=-1, le=1)
@@ -122,7 +142,6 @@ class SaltAndPepper(Op):
     """
 
     name = "salt_and_pepper"
-    page = "noise"
     shows: ClassVar = {"amount": (0.01, 0.1)}
     writes = (Step(SALT_AND_PEPPER, "noise.salt_and_pepper", "{2:.1%} hit", _IMPULSES),)
     amount: Annotated[Amount, within(0.0, 1.0)] = 0.02
@@ -154,7 +173,6 @@ def _box_after(a: Sequence[float]) -> Lines:
 
 
 class _Erasing(Op):
-    page = "noise"
     writes = (Step(ERASE, "move.erase", _box), Step(ERASE_AFTER, "erase_after", _box_after))
     value: FillLevels = None
 

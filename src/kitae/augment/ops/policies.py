@@ -51,10 +51,10 @@ from kitae.augment.ops.color import (
     Invert,
     Posterize,
     Saturation,
-    Sharpness,
     Solarize,
 )
 from kitae.augment.ops.geometry import AFFINE_STEPS, start_warp, warp_numbers, write_affine
+from kitae.augment.ops.noise import Sharpness
 
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTER, COLOR, CONTRASTED, SHARPER = range(10)
 POSTERIZED, SOLARIZED, AUTOCONTRASTED, EQUALIZED, INVERTED = range(10, 15)
@@ -147,7 +147,6 @@ def write_policy_op(op: Any, magnitude: Any, sign: Any, codes: Any, args: Any, s
 
 
 class _Policy(Op):
-    page = "policies"
     writes: ClassVar[tuple[Step, ...]] = (*AFFINE_STEPS, *_STEPS)
     interpolation: Interpolation = "nearest"
     fill: FillLevels = None
