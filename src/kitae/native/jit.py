@@ -13,6 +13,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,13 +23,14 @@ from typing import Any, TypeGuard
 
 import numba
 import numpy as np
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
 from numba.extending import _Intrinsic
 
 from kitae import files
-from kitae.errors import DataError
+from kitae.errors import DataError, KitaeError
 
 # A float division by zero is IEEE, not an exception, so loops vectorise.
 OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -100,48 +102,29 @@ def cache_folder() -> Path | None:
     return None
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
-    def __init__(self, function: FunctionType, file: str) -> None:
-        self._py_file = file
-        compiler = repr((numba.__version__, cpu_target.target_context.codegen().magic_tuple()))  # and the processor
-        self._stamp = hashlib.sha256(_fingerprint(function, set()) + compiler.encode()).hexdigest()
-
-    def get_cache_path(self) -> str:
-        return str(cache_folder())
-
-    def get_source_stamp(self) -> str:
-        return self._stamp
-
-    def get_disambiguator(self) -> str:
-        # Versions, of numba too, and processors share no file: numba writes index and code one after the other, so a
-        # process could find the code of another one that uses the same folder.
-        return f"kitae-{self._stamp[:16]}"
-
-    @classmethod
-    def from_function(cls, function: FunctionType, file: str) -> _Locator:
-        return cls(function, file)
+def _file_name(function: FunctionType, signature: Any) -> str:
+    """Of a function's machine code. Versions, of numba and Python too, and processors share no file."""
+    compiler = numba.__version__, sys.implementation.cache_tag, cpu_target.target_context.codegen().magic_tuple()
+    stamp = hashlib.sha256(_fingerprint(function, set()) + repr((*compiler, signature)).encode()).hexdigest()
+    return f"{function.__qualname__}-{stamp[:32]}.kernel"
 
 
-class _Impl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes: tuple[type[_Locator], ...] = (_Locator,)
+class _Cache:
+    """A function's machine code in one file, which is replaced as a whole. Numba's own cache needs two."""
 
-
-class _Cache(FunctionCache):  # type: ignore[misc]
-    _impl_class = _Impl
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()  # without it, what the code refers to may be missing
         try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # a file cut short by a power failure: unpickling it raises almost anything
-            try:
-                self.flush()
-            except OSError:  # such as a file of another user
-                self.disable()  # saving would read the damaged index again
+            return CompileResult._rebuild(target_context, *pickle.loads(self._file.read_bytes()))
+        except Exception:  # no file, or one cut short by a power failure: unpickling it raises almost anything
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with contextlib.suppress(OSError):  # a full disk: the next process compiles again
-            super().save_overload(sig, data)
+        with contextlib.suppress(KitaeError):  # a full disk, or a file of another user: the next process compiles again
+            files.write_atomically(self._file, dumps(data._reduce()))
 
 
 class _Native(CFunc):
@@ -164,8 +147,8 @@ def native(function: Any, signature: Any) -> Any:
     key = (function, signature)
     if key not in _natives:
         made = _Native(_linked(function), (signature.args, signature.return_type), {}, dict(OPTIONS))
-        if cache_folder() is not None:
-            made._cache = _Cache(function)
+        if (folder := cache_folder()) is not None:
+            made._cache = _Cache(folder / _file_name(function, signature))
         made.compile()
         _natives.setdefault(key, made)  # the first stays, as its address may be in use
     return _natives[key]
