@@ -248,9 +248,9 @@ def test_what_collate_cannot_use_is_named() -> None:
     refuse(r"labels must be .*, not \[0.5, 0.5\]", collate, [(image, [0.5, 0.5], 0), (image, [1.0], 1)])
     refuse("images must be .*, not Image", collate, [(Image.new("RGB", (8, 8)), 0, 0)])
     refuse("must yield", collate, [{"image": image, "label": 0, "index": 0}])
-    for wrong in (0.7, "a.png"):  # 0.7 and 0.2 would be drawn alike
-        refuse(f"index must be an integer, not {wrong!r}", collate, [(image, 0, wrong), (image, 1, wrong)])
-        refuse(f"index must be an integer, not {wrong!r}", collate, [(image, wrong)])
+    for wrong, kind in ((0.7, "float64"), ("a.png", "str")):
+        refuse(f"index must be integer, not {kind}", collate, [(image, 0, wrong), (image, 1, wrong)])
+        refuse(f"index must be integer, not {kind}", collate, [(image, wrong)])
     assert collate([(image, 0, torch.tensor(0)), (image, 1, np.int64(1))])[1].tolist() == [[1, 0], [0, 1]]
 
 

@@ -141,7 +141,7 @@ def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
     if array.size == 0:  # an empty list is of floats
         return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":
-        raise AugmentError(f"{name} must be integer, not {array.dtype}")
+        raise AugmentError(f"{name} must be integer, not {array.dtype.type.__name__}")
     whole = np.asarray(array, np.int64, order="C")
     # As unsigned integers, negative numbers are too large, so one pass checks both bounds.
     if int(np.maximum.reduce(whole.view(np.uint64), axis=None)) >= limit:

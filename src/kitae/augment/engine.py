@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -368,10 +367,7 @@ class Collate:
             a, b, *_ = (list(shape) for shape in sorted(shapes))
             raise AugmentError(f"the images of a batch must have one shape, not {a} and {b}: resize them first")
         images = torch.stack(pictures)
-        try:
-            index = [operator.index(s[-1]) for s in samples]
-        except TypeError:  # names, or fractions, which would give several samples one key
-            raise AugmentError(f"index must be an integer, not {samples[0][-1]!r}") from None
+        index = [s[-1] for s in samples]
         if len(samples[0]) == 2:
             return self.augment(images, epoch=self.epoch, index=index)
         try:
