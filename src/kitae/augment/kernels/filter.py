@@ -13,7 +13,7 @@ from kitae.augment.kernels.warp import rint32
 from kitae.native.link import add_i32, add_u16, address_of, as_f32, as_i32, as_u8, fma32, mul_u16, mulhi_u16
 
 
-def gaussian_weights(size: Any, sigma: Any, weights: Any) -> Any:
+def gaussian_weights(size: Any, sigma: Any, weights: Any) -> None:
     """torchvision's kernel: exp(-(x / sigma)**2) on points from -(size - 1) / sqrt(8) to the opposite, normalised."""
     limit = (size - 1) / (2.0 * math.sqrt(2.0))
     total = 0.0
@@ -23,13 +23,12 @@ def gaussian_weights(size: Any, sigma: Any, weights: Any) -> Any:
     for i in range(size):
         x = 0.0 if size == 1 else (-limit + 2.0 * limit * i / (size - 1)) / sigma
         weights[i] = np.float32(math.exp(-x * x) / total)
-    return 0
 
 
 BLUR_BAND = 2048  # values of a band of rows, as float32 in the innermost cache
 
 
-def blur_down(src: Any, first: Any, count: Any, width: Any, size: Any, weights: Any, out: Any) -> Any:
+def blur_down(src: Any, first: Any, count: Any, width: Any, size: Any, weights: Any, out: Any) -> None:
     """out[i] = weighted sum down the column about src[first + i], for rows whose neighbours all exist."""
     if size == 3:
         a = weights[0]
@@ -59,10 +58,9 @@ def blur_down(src: Any, first: Any, count: Any, width: Any, size: Any, weights: 
                 at = first + i
                 both = np.float32(add_i32(np.int32(src[at - off]), np.int32(src[at + off])))
                 out[i] = fma32(both, w, out[i])
-    return 0
 
 
-def blur_across(band: Any, first: Any, count: Any, size: Any, weights: Any, dst: Any, at: Any, total: Any) -> Any:
+def blur_across(band: Any, first: Any, count: Any, size: Any, weights: Any, dst: Any, at: Any, total: Any) -> None:
     """dst[at + i] = rounded weighted sum along the row about band[first + i], as if rows had no ends."""
     if size == 3:
         a = weights[0]
@@ -93,7 +91,6 @@ def blur_across(band: Any, first: Any, count: Any, size: Any, weights: Any, dst:
         for i in range(count):
             v = rint32(total[i])
             dst[at + i] = np.uint8(np.int32(v if v < TOP else TOP))
-    return 0
 
 
 def gaussian_blur(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:

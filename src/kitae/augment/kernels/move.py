@@ -32,7 +32,7 @@ def copy_bytes(source: Any, target: Any, count: Any) -> Any:
     return 0
 
 
-def turn_bytes(source: Any, target: Any, count: Any) -> Any:
+def turn_bytes(source: Any, target: Any, count: Any) -> None:
     """Copy, the last byte first."""
     if count >= 64:
         for i in range(0, count - 63, 64):
@@ -49,14 +49,12 @@ def turn_bytes(source: Any, target: Any, count: Any) -> Any:
         t = as_u8(target)
         for i in range(count):
             t[i] = s[count - 1 - i]
-    return 0
 
 
-def fill_bytes(target: Any, value: Any, count: Any) -> Any:
+def fill_bytes(target: Any, value: Any, count: Any) -> None:
     t = as_u8(target)
     for i in range(count):
         t[i] = value
-    return 0
 
 
 def planar(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
@@ -72,7 +70,7 @@ def planar(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any,
     return 0
 
 
-def planes(source: Any, target: Any, line: Any, pixel: Any, channels: Any, height: Any, width: Any) -> Any:
+def planes(source: Any, target: Any, line: Any, pixel: Any, channels: Any, height: Any, width: Any) -> None:
     """A window of [H, W, 1, 3 or 4] to [C, height, width]: `line` and `pixel` are the bytes of a row and of a pixel."""
     size = height * width
     for y in range(height):
@@ -89,7 +87,6 @@ def planes(source: Any, target: Any, line: Any, pixel: Any, channels: Any, heigh
             else:
                 for x in range(width):
                     out[x] = row[3 * x + c]
-    return 0
 
 
 def horizontal_flip(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:

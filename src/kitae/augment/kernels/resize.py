@@ -64,7 +64,7 @@ def triangle_weights(size: Any, new: Any, taps: Any, starts: Any, weights: Any, 
 
 
 def resample_rows(src: Any, src_stride: Any, dst: Any, dst_stride: Any, new: Any, length: Any, taps: Any, starts: Any,
-                  weights: Any, precision: Any, sums: Any) -> Any:  # fmt: skip
+                  weights: Any, precision: Any, sums: Any) -> None:  # fmt: skip
     """Row i of the result is a weighted sum of rows starts[i] .. of the source; rows are `length` bytes."""
     shift = np.int32(precision)
     half = np.int32(1 << (precision - 1))
@@ -102,10 +102,9 @@ def resample_rows(src: Any, src_stride: Any, dst: Any, dst_stride: Any, new: Any
             for x in range(length):
                 v = sar_i32(sums[x], shift)
                 dst[out + x] = np.uint8(v if v < top else top)
-    return 0
 
 
-def turn(src: Any, src_stride: Any, dst: Any, dst_stride: Any, rows: Any, columns: Any) -> Any:
+def turn(src: Any, src_stride: Any, dst: Any, dst_stride: Any, rows: Any, columns: Any) -> None:
     """Transpose bytes: `rows` x `columns` at src to `columns` x `rows` at dst."""
     whole_rows = rows & ~15
     whole_columns = columns & ~15
@@ -117,7 +116,6 @@ def turn(src: Any, src_stride: Any, dst: Any, dst_stride: Any, rows: Any, column
     for y in range(rows):
         for x in range(whole_columns if y < whole_rows else 0, columns):
             d[x * dst_stride + y] = s[y * src_stride + x]
-    return 0
 
 
 def resized_crop(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:

@@ -89,7 +89,7 @@ def shift_rows(src: Any, dst: Any, args: Any, channels: Any, height: Any, width:
 WARP_BAND = 1024  # pixels whose coordinates are worked out together
 
 
-def affine_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height: Any, width: Any) -> Any:
+def affine_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height: Any, width: Any) -> None:
     """Where the pixels of some rows come from."""
     a = np.float32(args[0])
     d = np.float32(args[3])
@@ -104,10 +104,9 @@ def affine_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height: Any,
             xc = np.float32(np.int32(x)) - centre_x
             xs[at + x] = (a * xc + base_x) + centre_x
             ys[at + x] = (d * xc + base_y) + centre_y
-    return 0
 
 
-def perspective_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height: Any, width: Any) -> Any:
+def perspective_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height: Any, width: Any) -> None:
     a = np.float32(args[0])
     d = np.float32(args[3])
     g = np.float32(args[6])
@@ -123,12 +122,11 @@ def perspective_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height:
             # Bounded, so that a point at infinity is merely outside (and NaN is the left border).
             xs[at + x] = bounded((a * xc + base_x) / w - HALF, -FAR, FAR)
             ys[at + x] = bounded((d * xc + base_y) / w - HALF, -FAR, FAR)
-    return 0
 
 
 def pad_image(
     src: Any, padded: Any, channels: Any, height: Any, width: Any, args: Any, fill_at: Any, black: Any
-) -> Any:
+) -> None:
     """The image with a border: one pixel left and above, two right and below, of the fill colour or black.
 
     Three channels are packed into one 32-bit word per pixel, so that one load fetches all of them.
@@ -141,7 +139,7 @@ def pad_image(
             bytes_[i] = border
         for y in range(height):
             copy_bytes(address_of(src) + y * width, padded + (y + 1) * stride + 1, width)
-        return 0
+        return
     size = height * width
     e = np.uint32(8)
     s = np.uint32(16)
@@ -166,11 +164,10 @@ def pad_image(
             words[row + 1 + x] = or_u32(or_u32(np.uint32(src[at + x]), g), b)
         words[row + width + 1] = colour
         words[row + width + 2] = colour
-    return 0
 
 
 def fetch_nearest(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, index: Any, channels: Any, height: Any,
-                  width: Any) -> Any:  # fmt: skip
+                  width: Any) -> None:  # fmt: skip
     """Pixels at .. of the result, out of the padded image. Whatever is outside falls on its border."""
     last_x = np.float32(width)
     last_y = np.float32(height)
@@ -185,7 +182,7 @@ def fetch_nearest(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, 
         bytes_ = as_u8(padded)
         for i in range(count):
             dst[at + i] = bytes_[index[i]]
-        return 0
+        return
     size = height * width
     words = as_u32(padded)
     found = as_u32(address_of(xs))
@@ -196,7 +193,6 @@ def fetch_nearest(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, 
         dst[at + i] = np.uint8(v)
         dst[at + size + i] = np.uint8(shr_u32(v, np.uint32(8)))
         dst[at + 2 * size + i] = np.uint8(shr_u32(v, np.uint32(16)))
-    return 0
 
 
 def blend(t0: Any, t1: Any, b0: Any, b1: Any, fx: Any, fy: Any) -> Any:
@@ -211,7 +207,7 @@ def byte_of(word: Any, shift: Any) -> Any:
 
 
 def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, index: Any, work: Any, room: Any,
-                   args: Any, fill_at: Any, channels: Any, height: Any, width: Any) -> Any:  # fmt: skip
+                   args: Any, fill_at: Any, channels: Any, height: Any, width: Any) -> None:  # fmt: skip
     """The same, bilinear: black outside, then blended with the fill by the share of the image, where there is a
     fill."""
     last_x = np.float32(width)
@@ -261,7 +257,7 @@ def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any,
             if filled:
                 v = (v - fill) * share[i] + fill
             dst[at + i] = np.uint8(np.int32(rint32(v)))
-        return 0
+        return
     tops = as_u64(work + 8 * room)
     bottoms = as_u64(work + 16 * room)
     for i in range(count):
@@ -283,7 +279,6 @@ def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any,
             if filled:
                 v = (v - fill) * share[i] + fill
             dst[plane + i] = np.uint8(np.int32(rint32(v)))
-    return 0
 
 
 def warp(kind: Any, bilinear: Any, src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any,

@@ -46,13 +46,12 @@ def bfloat16(x: Any) -> Any:
     return np.uint16(shr_u32(add_u32(add_u32(bits, np.uint32(0x7FFF)), odd), np.uint32(16)))
 
 
-def level_band(src: Any, start: Any, count: Any, scale: Any, shift: Any, band: Any) -> Any:
+def level_band(src: Any, start: Any, count: Any, scale: Any, shift: Any, band: Any) -> None:
     for i in range(count):
         band[i] = np.float32(src[start + i]) * scale + shift
-    return 0
 
 
-def erase_band(info: Any, at: Any, top: Any, rows: Any, width: Any, band: Any) -> Any:
+def erase_band(info: Any, at: Any, top: Any, rows: Any, width: Any, band: Any) -> None:
     """Zeros where a box of this image covers the band."""
     for box in range(np.int64(info[at])):
         first = max(np.int64(info[at + 1 + 4 * box]) - top, 0)
@@ -62,10 +61,9 @@ def erase_band(info: Any, at: Any, top: Any, rows: Any, width: Any, band: Any) -
         for y in range(first, last):
             for x in range(y * width + left, y * width + right):
                 band[x] = NOTHING
-    return 0
 
 
-def mix_band(own: Any, other: Any, info: Any, at: Any, top: Any, rows: Any, width: Any, out: Any) -> Any:
+def mix_band(own: Any, other: Any, info: Any, at: Any, top: Any, rows: Any, width: Any, out: Any) -> None:
     """A band of the mixed image."""
     kind = info[at]
     count = rows * width
@@ -83,7 +81,6 @@ def mix_band(own: Any, other: Any, info: Any, at: Any, top: Any, rows: Any, widt
             for y in range(max(np.int64(info[at + 3]) - top, 0), min(np.int64(info[at + 5]) - top, rows)):
                 for x in range(y * width + left, y * width + right):
                     out[x] = other[x]
-    return 0
 
 
 def head(target: Any, count: Any) -> Any:
@@ -91,7 +88,7 @@ def head(target: Any, count: Any) -> Any:
     return min((-(target >> 2)) & 15, count)
 
 
-def stream_bytes(source: Any, target: Any, count: Any) -> Any:
+def stream_bytes(source: Any, target: Any, count: Any) -> None:
     """Copy bytes past the caches."""
     first = min((-target) & 63, count)
     s = as_u8(source)
@@ -103,10 +100,9 @@ def stream_bytes(source: Any, target: Any, count: Any) -> Any:
         stream_line(source + first + 64 * line, target + first + 64 * line)
     for i in range(first + 64 * lines, count):
         t[i] = s[i]
-    return 0
 
 
-def put_run(kind: Any, source: Any, target: Any, count: Any, stream: Any) -> Any:
+def put_run(kind: Any, source: Any, target: Any, count: Any, stream: Any) -> None:
     """A run of float32 to its place. kind: its number in `FORMS`."""
     values = as_f32(source)
     if kind == 0 and stream:
@@ -123,18 +119,17 @@ def put_run(kind: Any, source: Any, target: Any, count: Any, stream: Any) -> Any
         byte = as_u8(target)
         for i in range(count):
             byte[i] = np.uint8(np.int32(values[i] + HALF))
-    return 0
 
 
 def put_band(
     form: Any, bands: Any, step: Any, target: Any, start: Any, count: Any, channels: Any, size: Any, stream: Any
-) -> Any:
+) -> None:
     """Bands of all channels to their place."""
     item = 4 >> (form % 3)
     if form < 3 or channels == 1:
         for c in range(channels):
             put_run(form % 3, bands + c * step, target + item * (c * size + start), count, stream)
-        return 0
+        return
     r = as_f32(bands)
     g = as_f32(bands + step)
     b = as_f32(bands + 2 * step)
@@ -147,11 +142,10 @@ def put_band(
         together[3 * i + 2] = b[i]
     if not at_once:
         put_run(form % 3, spare, target + 3 * item * start, 3 * count, stream)
-    return 0
 
 
 def straight(src: Any, other: Any, info: Any, mix: Any, target: Any, first: Any, count: Any, channels: Any,
-             size: Any) -> Any:  # fmt: skip
+             size: Any) -> None:  # fmt: skip
     """Values first .. of each channel to planar float32 in one run, where nothing is erased and no box begins.
 
     mix: the index of this image's mixing in `info`, or 0.
@@ -186,11 +180,10 @@ def straight(src: Any, other: Any, info: Any, mix: Any, target: Any, first: Any,
                 stream_levels(source + i, target + 4 * i, scale, shift)
             for i in range(end, stop):
                 out[i] = np.float32(src[i]) * scale + shift
-    return 0
 
 
 def woven(half: Any, src: Any, other: Any, info: Any, mix: Any, target: Any, spare: Any, first: Any, count: Any,
-          size: Any) -> Any:  # fmt: skip
+          size: Any) -> None:  # fmt: skip
     """The same of three channels, to [H, W, 3]; `half`: bfloat16. `spare`: room for a band."""
     mixing = mix != 0 and info[mix] == 1.0
     share = np.float32(info[mix + 1]) if mixing else np.float32(1.0)
@@ -227,7 +220,6 @@ def woven(half: Any, src: Any, other: Any, info: Any, mix: Any, target: Any, spa
                 floats[3 * i + 2] = b
         if stream:
             stream_bytes(place, target + item * start, item * here)
-    return 0
 
 
 def covered(info: Any, at: Any, begin: Any, end: Any) -> Any:
