@@ -3,6 +3,7 @@ machine."""
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import re
@@ -23,6 +24,7 @@ from kitae.augment.ops import CustomOp, RandomCrop, TransformOp
 from kitae.augment.spec import OPS, AugmentSpec, MixSpec, make_op
 from kitae.errors import AugmentError
 from kitae.native import jit
+from tests.refusals import refused
 
 from .test_engine_executors import pictures
 
@@ -30,9 +32,7 @@ X = pictures(6, 3, 16, 16)
 ROWS = np.arange(6)
 
 
-def refuse(message: str, call, *args, **kwargs) -> None:
-    with pytest.raises(AugmentError, match=message):
-        call(*args, **kwargs)
+refuse = functools.partial(refused, AugmentError)
 
 
 @pytest.mark.parametrize(
