@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import io
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 Batch = NDArray[np.uint8]
 EXECUTORS = ("cpu", "torch")
@@ -70,20 +66,10 @@ def adversarial(channels: int, height: int, width: int) -> Batch:
 
 
 @functools.cache
-def fashion(count: int) -> Batch:
-    """uint8 [count, 1, 28, 28]: the first images of the embedded data set."""
-    data = importlib.resources.files("kitae.data") / "assets" / "fashion-mini.parquet"
-    with data.open("rb") as file:
-        rows = pq.read_table(file, columns=["image"])["image"][:count].to_pylist()
-    encoded = [row["bytes"] if isinstance(row, dict) else row for row in rows]
-    return np.stack([np.asarray(Image.open(io.BytesIO(row)).convert("L")) for row in encoded])[:, None]
-
-
-@functools.cache
 def batch(name: str) -> Batch:
     """A named uint8 batch, read-only, so that an op that writes into its input fails."""
     if name == "grey 28":
-        out = np.concatenate([fashion(8), adversarial(1, 28, 28)])
+        out = np.concatenate([np.stack([photo(s, 28, 28)[:1] for s in range(8)]), adversarial(1, 28, 28)])
     elif name == "grey 33x47":
         out = adversarial(1, 33, 47)
     elif name == "rgb 224":
