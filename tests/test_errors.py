@@ -39,7 +39,7 @@ class Origin:
     ("origin", "pip", "command"),
     [
         (None, True, "pip install 'kitae[train]'"),
-        (None, False, "uv pip install 'kitae[train]'"),
+        (None, False, "uv pip install --python '/my env/bin/python' 'kitae[train]'"),
         ({"url": "file:///my%20clone", "dir_info": {"editable": True}}, True, "pip install -e '/my clone[train]'"),
         ({"url": "file:///clone", "dir_info": {}}, True, "pip install '/clone[train]'"),
         ({"url": "file:///a'b", "dir_info": {}}, True, """pip install '/a'"'"'b[train]'"""),
@@ -57,6 +57,7 @@ def test_an_extra_is_installed_as_kitae_was(
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin(origin))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: pip or None)
+    monkeypatch.setattr(sys, "executable", "/my env/bin/python")
     monkeypatch.setattr(shutil, "which", lambda _: f"{sys.prefix}/bin/pip")
     assert install("train") == command
 
@@ -70,41 +71,6 @@ def test_an_extra_installs_every_module_that_is_required() -> None:
     assert "[compress]" in str(lacking("onnxruntime.quantization.calibrate"))
     assert lacking("numpy") is None
     assert lacking(None) is None
-
-
-@pytest.mark.parametrize(
-    ("tool", "receipt", "editable", "command"),
-    [
-        ("kitae", "uv-receipt.toml", False, "uv tool install '/clone[train]'"),
-        ("kitae", "uv-receipt.toml", True, "uv tool install -e '/clone[train]'"),
-        ("jupyterlab", "uv-receipt.toml", False, "uv tool install jupyterlab --with '/clone[train]'"),
-        ("jupyterlab", "uv-receipt.toml", True, "uv tool install jupyterlab --with-editable '/clone[train]'"),
-        ("kitae", "pipx_metadata.json", False, "pipx inject --force kitae '/clone[train]'"),
-        ("ipython", "pipx_metadata.json", True, "pipx inject --force ipython -e '/clone[train]'"),
-    ],
-)
-def test_an_extra_of_a_tool_is_installed_by_what_made_its_environment(
-    tool: str, receipt: str, editable: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    origin = {"url": "file:///clone", "dir_info": {"editable": editable}}
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin(origin))
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / tool))
-    (tmp_path / tool).mkdir()
-    (tmp_path / tool / receipt).touch()
-    assert install("train") == command
-
-
-def test_a_tool_of_uv_keeps_the_extras_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin(None))
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "kitae"))
-    receipt = tmp_path / "kitae" / "uv-receipt.toml"
-    receipt.parent.mkdir()
-    receipt.write_text(
-        '[tool]\nrequirements = [{ name = "kitae", extras = ["weights", "train"] }, { name = "rich" }]\n'
-    )
-    assert install("train") == "uv tool install 'kitae[train,weights]'"
-    receipt.write_text("[tool]\nrequirements = 3\n")
-    assert install("train") == "uv tool install 'kitae[train]'"
 
 
 @pytest.mark.parametrize("found", [None, "/usr/bin/pip", "beside/bin/pip"])

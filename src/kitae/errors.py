@@ -98,8 +98,6 @@ class MissingExtraError(KitaeError):
     """A library that one of Kitae's extras installs is missing."""
 
 
-_RECEIPT = "uv-receipt.toml"  # what `uv tool install` leaves in the environment of a tool
-
 # Module -> the extra that installs it.
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "pandas", "safetensors", "pyarrow",
@@ -129,34 +127,27 @@ def lacking(module: str | None) -> MissingExtraError | None:
 
 
 def install(extra: str) -> str:
-    """The command that installs one of Kitae's extras the way Kitae itself was installed.
+    """The command that installs one of Kitae's extras into this environment, from where Kitae itself was installed.
 
-    From a folder, a wheel or a repository it names that (PEP 610). The program is the one that made the environment: uv
-    or pipx for a tool, else its pip, or uv where it has none.
+    From a folder, a wheel or a repository it names that (PEP 610).
     """
     import importlib.metadata
     import json
     import shlex
     from urllib.parse import unquote, urlsplit
 
-    program = _installer()
-    named = ",".join(sorted({extra, *_extras_of_tool(Path(sys.prefix) / _RECEIPT)}))
     try:
         origin = json.loads(importlib.metadata.distribution("kitae").read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):
         origin = {}
     url = str(origin.get("url", ""))
-    if not url.startswith("file://"):
-        control = origin.get("vcs_info", {})
-        if control:
-            revision = control.get("requested_revision")  # without it, the default branch would be installed
-            url = f"{control.get('vcs')}+{url}{f'@{revision}' if revision else ''}"
-        source = f" @ {url}" if url else ""
-        return f"{program} 'kitae[{named}]{source}'"
-    folder = shlex.quote(f"{unquote(urlsplit(url).path)}[{named}]")
-    if not origin.get("dir_info", {}).get("editable"):
-        return f"{program} {folder}"
-    return f"{program}-editable {folder}" if program.endswith("--with") else f"{program} -e {folder}"
+    if url.startswith("file://"):
+        folder = shlex.quote(f"{unquote(urlsplit(url).path)}[{extra}]")
+        return f"{_installer()} {'-e ' if origin.get('dir_info', {}).get('editable') else ''}{folder}"
+    if control := origin.get("vcs_info"):
+        revision = control.get("requested_revision")  # without it, the default branch would be installed
+        url = f"{control['vcs']}+{url}{f'@{revision}' if revision else ''}"
+    return f"{_installer()} 'kitae[{extra}]{f' @ {url}' if url else ''}'"
 
 
 def _installer() -> str:
@@ -165,28 +156,12 @@ def _installer() -> str:
     import shlex
     import shutil
 
-    environment = Path(sys.prefix)
-    if (environment / _RECEIPT).is_file():  # `uv tool install`, which replaces the environment of a tool
-        return "uv tool install" if environment.name == "kitae" else f"uv tool install {environment.name} --with"
-    if (environment / "pipx_metadata.json").is_file():
-        return f"pipx inject --force {environment.name}"  # without --force it leaves a package that is there as it is
-    if importlib.util.find_spec("pip") is None:
-        return "uv pip install"
+    if importlib.util.find_spec("pip") is None:  # made by uv
+        return f"uv pip install --python {shlex.quote(sys.executable)}"
     found = shutil.which("pip")
-    if found is not None and Path(found).parent.resolve().is_relative_to(environment.resolve()):
+    if found is not None and Path(found).parent.resolve().is_relative_to(Path(sys.prefix).resolve()):
         return "pip install"
     return f"{shlex.quote(sys.executable)} -m pip install"  # the shell's pip installs elsewhere
-
-
-def _extras_of_tool(receipt: Path) -> set[str]:
-    """The extras of Kitae that a tool of uv has. A new `uv tool install` drops those that it does not name."""
-    import tomllib
-
-    try:
-        requirements = tomllib.loads(receipt.read_text("utf-8"))["tool"]["requirements"]
-        return {extra for entry in requirements if entry["name"] == "kitae" for extra in entry.get("extras", ())}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
 
 
 def require(module: str) -> ModuleType:
