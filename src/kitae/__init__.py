@@ -9,7 +9,6 @@ Names are imported when they are first used, so `import kitae` is instant and ne
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,15 +57,10 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'kitae' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        from kitae.errors import lacking
+    from kitae.errors import require
 
-        if (of_extra := lacking(error.name)) is None:
-            raise
-        raise of_extra from error
+    module, attribute = _PUBLIC[name]
+    loaded = require(module)
     value = loaded if attribute is None else getattr(loaded, attribute)
     globals()[name] = value
     return value

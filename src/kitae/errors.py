@@ -165,16 +165,16 @@ def _installer() -> str:
 
 
 def require(module: str) -> ModuleType:
-    """Import `module`, or raise an error that names the extra which installs it.
+    """Import `module`, or raise an error that names the extra which installs it, or what it imports.
 
     Raises:
-        MissingExtraError: the module is not installed.
+        MissingExtraError: a module is not installed.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module.startswith(error.name):
-            raise
-        if (of_extra := lacking(module)) is None:
+        missing = error.name or module
+        of_extra = lacking(module if module.startswith(missing) else missing)
+        if of_extra is None:
             raise
         raise of_extra from error
