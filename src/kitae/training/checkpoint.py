@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from kitae.console import printable
 from kitae.errors import TrainingError
 from kitae.files import write_atomically
 
@@ -43,21 +41,15 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that `save_weights` wrote.
 
     Raises:
-        TrainingError: the file is missing, truncated, or not one of ours.
+        TrainingError: the file cannot be read, is truncated, or is not one of ours.
     """
     try:
-        if printable(path) != str(path):  # not in UTF-8, and safetensors itself opens no such path
-            content = path.read_bytes()
-            tensors, end = load(content), 8 + int.from_bytes(content[:8], "little")
-            return tensors, json.loads(json.loads(content[8:end])["__metadata__"][_KEY])
-        with safe_open(str(path), framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_KEY])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except FileNotFoundError as error:
-        # safetensors says so of a file without read permission too.
-        cause = "no such file" if not os.path.exists(path) else "cannot be read; correct its permissions"
-        raise TrainingError(f"{path}: {cause}") from error
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        content = path.read_bytes()  # safetensors itself opens only paths in UTF-8
+        tensors, end = load(content), 8 + int.from_bytes(content[:8], "little")
+        return tensors, json.loads(json.loads(content[8:end])["__metadata__"][_KEY])
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read ({error.strerror})") from error
+    except (SafetensorError, KeyError, ValueError) as error:
         raise TrainingError(
             f"{path}: not a whole checkpoint of Kitae (truncated or another program's); copy it again, or train again"
         ) from error
