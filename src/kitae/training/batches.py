@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from kitae.errors import DataError
 from kitae.training.distributed import World
 from kitae.training.spec import TrainSpec
+
+_AHEAD = 3  # batches that are made before they are asked for, on a GPU
 
 
 class TrainData(Protocol):
@@ -136,44 +138,28 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _ahead(
     make: Callable[[int], tuple[Tensor, Tensor]], steps: range, device: torch.device, cuda: Any = torch.cuda
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`map(make, steps)`, two batches ahead, in a separate thread and on a separate stream.
+    """`map(make, steps)`, a few batches ahead, in a separate thread and on a separate stream.
 
     Args:
         cuda: has `set_device`, `Stream`, `stream` and `current_stream`.
     """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=2)
-    closed = threading.Event()
-
-    def hand_over(item: Any) -> None:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def produce() -> None:
-        try:
-            cuda.set_device(device)  # a new thread is on the first GPU, where it would take memory from that process
-            stream = cuda.Stream(device)
-            for step in steps:
-                with cuda.stream(stream):
-                    batch = make(step)
-                    done = stream.record_event()
-                hand_over((batch, done))
-                if closed.is_set():
-                    return
-        except BaseException as error:
-            hand_over((error, None))
-
-    threading.Thread(target=produce, daemon=True, name="kitae-batches").start()
+    # A new thread is on the first GPU, where it would take memory from that process.
+    thread = ThreadPoolExecutor(1, "kitae-batches", initializer=cuda.set_device, initargs=(device,))
     try:
+        stream = thread.submit(cuda.Stream, device).result()
+
+        def made(step: int) -> tuple[tuple[Tensor, Tensor], Any]:
+            with cuda.stream(stream):
+                return make(step), stream.record_event()
+
+        left, ahead = iter(steps), deque[Future[Any]]()
         for _ in steps:
-            batch, done = ready.get()
-            if isinstance(batch, BaseException):
-                raise batch
+            ahead.extend(thread.submit(made, step) for step in islice(left, 1 + _AHEAD - len(ahead)))
+            batch, done = ahead.popleft().result()
             current = cuda.current_stream(device)
             current.wait_event(done)
             for tensor in batch:
                 tensor.record_stream(current)
             yield batch
     finally:
-        closed.set()
+        thread.shutdown(wait=False, cancel_futures=True)
