@@ -88,19 +88,18 @@ def constant(*row: float) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     return lambda batch: np.tile(np.float32(row), (len(batch), 1))
 
 
-FAIR, DOUBLE, NAN = constant(0.5, 0.5), constant(1, 1), constant(np.nan, np.nan)
+FAIR, NAN = constant(0.5, 0.5), constant(np.nan, np.nan)
 
 
 @pytest.mark.parametrize(
     ("got", "expected", "count", "words"),
     [
-        (DOUBLE, DOUBLE, 40, "sum to 1"),
         (FAIR, NAN, 40, "the network's own output is not finite"),
-        (NAN, DOUBLE, 40, "not finite"),
+        (NAN, FAIR, 40, "not finite"),
         (NAN, NAN, 0, "no image"),
     ],
 )
-def test_outputs_that_are_no_distribution_are_caught(
+def test_outputs_that_are_not_finite_are_caught(
     got: Any, expected: Any, count: int, words: str, images: NDArray[np.uint8]
 ) -> None:
     refused(ExportError, words, compare, got, expected, images[:count])
@@ -111,7 +110,6 @@ def test_outputs_that_are_no_distribution_are_caught(
     [
         (lambda graph: setattr(graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 2), "batch size is fixed"),
         (lambda graph: graph.node.append(onnx.helper.make_node("RandomNormal", [], ["x"], shape=[1])), "RandomNormal"),
-        (lambda graph: setattr(graph.input[0], "name", "pixels"), "pixels"),
     ],
 )
 def test_the_graph_is_checked(change: Callable[[onnx.GraphProto], object], words: str, proto: onnx.ModelProto) -> None:

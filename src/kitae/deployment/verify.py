@@ -7,7 +7,7 @@ so that a mistake in the exported normalisation is noticed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from torch import nn
 from kitae.errors import ExportError, one_line, require
 from kitae.keyed import uniform
 from kitae.modes import convolutions_in_float32, evaluating
-from kitae.runtime import INPUT, OUTPUT, answers, open_session
+from kitae.runtime import answers, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -97,27 +97,17 @@ def torch_reference(
 
 
 def check_graph(proto: onnx.ModelProto) -> None:
-    """Raise ExportError unless the graph is whole, sound and free of random operations, with a free batch size."""
-    onnx_module = require("onnx")
-    random = sorted({node.op_type for node in _nodes(proto.graph) if node.op_type in RANDOM_OPS})
+    """Raise ExportError unless the graph is sound and free of random operations, with a free batch size."""
+    random = sorted({node.op_type for node in proto.graph.node if node.op_type in RANDOM_OPS})
     if random:
         raise ExportError(
             f"the graph draws random numbers ({', '.join(random)}): export the network in eval mode, its dropout and "
             f"stochastic depth off"
         )
-    external = [item.name for item in proto.graph.initializer if item.data_location == item.EXTERNAL]
-    if external:
-        raise ExportError(f"the weights {external[0]} lie outside the file")
-    inputs = [item.name for item in proto.graph.input]
-    outputs = [item.name for item in proto.graph.output]
-    if inputs != [INPUT] or outputs != [OUTPUT]:
-        raise ExportError(f"the graph takes {inputs} and gives {outputs}, not [{INPUT!r}] and [{OUTPUT!r}]")
-    if proto.graph.input[0].type.tensor_type.elem_type != onnx_module.TensorProto.UINT8:
-        raise ExportError("the graph does not take uint8 images")
     if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise ExportError("the graph's batch size is fixed")
     try:
-        onnx_module.checker.check_model(proto, full_check=True)
+        require("onnx").checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f"the graph is not valid ONNX: {one_line(error, 300)}") from error
 
@@ -138,8 +128,7 @@ def compare(
         How far they are apart; then all outputs of the candidate and of the reference, float32 [M, K].
 
     Raises:
-        ExportError: there is no image, the candidate's outputs are not distributions of the right shape, or an output
-            of the reference is not finite.
+        ExportError: there is no image, an output is not finite, or one of the candidate has another shape.
     """
     if len(images) == 0:
         raise ExportError("there is no image to verify the file with")
@@ -157,8 +146,6 @@ def compare(
         raise ExportError("the network's own output is not finite; train again with a smaller train.optimizer.lr")
     if not np.isfinite(got).all():
         raise ExportError("an output is not finite, though the network's are")
-    if float(np.abs(got.sum(axis=1) - 1.0).max()) > 1e-3:
-        raise ExportError("an output is not a distribution: its probabilities do not sum to 1")
     rows, said, true = np.arange(len(images)), sweep.argmax(axis=1), wanted.argmax(axis=1)
     apart = wanted[rows, true] - wanted[rows, said]  # 0 where the two agree
     parity = Parity(
@@ -284,11 +271,3 @@ def probe_images(shape: tuple[int, int, int], count: int = 64) -> NDArray[np.uin
 def _parse(content: bytes) -> onnx.ModelProto:
     proto: onnx.ModelProto = require("onnx").load_model_from_string(content)
     return proto
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
