@@ -1,22 +1,8 @@
 from __future__ import annotations
 
-import torch.nn.utils.prune
-from torch import nn
-
-from kitae.compression.counting import compressed_bytes, count
+from kitae.compression.counting import compressed_bytes
 from kitae.compression.masks import apply_masks, magnitude_masks
-from tests.compression.tiny_world import TinyNet, kitae_net
-
-
-def test_counting_sees_effective_weights() -> None:
-    net = TinyNet()
-    plain = count(net)
-    torch.nn.utils.prune.l1_unstructured(net.conv1, "weight", amount=0.5)
-    nn.utils.parametrizations.weight_norm(net.point)
-    assert sum(int((p == 0).sum()) for p in net.conv1.parameters()) == 0, "the naive count reads zero"
-    counts = count(net)
-    assert counts.parameters == plain.parameters
-    assert counts.zeros == round(0.5 * net.conv1.weight.numel())
+from tests.compression.tiny_world import kitae_net
 
 
 def test_zeros_are_worth_compressed_bytes() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from kitae.errors import CompressionError
@@ -51,7 +50,7 @@ def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], where:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """A layer's weight, after masks and parametrizations."""
+    """A layer's weight."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
@@ -63,12 +62,8 @@ def width_of(layer: nn.Module) -> int:
 
 
 def count(model: nn.Module) -> Counts:
-    """Count parameters and zero weights, as the forward pass sees them.
-
-    With `torch.nn.utils.prune` or a parametrization, a network's parameters are the unmasked weights; this function
-    counts the masked ones.
-    """
-    total = sum(tensor.numel() for tensor in _effective(model))
+    """Count parameters and zero weights."""
+    total = sum(parameter.numel() for parameter in model.parameters())
     return Counts(total, sum(int((weight_of(layer) == 0).sum()) for layer in prunable_layers(model).values()))
 
 
@@ -76,21 +71,6 @@ def compressed_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers after zlib at its highest level, which shows how much zeros save."""
     packer = zlib.compressobj(9)
     size = 0
-    for tensor in (*_effective(model), *model.buffers()):
+    for tensor in (*model.parameters(), *model.buffers()):
         size += len(packer.compress(tensor.detach().cpu().numpy().tobytes()))
     return size + len(packer.flush())
-
-
-def _effective(model: nn.Module) -> Iterator[Tensor]:
-    """Every parameter once, after masks and parametrizations."""
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        if ".parametrizations" in f".{name}":
-            continue
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield getattr(module, leaf.removesuffix("_orig")) if leaf.endswith("_orig") else parameter
-        if torch.nn.utils.parametrize.is_parametrized(module):
-            for leaf in module.parametrizations:
-                yield getattr(module, leaf)
