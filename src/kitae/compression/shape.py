@@ -6,16 +6,17 @@ A fresh network, `reshape(network, shape)` and its weights rebuild the smaller n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal, get_args
 
-from pydantic import ValidationError
 from torch import nn
 
-from kitae.errors import CompressionError, one_line
+from kitae.errors import CompressionError
 from kitae.spec import Spec
 
-_ATTRIBUTES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features",
-               "num_channels", "num_parameters", "normalized_shape")  # fmt: skip
+Attribute = Literal[
+    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
+    "num_parameters", "normalized_shape",
+]  # fmt: skip
 
 
 class Shape(Spec):
@@ -28,17 +29,8 @@ class Shape(Spec):
     """
 
     tensors: dict[str, tuple[int, ...]]
-    attributes: dict[str, dict[str, int | tuple[int, ...]]]
+    attributes: dict[str, dict[Attribute, int | tuple[int, ...]]]
     kept: dict[str, tuple[int, ...]]
-
-    @classmethod
-    def from_dict(cls, mapping: Any) -> Shape:
-        """The inverse of `model_dump`. Raises CompressionError: the mapping is not a shape."""
-        try:
-            return cls.model_validate(mapping)
-        except ValidationError as error:
-            text = one_line(error)
-            raise CompressionError(f"the recorded shape of the pruned network is damaged ({text})") from error
 
 
 UNCHANGED = Shape(tensors={}, attributes={}, kept={})
@@ -67,8 +59,6 @@ def reshape(fresh: nn.Module, shape: Shape) -> nn.Module:
             modules[owner].register_buffer(leaf, cut, persistent=leaf not in modules[owner]._non_persistent_buffers_set)
     for name, attributes in shape.attributes.items():
         for attribute, value in attributes.items():
-            if name not in modules or attribute not in _ATTRIBUTES or not hasattr(modules[name], attribute):
-                raise CompressionError(f"the recorded shape names {name}.{attribute}, which this network does not have")
             setattr(modules[name], attribute, value)
     return fresh
 
@@ -78,10 +68,10 @@ def difference(original: nn.Module, smaller: nn.Module, kept: Mapping[str, tuple
     before = {**dict(original.named_parameters()), **dict(original.named_buffers())}
     after = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
     tensors = {name: tuple(after[name].shape) for name in before if after[name].shape != before[name].shape}
-    attributes: dict[str, dict[str, int | tuple[int, ...]]] = {}
+    attributes: dict[str, dict[Attribute, int | tuple[int, ...]]] = {}
     now = dict(smaller.named_modules())
     for name, module in original.named_modules():
-        for attribute in _ATTRIBUTES:
+        for attribute in get_args(Attribute):
             value = getattr(now[name], attribute, None)
             if value != getattr(module, attribute, None) and value is not None:
                 plain = tuple(int(n) for n in value) if isinstance(value, tuple | list) else int(value)

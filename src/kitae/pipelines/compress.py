@@ -186,7 +186,7 @@ class CompressionResult:
             recipe = Recipe.model_validate(facts["recipe"])
             rules = PreprocessRules.from_dict(facts["preprocess"])
             model = build_seeded(recipe.model, recipe.train.seed, len(facts["classes"]), rules, free=True)
-            model = reshape(model, Shape.from_dict(facts["shape"]))
+            model = reshape(model, Shape.model_validate(facts["shape"]))
         except MissingExtraError:
             raise
         except (KitaeError, ValueError, TypeError) as error:

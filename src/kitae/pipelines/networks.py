@@ -234,9 +234,9 @@ class Networks:
         """The network of this key: loaded if an earlier search saved it, else trained and saved."""
         file = self.folder / f"{key}.safetensors"
         if file.is_file():
-            with suppress(TrainingError, CompressionError, KeyError, RuntimeError):  # damaged: replaced
+            with suppress(TrainingError, CompressionError, KeyError, ValueError, RuntimeError):  # damaged: replaced
                 weights, facts = load_weights(file)
-                model = build_for(shape := Shape.from_dict(facts["shape"]))
+                model = build_for(shape := Shape.model_validate(facts["shape"]))
                 model.load_state_dict(weights)
                 return Network(0.0, model.to(self.device).eval(), shape, key, masked_error=facts["masked_error"])
         found = train()
