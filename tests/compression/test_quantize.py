@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -201,15 +200,10 @@ def test_the_first_layers_stay_float(graph: onnx.ModelProto, ranges: Ranges, sel
     assert distance(expected, probabilities(kept, selection.images))[0] < 0.01
 
 
-def test_what_cannot_be_quantized_is_named(graph: onnx.ModelProto) -> None:
+def test_a_graph_without_weights_is_refused() -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy")
     bare = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="only")], "g", [x], [y])
     refused(CompressionError, "nothing to quantize", static, helper.make_model(bare), {})
-    foreign = copy.deepcopy(graph)
-    foreign.graph.node.append(
-        helper.make_node("Einsum", [foreign.graph.initializer[0].name], ["z"], name="odd", equation="abcd->ab")
-    )
-    refused(CompressionError, r"Einsum \(odd\)", static, foreign, {})
 
 
 @pytest.mark.parametrize("target", ["any", "vnni"])

@@ -16,7 +16,6 @@ _PASSING = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Ma
                       "GlobalAveragePool", "Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
                       "Resize"})  # fmt: skip
 _CUTTING = frozenset({"Relu", "Clip"})
-_HOLDS_WEIGHTS = frozenset({"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv"})
 
 
 def weighted_nodes(proto: onnx.ModelProto) -> list[str]:
@@ -35,17 +34,12 @@ def quantizable(proto: onnx.ModelProto) -> frozenset[str]:
 def prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     """A copy with inferred shapes, and the nodes from the first weighted one to the last that may be quantized.
 
+    Weights of other operations, such as an LSTM, stay float.
+
     Raises:
-        CompressionError: there is nothing to quantize, or an operation with weights cannot be (it is named).
+        CompressionError: there is nothing to quantize.
     """
     work: onnx.ModelProto = require("onnx").shape_inference.infer_shapes(proto)
-    constants = {item.name for item in work.graph.initializer}
-    for node in work.graph.node:
-        if node.op_type in _HOLDS_WEIGHTS and any(name in constants for name in node.input):
-            raise CompressionError(
-                f"the operation {node.op_type} ({node.name}) holds weights that cannot be quantized; set quantize to "
-                "none"
-            )
     weighted = set(weighted_nodes(work))
     if not weighted:
         raise CompressionError(

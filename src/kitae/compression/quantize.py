@@ -71,7 +71,7 @@ def static(
         per_channel: one scale per output channel, or one for the whole weight.
 
     Raises:
-        CompressionError: there is nothing to quantize, or an operation with weights cannot be (it is named).
+        CompressionError: there is nothing to quantize.
     """
     work, body = prepared(proto)
     first = weighted_nodes(work)[float_layers]
