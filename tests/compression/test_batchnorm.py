@@ -5,9 +5,7 @@ from torch import nn
 
 from kitae.compression.batchnorm import reestimate_batchnorm
 from kitae.compression.channels import remove_channels
-from kitae.errors import CompressionError
 from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy
-from tests.refusals import refused
 
 
 def test_statistics_are_those_of_the_images(train: Data) -> None:
@@ -25,12 +23,11 @@ def test_statistics_are_those_of_the_images(train: Data) -> None:
 
 
 def test_it_recovers_accuracy_after_pruning(trained: nn.Module, train: Data, selection: Data) -> None:
-    pruned = remove_channels(trained, SHAPE, 0.4).model
+    pruned = remove_channels(trained, SHAPE, 0.4, batches=train.batches()).model
     before = accuracy(pruned, selection)
     reestimate_batchnorm(pruned, train.batches())
     assert accuracy(pruned, selection) > before + 0.1
 
 
-def test_without_images_or_norms() -> None:
-    reestimate_batchnorm(nn.Linear(2, 2), list)  # which has none
-    refused(CompressionError, "no training images", reestimate_batchnorm, TinyNet(), list)
+def test_a_network_without_norms() -> None:
+    reestimate_batchnorm(nn.Linear(2, 2), list)

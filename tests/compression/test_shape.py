@@ -8,14 +8,14 @@ from torch import nn
 from kitae.compression.channels import masked_original, remove_channels
 from kitae.compression.shape import Shape, reshape
 from kitae.errors import CompressionError
-from tests.compression.tiny_world import TinyNet, kitae_net
+from tests.compression.tiny_world import TinyNet, kitae_net, noise
 from tests.refusals import refused
 
 
 @pytest.mark.parametrize("name", ["resnet8", "simple_cnn", "resnet9"])
 def test_rebuilt_from_configuration_and_weights(name: str) -> None:
     net = kitae_net(name)
-    result = remove_channels(net, (3, 32, 32), 0.5)
+    result = remove_channels(net, (3, 32, 32), 0.5, batches=noise(3, 32, 32))
     shape = Shape.model_validate_json(result.shape.model_dump_json())
     assert shape == result.shape
     rebuilt = reshape(kitae_net(name), shape)
@@ -33,7 +33,7 @@ def test_rebuilt_from_configuration_and_weights(name: str) -> None:
 
 
 def test_a_shape_of_another_network() -> None:
-    shape = remove_channels(kitae_net("resnet8"), (3, 32, 32), 0.5).shape
+    shape = remove_channels(kitae_net("resnet8"), (3, 32, 32), 0.5, batches=noise(3, 32, 32)).shape
     refused(CompressionError, "does not fit this network", reshape, TinyNet(), shape)
     with pytest.raises(ValidationError, match=r"attributes\.stem\.forward"):
         Shape.model_validate({"tensors": {}, "attributes": {"stem": {"forward": 1}}, "kept": {}})

@@ -70,6 +70,12 @@ class Data:
         return lambda: zip(images.split(size), labels.split(size), strict=True)
 
 
+def noise(*shape: int) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+    """A batch of noise, for networks that are not trained."""
+    images = 2 * torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)) - 1
+    return lambda: [(images, torch.zeros(4, dtype=torch.int64))]
+
+
 def fit(
     model: nn.Module,
     data: Data,

@@ -97,7 +97,8 @@ def test_a_stem_that_is_frozen_stays_frozen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["timm:test_resnet", "timm:resnet10t", "timm:mobilenetv3_small_050"])
 def test_channels_can_be_removed(name: str) -> None:
     model = make(name, features="stages")
-    pruned = remove_channels(model, (3, 64, 64), 0.5)
+    batch = torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64)
+    pruned = remove_channels(model, (3, 64, 64), 0.5, batches=lambda: [batch])
     assert pruned.model.classifier.in_features < model.classifier.in_features  # type: ignore[union-attr, operator]
     assert pruned.masked_error < 1e-4
 

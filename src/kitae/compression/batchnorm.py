@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import CompressionError
 from kitae.modes import evaluating
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -30,7 +29,6 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    seen = 0
     try:
         with evaluating(model), torch.no_grad():
             for norm in norms:
@@ -39,9 +37,6 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> None:
                 norm.training = True
             for images, _ in batches():
                 model(images)
-                seen += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    if seen == 0:
-        raise CompressionError("there are no training images to re-estimate BatchNorm from")

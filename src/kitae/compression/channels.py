@@ -67,11 +67,11 @@ def remove_channels(
     input_shape: tuple[int, int, int],
     ratios: float | Mapping[str, float],
     *,
+    batches: Batches,
     importance: Importance = "group",
     scope: Scope = "layer",
     skip: Sequence[str] = (),
     required: Collection[str] = (),
-    batches: Batches | None = None,
     round_to: int = 1,
     seed: int = 0,
 ) -> Pruned:
@@ -86,6 +86,7 @@ def remove_channels(
         input_shape: (C, H, W) of an image.
         ratios: share of the channels to remove, in [0, 1): one for all layers, or by layer name (others stay whole; of
             coupled layers the one that is named first counts; not with scope `global`).
+        batches: *training* images, for `taylor`, and to compare with the masked original.
         importance: `magnitude` is the L1 norm of the filters that make a channel (Li et al. 2017); `group` the squared
             L2 norm over all weights of all coupled layers that touch it (Fang et al. 2023); `taylor` the change of the
             loss if it were zero, to first order, averaged over the coupled layers, and its square over batches
@@ -94,7 +95,6 @@ def remove_channels(
             leaves each layer at least a tenth, before `round_to`; ratios by name leave it at least one channel.
         skip: layers that keep all their outputs, and with them those coupled to them.
         required: layers that must be able to lose channels: those whose ratio was given by name.
-        batches: *training* images, for `taylor`, and to compare with the masked original (on noise without).
         round_to: layers keep the nearest multiple of it, or of its half, quarter and so on where they have fewer than
             twice as many channels. Engines work on packs of channels, and an incomplete pack costs as much as a full
             one. With ratio 0 all channels stay.
@@ -131,7 +131,7 @@ def remove_channels(
     layers = prunable_layers(model)
     kept = {name: tuple(left) for (output, name), left in survivors.items() if output and name in layers}
     removed, inputs = ({name: tuple(sorted(these)) for name, these in gone[side].items()} for side in (True, False))
-    images = _some_images(model, input_shape, batches)
+    images = next(iter(batches()))[0][:8]
     try:
         error = _distance(masked_original(model, removed, inputs), smaller, images)
     except Exception as failure:
@@ -257,7 +257,7 @@ def _groups(
 
 
 def _scores(
-    model: nn.Module, groups: Sequence[_Group], importance: Importance, batches: Batches | None, seed: int
+    model: nn.Module, groups: Sequence[_Group], importance: Importance, batches: Batches, seed: int
 ) -> list[Tensor]:
     """The importance of each channel of each group: float64 [width], comparable between groups."""
     if importance == "random":
@@ -273,20 +273,18 @@ def _scores(
 
 
 def _loss_changes(
-    model: nn.Module, groups: Sequence[_Group], rank: Callable[[Any], Tensor], batches: Batches | None
+    model: nn.Module, groups: Sequence[_Group], rank: Callable[[Any], Tensor], batches: Batches
 ) -> list[Tensor]:
     """The mean over batches of each channel's squared change of the loss."""
     seen = 0
     sums = [torch.zeros(group.width, dtype=torch.float64) for group in groups]
     with torch.enable_grad():
-        for images, labels in batches() if batches is not None else ():
+        for images, labels in batches():
             model.zero_grad(set_to_none=True)
             nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
             for total, group in zip(sums, groups, strict=True):
                 total += rank(group.coupled).double().cpu().square()
             seen += 1
-    if seen == 0:
-        raise CompressionError("importance taylor needs batches of training images, and there are none")
     return [total / seen for total in sums]
 
 
@@ -320,14 +318,6 @@ def _leave_out(norm: nn.Module, channels: Sequence[int]) -> None:
         return torch.zeros_like(output).index_copy_(axis, kept, smaller(inputs[0].index_select(axis, kept)))
 
     norm.register_forward_hook(only_kept)
-
-
-def _some_images(model: nn.Module, input_shape: tuple[int, int, int], batches: Batches | None) -> Tensor:
-    """A few normalised images [n, C, H, W] to compare networks on."""
-    for images, _ in batches() if batches is not None else ():
-        return images[:8]
-    noise = 2.0 * uniform(0, 0, np.arange(4 * math.prod(input_shape)), 1).reshape(4, *input_shape) - 1.0
-    return torch.from_numpy(noise).to(next(model.parameters()).device, torch.float32)
 
 
 def _distance(original: nn.Module, smaller: nn.Module, images: Tensor) -> float:

@@ -147,7 +147,7 @@ def prune(
         apply_masks(model, masks)
         hold = partial(apply_masks, masks=masks)
     elif ratio:
-        model = remove_channels(model, setup.store.rules.shape, ratio, scope=scope).model
+        model = remove_channels(model, setup.store.rules.shape, ratio, batches=batches, scope=scope).model
     if ratio:
         reestimate_batchnorm(model, batches)
     if epochs:
