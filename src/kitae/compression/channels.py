@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kitae.compression.batchnorm import Batches
-from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of
+from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of, width_of
 from kitae.compression.masks import global_shares, most, ratios_by_layer
 from kitae.compression.shape import Shape, difference
 from kitae.compression.spec import Importance, Scope
@@ -40,7 +40,7 @@ class Pruned:
     """A network whose channels were removed.
 
     Attributes:
-        model: the smaller network, in the mode of the original.
+        model: the smaller network, in eval mode.
         shape: rebuilds it.
         removed: for every layer and norm, the original indices of the output channels that are gone.
         removed_inputs: the same of every layer's inputs.
@@ -82,7 +82,7 @@ def remove_channels(
     `masked_original`, and refused where it computes something else.
 
     Args:
-        model: not changed. Any mode, any device.
+        model: not changed. On any device.
         input_shape: (C, H, W) of an image.
         ratios: share of the channels to remove, in [0, 1): one for all layers, or by layer name (others stay whole; of
             coupled layers the one that is named first counts; not with scope `global`).
@@ -112,24 +112,19 @@ def remove_channels(
     scores = _scores(smaller, groups, importance, batches, seed)
     limit: Callable[[int], int] = most if isinstance(ratios, float | int) else lambda width: width - 1
     numbers = _channels_to_drop(groups, scores, total, limit, round_to)
-    gone: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # outputs, inputs
-    survivors: dict[tuple[bool, str], list[int]] = {}
+    gone: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}  # outputs, inputs
     for group, score, number in zip(groups, scores, numbers, strict=True):
         if number == 0:
             continue
         for name, output, width, positions in group.prune(score.argsort(stable=True)[:number].tolist()):
-            left = survivors.setdefault((output, name), list(range(width)))
-            these = {left[i] for i in positions}
-            gone[output].setdefault(name, []).extend(these)
-            survivors[output, name] = [i for i in left if i not in these]
+            these = gone[output].setdefault(name, set())
+            left = _others(these, width + len(these))
+            these.update(left[i] for i in positions)
     smaller.zero_grad(set_to_none=True)
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for name, parameter in smaller.named_parameters():
-        parameter.requires_grad_(flags[name])
-    for module, original in zip(smaller.modules(), model.modules(), strict=True):
-        module.training = original.training
-    layers = prunable_layers(model)
-    kept = {name: tuple(left) for (output, name), left in survivors.items() if output and name in layers}
+    for parameter, original in zip(smaller.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+    widths = {name: width_of(layer) for name, layer in prunable_layers(model).items()}
+    kept = {name: tuple(_others(these, widths[name])) for name, these in gone[True].items() if name in widths}
     removed, inputs = ({name: tuple(sorted(these)) for name, these in gone[side].items()} for side in (True, False))
     images = next(iter(batches()))[0][:8]
     try:
@@ -146,6 +141,11 @@ def remove_channels(
             f"or skip those layers"
         )
     return Pruned(smaller, difference(model, smaller, kept), removed, inputs, error)
+
+
+def _others(channels: Collection[int], width: int) -> list[int]:
+    """The channels of `width` that are not among these."""
+    return [i for i in range(width) if i not in channels]
 
 
 def masked_original(
@@ -307,7 +307,7 @@ def _channels_to_drop(
 def _leave_out(norm: nn.Module, channels: Sequence[int]) -> None:
     """Let a LayerNorm normalise only the other channels, and output zeros for these."""
     weight = weight_of(norm)
-    kept = torch.tensor([i for i in range(len(weight)) if i not in set(channels)], device=weight.device)
+    kept = torch.tensor(_others(channels, len(weight)), device=weight.device)
     axis = 1 if type(norm).__name__.endswith("2d") else -1  # those of torchvision and timm that take [N, C, H, W]
     smaller = copy.deepcopy(norm)
     for name, parameter in norm.named_parameters(recurse=False):
