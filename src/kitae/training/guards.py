@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +55,27 @@ class SignalFlag:
 
 def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.AbstractContextManager[None]:
     """Turn running out of memory in training, on CPU or GPU, into a one-line error that says what to do."""
-    return _memory_named(lambda: (
-        f"train.batch_size {spec.batch_size}{_kept(checkpoint)}: halve it and double train.accumulate (now "
-        f"{spec.accumulate}); the updates stay the same"
-    ))  # fmt: skip
+    return _memory_named(
+        f"train.batch_size {spec.batch_size}: halve it and double train.accumulate (now {spec.accumulate}); the "
+        "updates stay the same",
+        checkpoint,
+    )
 
 
 def evaluation_memory_named(batch_size: int) -> contextlib.AbstractContextManager[None]:
     """As `memory_named`, for an evaluation, which has its own batch size."""
-    return _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it; only memory use changes")
+    return _memory_named(f"evaluate.batch_size {batch_size}: halve it; only memory use changes")
 
 
 @contextlib.contextmanager
-def _memory_named(where: Callable[[], str]) -> Iterator[None]:
+def _memory_named(where: str, checkpoint: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(f"out of memory at {where()}") from error
+        kept = ", and the last good checkpoint is kept" if checkpoint is not None and checkpoint.exists() else ""
+        raise TrainingError(f"out of memory at {where}{kept}") from error
 
 
 @contextlib.contextmanager
@@ -87,11 +89,6 @@ def compilation_named() -> Iterator[None]:
         if not isinstance(error, TorchDynamoException) or is_out_of_memory(error):
             raise
         raise TrainingError(f"train.compile: torch.compile failed ({one_line(error)}); set it to false") from error
-
-
-def _kept(checkpoint: Path | None) -> str:
-    """The end of an error message, which says whether a checkpoint of the failed training is kept."""
-    return "; the last good checkpoint is kept" if checkpoint is not None and checkpoint.exists() else ""
 
 
 def is_out_of_memory(error: Exception) -> bool:
