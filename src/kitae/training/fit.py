@@ -184,8 +184,7 @@ def fit(
         _note_stop_value(at, scores, spec, -1)
         if tuning.start_row is not None:
             rows.append({"epoch": 0, "step": 0, **tuning.start_row, **fields, "learning_rate": 0.0})
-            _keep_epoch(rows, best_state if last or at.best is not None else None, record, world, watcher)
-            _save(learner, at, None, record)
+            _keep_epoch(learner, at, rows, best_state if last or at.best is not None else None, record, watcher)
     stopped_early, validated = _should_stop(at, spec), -1
     with SignalFlag() as interrupted, memory_named(spec, record.checkpoint), learner:
         while at.epoch < spec.last_epoch and not stopped_early:
@@ -233,17 +232,14 @@ def fit(
             if spec.validated(at.epoch) == at.epoch:
                 better, validated = _validated(learner, source, at, rows, last=last), at.epoch
                 best_state = better or best_state
-            _keep_epoch(rows, better, record, world, watcher)
-            _save(learner, at, None, record)
+            _keep_epoch(learner, at, rows, better, record, watcher)
             if tuning.recut is not None and at.epoch < spec.last_epoch:
                 end = distributed.from_main(tuning.recut(at.epoch) if world.is_main else None, world)
                 if end is not None:
                     spec = learner.spec = spec.model_copy(update={"recut": (*spec.recut, (at.epoch, end))})
                     watcher.on_plan(end)
             stopped_early = _should_stop(at, spec)
-            # After the last epoch of a run there is nothing left to stop. A fold is one of many, and so is a training
-            # without a checkpoint, which is a fine-tuning.
-            more = (at.epoch < spec.last_epoch and not stopped_early) or tuning.one_of_many or record.checkpoint is None
+            more = at.epoch < spec.last_epoch and not stopped_early
             if distributed.any_true(interrupted.name is not None, world) and more:
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
@@ -252,11 +248,12 @@ def fit(
         if cut_short and at.epoch % spec.validate_every and validated != at.epoch:
             better = _validated(learner, source, at, rows, last=last)
             best_state = better or best_state
-            _keep_epoch(rows, better, record, world, watcher)
-            _save(learner, at, None, record)
-            more = tuning.one_of_many or record.checkpoint is None
-            if distributed.any_true(interrupted.name is not None, world) and more:
-                raise _interruption(interrupted, f"after epoch {at.epoch}", record)
+            _keep_epoch(learner, at, rows, better, record, watcher)
+        # After the last epoch of a run there is nothing left to stop. A fold is one of many, and so is a training
+        # without a checkpoint, which is a fine-tuning.
+        more = tuning.one_of_many or record.checkpoint is None
+        if distributed.any_true(interrupted.name is not None, world) and more:
+            raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
     if at.best is None and not last:
         raise TrainingDivergedError(
@@ -388,17 +385,17 @@ def _validated(
 
 
 def _keep_epoch(
-    rows: Sequence[Mapping[str, Any]], best: Mapping[str, Tensor] | None, record: Record, world: World,
-    watcher: Watcher,
+    learner: Learner, at: Progress, rows: Sequence[Mapping[str, Any]], best: Mapping[str, Tensor] | None,
+    record: Record, watcher: Watcher,
 ) -> None:  # fmt: skip
-    """Show and write the last line of metrics, and write the weights if they are the best so far."""
+    """Show and write the last line of metrics, write the weights if they are the best so far, and the checkpoint."""
     watcher.on_epoch(rows[-1])
-    if not world.is_main:
-        return
-    if best is not None and record.best is not None:
-        save_weights(best, record.best)
-    if record.write_rows is not None:
-        record.write_rows(rows)
+    if learner.world.is_main:
+        if best is not None and record.best is not None:
+            save_weights(best, record.best)
+        if record.write_rows is not None:
+            record.write_rows(rows)
+    _save(learner, at, None, record)
 
 
 def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) -> None:
