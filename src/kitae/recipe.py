@@ -24,7 +24,7 @@ from kitae.data.spec import DataSpec
 from kitae.errors import AugmentError, RecipeError, did_you_mean
 from kitae.evaluation.spec import EvaluateSpec
 from kitae.files import one_line_yaml, user_path, write_atomically
-from kitae.folders import SIGNS, kind_of
+from kitae.folders import SIGNS
 from kitae.models.spec import ModelSpec
 from kitae.spec import Spec
 from kitae.training.spec import TrainSpec
@@ -177,12 +177,8 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
         name = str(path_or_name)
         if name in recipes:
             return recipes[name], name
-        if kind_of(path) == "run":
-            raise RecipeError(f"{path}: is a run folder; give its recipe, {path / SIGNS['run']}")
         if os.path.isdir(path):
-            raise RecipeError(
-                f"{path}: is a folder, not a recipe; give a .yaml file, such as that of a run on its images"
-            )
+            raise RecipeError(f"{path}: is a folder, not a recipe; give a .yaml file, such as a run's {SIGNS['run']}")
         raise RecipeError(
             f"no recipe {name!r}{did_you_mean(name, recipes)}: give a .yaml file or one of {', '.join(recipes)}"
         )
