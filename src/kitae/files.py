@@ -14,7 +14,6 @@ from typing import IO, Any
 
 from kitae.errors import DataError, KitaeError, one_line
 
-_MAX_JSON_BYTES = 1_000_000_000
 _READABLE_BYTES = 10_000_000  # above, JSON is written without indentation, or a confusion matrix fills the disk
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CURE = "set data.cache or KITAE_CACHE to a folder"
@@ -128,8 +127,6 @@ def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> d
         KitaeError: of type `error`: it cannot be read, or is damaged.
     """
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise error(f"{path}: larger than {_MAX_JSON_BYTES} bytes, so not a file of Kitae")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem
