@@ -1,4 +1,4 @@
-"""Keyed randomness: published vectors, frozen values, the same bits in Numba, and statistics."""
+"""Keyed randomness: published vectors, frozen values, and the same bits in Numba."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ KNOWN_ANSWERS = [
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
-N = 1 << 16
 
 
 def _digest(array: np.ndarray) -> str:
@@ -147,93 +146,9 @@ def test_the_ends_of_every_range_work() -> None:
         keyed.integers(0, 0, 0, 0, high=2**31 + 1)
 
 
-# Statistics. The keys are fixed, so these either always pass or always fail: the thresholds are generous.
-
-
-@pytest.mark.parametrize("word", range(4))
-def test_uniforms_are_uniform(word: int) -> None:
-    sample = keyed.uniforms(11, 0, np.arange(N), 1)[:, word]
-    assert 0 <= sample.min() < 1e-3
-    assert 1 - 1e-3 < sample.max() < 1
-    assert stats.kstest(sample, "uniform").pvalue > 1e-3
-    assert stats.chisquare(np.bincount((sample * 256).astype(int), minlength=256)).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("vary", ["seed", "epoch", "index", "slot"])
-def test_uniform_along_every_part_of_the_key(vary: str) -> None:
-    """Counting along the seed, epoch, index or slot gives uniforms, pairs included."""
-    sample = _along(vary, N)
-    assert stats.kstest(sample, "uniform").pvalue > 1e-3
-    cells = (sample[:-1:2] * 16).astype(int) * 16 + (sample[1::2] * 16).astype(int)
-    assert stats.chisquare(np.bincount(cells, minlength=256)).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("vary", ["seed", "epoch", "index", "slot"])
-@pytest.mark.parametrize("lag", [1, 2, 64, 128])
-def test_neighbouring_keys_are_not_correlated(vary: str, lag: int) -> None:
-    sample = _along(vary, N) - 0.5
-    assert abs(np.corrcoef(sample[:-lag], sample[lag:])[0, 1]) < 5 / np.sqrt(N)
-
-
-@pytest.mark.parametrize("vary", ["seed", "epoch", "index", "slot"])
-def test_one_changed_bit_of_the_key_changes_half_of_the_output(vary: str) -> None:
-    bits = {"seed": 64, "epoch": 32, "index": 63, "slot": 32}[vary]
-    key = {"seed": 12345, "epoch": 3, "index": 777, "slot": 70}
-    before = keyed.words(**key)
-    flipped = []
-    for bit in range(bits):
-        after = keyed.words(**{**key, vary: key[vary] ^ (1 << bit)})
-        flipped.append(sum(bin(int(a) ^ int(b)).count("1") for a, b in zip(before, after, strict=True)))
-    assert min(flipped) > 35
-    assert max(flipped) < 93
-    assert abs(np.mean(flipped) - 64) < 5 * np.sqrt(32) / np.sqrt(bits)
-
-
-def test_the_four_words_and_neighbouring_seeds_are_independent_streams() -> None:
-    index = np.arange(N)
-    streams = np.concatenate([keyed.uniforms(seed, 0, index, 1) for seed in (0, 1, 2, 2**32)], axis=1).T
-    correlation = np.corrcoef(streams) - np.eye(len(streams))
-    assert np.abs(correlation).max() < 5 / np.sqrt(N)
-
-
-def test_no_two_keys_share_a_word_pair() -> None:
-    keys = [
-        keyed.sort_keys(seed, epoch, np.arange(2000), slot) for seed in (0, 1) for epoch in (0, 1) for slot in (1, 2)
-    ]
-    assert len(np.unique(np.concatenate(keys))) == 8 * 2000
-
-
-def _along(vary: str, count: int) -> np.ndarray:
-    """The first uniform of `count` keys that differ by counting in one part."""
-    if vary == "seed":  # `words` takes one seed; the key of the hash may be an array
-        counter = (np.uint64(word) for word in (9, 0, 4, 70))
-        return keyed.philox(*counter, np.arange(count, dtype=np.uint64), np.uint64(0))[0] * 2.0**-32
-    key = {"epoch": 4, "index": 9, "slot": 70, vary: np.arange(count)}
-    return keyed.uniform(5, key["epoch"], key["index"], key["slot"])
-
-
-@pytest.mark.parametrize("high", [1, 2, 3, 10, 1000])
-def test_integers_are_uniform_in_range(high: int) -> None:
-    sample = keyed.integers(3, 1, np.arange(N), 2, high=high)
-    assert sample.dtype == np.int64
-    counts = np.bincount(sample, minlength=high)
-    assert len(counts) == high
-    if high > 1:
-        assert stats.chisquare(counts).pvalue > 1e-3
-
-
 def test_integers_take_a_bound_each() -> None:
     high = np.arange(1, 1001)
     assert (keyed.integers(0, 0, np.arange(1000), 0, high=high) < high).all()
-
-
-def test_normals_are_normal() -> None:
-    sample = keyed.normals(2, 0, np.arange(N), 1)
-    assert stats.kstest(sample.ravel(), "norm").pvalue > 1e-3
-    assert abs(sample.mean()) < 5 / np.sqrt(sample.size)
-    assert abs(sample.var() - 1) < 5 * np.sqrt(2 / sample.size)
-    assert np.abs(sample).max() < 6.4
-    assert np.abs(np.corrcoef(sample.T) - np.eye(4)).max() < 5 / np.sqrt(N)
 
 
 def test_normal_quantile_agrees_with_scipy() -> None:
@@ -268,13 +183,6 @@ def test_permutations_differ_by_seed_epoch_and_slot_and_repeat() -> None:
 def test_a_longer_permutation_keeps_the_order_of_a_shorter_one() -> None:
     longer = keyed.permutation(3, 1, 1000)
     assert (longer[longer < 600] == keyed.permutation(3, 1, 600)).all()
-
-
-def test_every_place_of_a_permutation_is_equally_likely() -> None:
-    counts = np.zeros((6, 6), int)
-    for epoch in range(6000):
-        counts[np.arange(6), keyed.permutation(0, epoch, 6)] += 1
-    assert stats.chisquare(counts.ravel()).pvalue > 1e-3
 
 
 def test_slots_do_not_collide() -> None:
