@@ -18,7 +18,7 @@ from kitae.evaluation.evaluate import Gather, predict_logits
 from kitae.evaluation.spec import Tta
 from kitae.modes import torch_defaults
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
-from kitae.runtime import Predictions
+from kitae.runtime import Predictions, checked_batch
 from kitae.training.guards import evaluation_memory_named
 
 
@@ -96,7 +96,7 @@ class Predictor:
         several: list[ImageLike] | NDArray[Any]
         paths: tuple[str, ...]
         if isinstance(images, np.ndarray) and images.ndim == 4:
-            several, fetch, paths = images, self._checked(images).__getitem__, ()
+            several, fetch, paths = images, checked_batch(images, self.rules.shape, DataError).__getitem__, ()
         else:
             several = one_or_several(images)
             fetch, paths = partial(self._prepared, several), paths_of(several)
@@ -108,15 +108,6 @@ class Predictor:
         )
         shares = probabilities(logits, self.temperature).astype(np.float32)
         return Predictions(logits.argmax(axis=1), shares, self.classes, paths)
-
-    def _checked(self, batch: NDArray[Any]) -> NDArray[np.uint8]:
-        if batch.dtype != np.uint8 or batch.shape[1:] != self.rules.shape:
-            wanted = ", ".join(map(str, self.rules.shape))
-            raise DataError(
-                f"a batch for this model must be uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; give "
-                "images of other sizes as a list"
-            )
-        return batch
 
     def _prepared(self, images: list[ImageLike], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         return np.stack([load(images[row], self.rules, f"image {row}") for row in rows])

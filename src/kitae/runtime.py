@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import console, views
-from kitae.errors import DataError, ExportError, one_line, require
+from kitae.errors import DataError, ExportError, KitaeError, one_line, require
 from kitae.files import user_path
 from kitae.machine import cpuinfo
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
@@ -192,22 +192,26 @@ class Model:
         Raises:
             ExportError: the batch has another dtype or shape.
         """
-        if not isinstance(batch, np.ndarray):
-            raise ExportError(f"a batch must be a NumPy array, not {type(batch).__name__}")
-        if batch.dtype != np.uint8:
-            raise ExportError(f"a batch must be uint8 with values 0 to 255, not {batch.dtype}")
-        if batch.ndim != 4 or batch.shape[1:] != self.input_shape:
-            wanted = ", ".join(str(n) for n in self.input_shape)
-            raise ExportError(
-                f"a batch for this model is [N, {wanted}], not {list(batch.shape)}; single images of any size, "
-                f"[H, W] or [H, W, C], are resized"
-            )
+        batch = checked_batch(batch, self.input_shape, ExportError)
         return answers(self.session, [batch]) if len(batch) else np.empty((0, len(self.classes)), np.float32)
 
     def _batches(self, images: Sequence[Any], batch_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             yield np.stack([load(image, self.rules, f"image {start + k}") for k, image in enumerate(chunk)])
+
+
+def checked_batch(batch: NDArray[Any], shape: tuple[int, int, int], error: type[KitaeError]) -> NDArray[np.uint8]:
+    """The batch. Raises `error` unless it is a uint8 array [N, C, H, W] with this (C, H, W)."""
+    if not isinstance(batch, np.ndarray):
+        raise error(f"a batch must be a NumPy array, not {type(batch).__name__}")
+    if batch.dtype != np.uint8 or batch.shape[1:] != shape:
+        wanted = ", ".join(map(str, shape))
+        raise error(
+            f"a batch for this model must be uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; give images "
+            "of other sizes as a list"
+        )
+    return batch
 
 
 def open_session(
