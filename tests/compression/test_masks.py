@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from kitae.compression.counting import count, prunable_layers
 from kitae.compression.masks import Gradual, apply_masks, cubic, magnitude_masks
-from kitae.errors import CompressionError
 from tests.compression.tiny_world import Data, TinyNet, fit, kitae_net
-from tests.refusals import refused
 
 
 def test_the_arithmetic_of_the_specification() -> None:
@@ -115,16 +113,3 @@ def test_gradual_pruning_holds_what_was_dropped_before(trained: nn.Module, train
 
     fit(trained, train, 2, after_step=after_step)
     assert not any(revived)
-
-
-@pytest.mark.parametrize(
-    ("ratios", "options", "message"),
-    [
-        ({"nowhere": 0.5}, {}, "no layer 'nowhere'"),
-        ({"conv1": 1.0}, {}, r"in \[0, 1\), not 1.0"),
-        (-0.1, {}, r"in \[0, 1\)"),
-        (0.5, {"skip": ["nope"]}, "no layer 'nope'"),
-    ],
-)
-def test_what_cannot_be_done_is_said(ratios: object, options: dict[str, object], message: str) -> None:
-    refused(CompressionError, message, magnitude_masks, TinyNet(), ratios, **options)

@@ -41,7 +41,7 @@ def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
 
 
-def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], where: str = "") -> None:
+def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], where: str) -> None:
     """Raise CompressionError for the first of `names` that is not a prunable layer; the message begins with `where`."""
     for name in names:
         if name not in layers:

@@ -14,9 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.counting import prunable_layers, require_layers, weight_of
+from kitae.compression.counting import prunable_layers, weight_of
 from kitae.compression.spec import Scope
-from kitae.errors import CompressionError
 
 Masks = dict[str, Tensor]
 
@@ -39,9 +38,6 @@ def magnitude_masks(
     Returns:
         bool tensors in the weights' shapes by layer name; True stays. Exactly round(ratio * weights) are False, in each
         layer or, with `global`, in all of them together (unless that tenth prevents it).
-
-    Raises:
-        CompressionError: a layer that does not exist, or a ratio outside [0, 1).
     """
     chosen = ratios_by_layer(model, ratios, skip)
     layers = prunable_layers(model)
@@ -109,13 +105,8 @@ class Gradual:
 
 
 def ratios_by_layer(model: nn.Module, ratios: float | Mapping[str, float], skip: Sequence[str]) -> dict[str, float]:
-    """The ratio of each layer that is pruned. Raises CompressionError: no such layer, or a ratio outside [0, 1)."""
-    layers = prunable_layers(model)
-    named = dict.fromkeys(layers, float(ratios)) if isinstance(ratios, float | int) else dict(ratios)
-    require_layers(layers, (*named, *skip))
-    for name, ratio in named.items():
-        if not 0 <= ratio < 1:
-            raise CompressionError(f"a pruning ratio must be in [0, 1), not {ratio} ({name})")
+    """The ratio of each layer that is pruned."""
+    named = dict.fromkeys(prunable_layers(model), ratios) if isinstance(ratios, float | int) else ratios
     return {name: ratio for name, ratio in named.items() if name not in skip}
 
 
