@@ -101,7 +101,7 @@ def grouped() -> nn.Module:
     ("model", "options", "words"),
     [
         (flat, {}, "no layer of this network can lose"),
-        (Cuts, {}, "cuts or reshapes channels in its own code"),
+        (Cuts, {}, r"in their place \(.*\): it mixes channels in its own code"),
         (partial(Gated, mixes=True), {}, "something else than with zeros in their place"),
         (grouped, {"required": ["4", "0"]}, "layer_ratios: '0' cannot lose channels"),
         # coupled to a skipped one

@@ -101,8 +101,8 @@ def remove_channels(
         seed: of `random`.
 
     Raises:
-        CompressionError: wrong ratios or names, a required layer that cannot lose channels, the layers' coupling
-            cannot be found, or without the channels the network computes something else than with zeros in their place.
+        CompressionError: a required layer cannot lose channels, the layers' coupling cannot be found, or without the
+            channels the network computes something else than with zeros in their place.
     """
     chosen = ratios_by_layer(model, ratios, skip)
     total = cast(float, ratios) if scope == "global" else None
@@ -129,16 +129,13 @@ def remove_channels(
     images = next(iter(batches()))[0][:8]
     try:
         error = _distance(masked_original(model, removed, inputs), smaller, images)
-    except Exception as failure:
-        raise CompressionError(
-            f"the network does not run with channels removed ({one_line(failure)}): it cuts or reshapes channels in "
-            f"its own code; prune it unstructured, or skip those layers"
-        ) from failure
+        why = f"an output is off by {error:.1g} of the largest"
+    except Exception as failure:  # it cuts or reshapes channels
+        error, why = math.inf, one_line(failure)
     if not error <= _MASKED_ERROR:
         raise CompressionError(
-            f"without the removed channels the network computes something else than with zeros in their place (an "
-            f"output is off by {error:.1g} of the largest): it mixes channels in its own code; prune it unstructured, "
-            f"or skip those layers"
+            f"without the removed channels the network computes something else than with zeros in their place ({why}): "
+            "it mixes channels in its own code; prune it unstructured, or skip those layers"
         )
     return Pruned(smaller, difference(model, smaller, kept), removed, inputs, error)
 
