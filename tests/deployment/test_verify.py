@@ -92,17 +92,11 @@ FAIR, NAN = constant(0.5, 0.5), constant(np.nan, np.nan)
 
 
 @pytest.mark.parametrize(
-    ("got", "expected", "count", "words"),
-    [
-        (FAIR, NAN, 40, "the network's own output is not finite"),
-        (NAN, FAIR, 40, "not finite"),
-        (NAN, NAN, 0, "no image"),
-    ],
+    ("got", "expected", "words"),
+    [(FAIR, NAN, "the network's own output is not finite"), (NAN, FAIR, "an output is not finite")],
 )
-def test_outputs_that_are_not_finite_are_caught(
-    got: Any, expected: Any, count: int, words: str, images: NDArray[np.uint8]
-) -> None:
-    refused(ExportError, words, compare, got, expected, images[:count])
+def test_outputs_that_are_not_finite_are_caught(got: Any, expected: Any, words: str, images: NDArray[np.uint8]) -> None:
+    refused(ExportError, words, compare, got, expected, images)
 
 
 @pytest.mark.parametrize(

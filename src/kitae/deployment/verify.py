@@ -122,17 +122,15 @@ def compare(
 
     Args:
         candidate, reference: uint8 [N, C, H, W] -> probabilities [N, K].
-        images: uint8 [N, C, H, W]; N should be at least the largest batch size, larger ones are skipped.
+        images: uint8 [N, C, H, W], one or more; batch sizes above N are skipped.
 
     Returns:
         How far they are apart; then all outputs of the candidate and of the reference, float32 [M, K].
 
     Raises:
-        ExportError: there is no image, an output is not finite, or one of the candidate has another shape.
+        ExportError: an output is not finite, or one of the candidate has another shape.
     """
-    if len(images) == 0:
-        raise ExportError("there is no image to verify the file with")
-    sizes = tuple(size for size in batch_sizes if size <= len(images)) or (len(images),)
+    sizes = tuple(size for size in batch_sizes if size <= len(images))
     chunks = [images[start : start + max(sizes)] for start in range(0, len(images), max(sizes))]
     wanted = np.concatenate([reference(chunk) for chunk in chunks])
     trials = [candidate(images[:size]) for size in sizes]
