@@ -7,6 +7,7 @@ any is refused. Names that start with a dot are ignored (the lock, temporary fil
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import shutil
@@ -74,8 +75,6 @@ class Owned:
         Raises:
             KitaeError: of type `error`; it names what is in the way.
         """
-        if folder.exists() and not folder.is_dir():
-            raise self.error(f"{folder}: is a file, not a folder; choose another --out")
         if problem := unwritable(folder / self.first):  # a folder that exists, or the last one above it that does
             raise self.error(f"{folder}: {problem}; choose another --out")
         signs = (self.first, self.last or self.first)
@@ -251,11 +250,8 @@ def default_folder(name: str, *, new: bool = True) -> Path:
     base = Path(RUNS) / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     if not new or not base.exists():
         return base
-    for number in range(2, 10_000):
-        folder = base.with_name(f"{base.name}-{number}")
-        if not folder.exists():
-            return folder
-    raise KitaeError(f"{base}: too many runs of this name; give --out")
+    others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in others if not folder.exists())
 
 
 def kind_of(folder: str | Path) -> Kind | None:
