@@ -23,10 +23,7 @@ from kitae.files import write_atomically
 
 _KEY = "kitae"
 
-# Increased when the same recipe and seed train differently. Version 1 trained on a short last batch, with a full step.
-# Version 2 had other gradients of depthwise convolutions in bfloat16, weighed smoothed targets by every class, and drew
-# many shards in another order. Version 3 had other groups of parameters for a network that names those without weight
-# decay, fixes some itself, or has biases of attention; the optimizer's state would be loaded into the wrong ones.
+# Increased when the same recipe and seed train differently, or the optimizer's groups of parameters are others.
 LOOP = 4
 
 
