@@ -113,10 +113,6 @@ def stop_and_go_on(world: World, out: Path) -> None:
         save_weights(model.state_dict(), out / f"{name}-{world.rank}.safetensors")
 
 
-def test_values_of_the_main_process_when_alone() -> None:
-    assert distributed.from_main("here", WORLD) == "here"
-
-
 def test_rows_are_gathered_once_each_when_alone() -> None:
     rows = np.array([2, 0, 1])
     whole = gather_rows(np.array([[2.0], [0.0], [1.0]], np.float32), rows, 3, WORLD)

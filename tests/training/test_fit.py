@@ -108,24 +108,6 @@ def test_epochs_of_several_passes_resume_bit_exactly(toy: dict[str, Any], tmp_pa
     assert same(whole.state_dict(), model.state_dict())
 
 
-def test_a_rest_of_two_moves_nothing(toy: dict[str, Any]) -> None:
-    """The weights after an epoch are those of the full batches alone, on the same samples."""
-    whole, rest = toy_net(), toy_net()
-    data = ToyData(66)
-    kept = data.order(0, 0)[:64]
-
-    class Kept(ToyData):
-        def __len__(self) -> int:
-            return 64
-
-        def order(self, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-            return kept
-
-    fit(rest, spec=spec(epochs=1), **{**toy, "data": data})
-    fit(whole, spec=spec(epochs=1), **{**toy, "data": Kept(66)})
-    assert same(whole.state_dict(), rest.state_dict())
-
-
 def test_a_checkpoint_of_an_earlier_loop_is_refused(toy: dict[str, Any], tmp_path: Path) -> None:
     files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
     fit(toy_net(), spec=spec(epochs=1), **files, **toy)
@@ -560,7 +542,6 @@ except RuntimeError as error:
     assert (done.returncode, done.stdout) == ((0, f"{why}\n") if outlived else (-signal.SIGTERM, "")), done.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="where a program inherits its parent's peak")
 def test_a_handler_from_outside_of_python_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python names that of a program around it, such as R, None, and cannot set it again."""
 
@@ -574,6 +555,7 @@ def test_a_handler_from_outside_of_python_is_left_in_place(monkeypatch: pytest.M
         assert flag.name is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where a program inherits its parent's peak")
 def test_peak_memory_is_of_this_program_not_of_the_one_that_started_it() -> None:
     hoard = np.ones(10**9, np.uint8)
     code = (
@@ -592,13 +574,3 @@ def test_another_error_of_torch_is_not_about_memory(toy: dict[str, Any]) -> None
 
     with pytest.raises(RuntimeError, match="multiplied"):
         fit(Wrong(1, 2), spec=spec(batch_size=16), **toy)
-
-
-def test_smoothing_and_weights_reach_the_loss(toy: dict[str, Any]) -> None:
-    plain = fit(toy_net(), spec=spec(epochs=1), **toy).rows[0]["train_loss"]
-    smooth = fit(toy_net(), spec=spec(epochs=1, label_smoothing=0.3), **toy).rows[0]["train_loss"]
-    weighted = fit(toy_net(), spec=spec(epochs=1), class_weights=np.array([2.0, 2.0], np.float32), **toy).rows[0][
-        "train_loss"
-    ]
-    assert smooth != plain
-    assert weighted > 1.3 * plain
