@@ -156,26 +156,23 @@ def compare(
     return parity, got, expected
 
 
-def verify_float(
-    content: bytes, reference: Reference, images: NDArray[np.uint8], exact: Callable[[], Reference] | None = None
-) -> Parity:
+def verify_float(content: bytes, reference: Callable[..., Reference], images: NDArray[np.uint8]) -> Parity:
     """Accept a float file if it computes what the reference computes, at every batch size.
 
     Args:
-        reference: the network in PyTorch, as `torch_reference`.
-        images: uint8 [N, C, H, W], real ones if there are any.
-        exact: makes the reference in float64. It is used only where the two differ by more than is usual, to tell
+        reference: `torch_reference` of the network. Where the two differ by more than is usual, its `double` tells
             rounding, which PyTorch has too, from a mistake.
+        images: uint8 [N, C, H, W], real ones if there are any.
 
     Raises:
         ExportError: the graph is unsound, or a probability differs by more than rounding can.
     """
     check_graph(_parse(content))
     candidate = file_reference(content)
-    parity, got, expected = compare(candidate, reference, images)
+    parity, got, expected = compare(candidate, reference(), images)
     excess = np.abs(got - expected) - (ABSOLUTE + RELATIVE * expected)
-    if float(excess.max()) > 0 and exact is not None:
-        _, _, truth = compare(candidate, exact(), images)
+    if float(excess.max()) > 0:
+        _, _, truth = compare(candidate, reference(double=True), images)
         rounding = _TIMES_OWN_ROUNDING * float(np.abs(expected - truth).max())
         excess = np.abs(got - truth) - (ABSOLUTE + RELATIVE * truth + rounding)
     if float(excess.max()) > 0:

@@ -318,7 +318,7 @@ class Bench:
 
     def _verify_float(self, content: bytes, model: nn.Module, about: Card) -> Parity:
         reference = partial(torch_reference, model, about.mean, about.std, about.temperature)
-        return verify_float(content, reference(), self.images, partial(reference, double=True))
+        return verify_float(content, reference, self.images)
 
     def _file(
         self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, *, method: str = "",
