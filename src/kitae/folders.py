@@ -273,10 +273,9 @@ def known_kind(folder: str | Path) -> Kind:
 
 def why_not(folder: str | Path, *kinds: Kind) -> str:
     """Why a path is not a folder of these kinds, in words."""
-    *names, last = (SIGNS[kind] for kind in kinds)
     if os.path.isdir(folder):
         other = kind_of(folder)
-        needed = f"{', '.join(names)} or {last}" if names else last
+        needed = " or ".join(SIGNS[kind] for kind in kinds)
         return f"it has no {needed}" if other is None else f"it is the folder of a {other}"
     if not os.path.isfile(folder):
         return "there is no such folder"
