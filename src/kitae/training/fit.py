@@ -428,10 +428,9 @@ def _resumed(learner: Learner, record: Record, watcher: Watcher) -> Progress | N
 
 def _kept_state(judged: nn.Module, at: Progress, record: Record) -> dict[str, Tensor]:
     """The best weights so far: from the file after a resume, else the initial weights."""
-    state = judged.state_dict()
     if record.resume and at.best is not None and record.best is not None:
-        return {name: tensor.to(state[name].device) for name, tensor in load_weights(record.best)[0].items()}
-    return {name: tensor.clone() for name, tensor in state.items()}
+        return load_weights(record.best)[0]
+    return {name: tensor.clone() for name, tensor in judged.state_dict().items()}
 
 
 def _interruption(flag: SignalFlag, where: str, record: Record) -> TrainingInterruptedError:
