@@ -106,10 +106,12 @@ def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) 
     table, store = run.predictions(), run.open_store()
     hits = [row["label"] == row["predicted"] for row in table.to_pylist()]
     order = [list(store.names).index(name) for name in table["name"].to_pylist()]
-    assert found["accuracy_interval"] == intervals.accuracy(hits, store.groups_of(np.array(order)))["accuracy_interval"]
+    member = store.groups_of(np.array(order))
+    assert member is not None
+    assert table["group"].to_pylist() == member.tolist()
+    assert found["accuracy_interval"] == intervals.accuracy(hits, member)["accuracy_interval"]
     assert found["intervals"]["covers"].startswith("the choice of 6 groups; the 3 folds' models are held fixed")
     assert found["intervals"]["accuracy"] == "Wilson, by groups"
-    assert run.predictions()["group"].to_pylist() == (store.groups_of(np.array(order)) or []).tolist()
     fold = Run.open(run.fold(1))
     assert fold.evaluation()["test"]["intervals"]["covers"].startswith("the choice of 2 groups; the trained model")
     again, before = fold.evaluate("val"), fold.evaluation()["val"]
