@@ -393,8 +393,18 @@ def test_unlike_test_images_cannot_be_covered() -> None:
     table = runs(made, {"v0": 0, "v1": 1.0}, 0.2, rng)
     correct = {(v, s): Judged(rng.random(500 if v == "v0" else 400) < 0.7) for v in ("v0", "v1") for s in SEEDS}
     refused(KitaeError, r"cover: .*400 and 500", analyse, table, made, METRIC, correct)
-    one = {(v, s): Judged(rng.random(500) < 0.7, np.zeros(500, int)) for v in ("v0", "v1") for s in SEEDS}
-    refused(KitaeError, "cover: a single group of test", analyse, table, made, METRIC, one)
+
+
+def test_a_single_group_of_test_images_gives_no_interval() -> None:
+    made = design("compare", 1)
+    rng = np.random.default_rng(23)
+    table = runs(made, {"v0": 0, "v1": 1.0}, 0.2, rng)
+    correct = {(v, s): Judged(rng.random(500) < 0.7, np.zeros(500, int)) for v in ("v0", "v1") for s in SEEDS}
+    (effect,) = analyse(table, made, METRIC, correct).effects
+    assert effect.estimate == analyse(table, made, METRIC).effects[0].estimate
+    assert not effect.bounded
+    assert not effect.shown
+    assert "without an interval" in sentence(effect, 3)
 
 
 @pytest.mark.parametrize(
@@ -453,6 +463,13 @@ def test_the_part_of_groups_is_that_of_patients_who_differ() -> None:
     assert found == pytest.approx(expected, rel=0.15)
     assert df == patients - 1
     assert image_variance(a, b)[0] < 0.2 * expected, "taken as independent"
+
+
+def test_what_a_seed_changes_in_all_groups_alike_is_no_part_of_the_groups() -> None:
+    gains = [[10 + 10 * group + 20 * seed for group in range(4)] for seed in range(3)]  # images of 100 in each group
+    plus = np.array([[place < gain for gain in row for place in range(100)] for row in gains])
+    expected = float(np.var([10, 20, 30, 40], ddof=1)) / 4
+    assert image_variance(plus, np.zeros_like(plus), np.repeat(np.arange(4), 100)) == (pytest.approx(expected), 3)
 
 
 def test_covering_images_widens_the_interval_and_says_so() -> None:

@@ -393,21 +393,23 @@ def image_variance(
 ) -> tuple[float, int]:
     """Variance of the mean difference in accuracy, in points squared, that comes from which test images were drawn.
 
-    The difference of each image is averaged over seeds. Its variance in excess of the seeds' share is the images' own
-    (a one-way random-effects decomposition), at least 0. Groups are drawn as a whole, so with them the same is done
-    with the sums over each group of the deviations from the mean (as a mean over clusters is linearised in surveys).
+    How far each image's difference is from the run's mean is averaged over seeds. Its variance in excess of the seeds'
+    share is the images' own (a two-way random-effects decomposition), at least 0. Groups are drawn as a whole, so with
+    them the same is done with the sums over each group (as a mean over clusters is linearised in surveys).
 
     Args:
         plus, minus: bool [seeds, images], which images each run of the two variants got right.
         groups: int [images], equal for images of one group; None takes all images as independent.
 
     Returns:
-        The variance, and its degrees of freedom; NaN and 0 for a single image or group.
+        The variance, and its degrees of freedom; NaN and 0 for a single image or group, which does not show how others
+        differ.
     """
     difference = 100.0 * (plus.astype(np.float64) - minus.astype(np.float64))
+    difference -= difference.mean(axis=1, keepdims=True)  # what a seed changes on all images is the seeds' part
     if groups is not None:
         member = np.unique(groups, return_inverse=True)[1]
-        sums = np.stack([np.bincount(member, apart) for apart in difference - difference.mean()])
+        sums = np.stack([np.bincount(member, apart) for apart in difference])
         difference = sums * (sums.shape[1] / len(member))  # whose mean over groups is that over images
     seeds, drawn = difference.shape
     if drawn < 2:
@@ -431,11 +433,7 @@ def _with_images(raw: Effect, pair: Contrast, seeds: NDArray[Any], correct: Mapp
             f"({' and '.join(str(count) for count in counts)}), which cannot be paired; use cover: seeds"
         )
     groups = next((one.groups for side in judged for one in side if one.groups is not None), None)
-    variance, df_images = image_variance(*map(np.stack, right), groups)
-    if not df_images:
-        what = "group" if counts[0] > 1 else "image"
-        raise KitaeError(f"cover: a single {what} of test does not show how others differ; use cover: seeds")
-    parts = (raw.standard_error**2, raw.df), (variance, df_images)
+    parts = (raw.standard_error**2, raw.df), image_variance(*map(np.stack, right), groups)
     total = sum(value for value, _ in parts)
     df = welch(*parts) if total > 0 else raw.df
     covers = "seeds and test images" if groups is None else "seeds and groups of test images"
