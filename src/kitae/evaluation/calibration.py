@@ -9,48 +9,31 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kitae import keyed
-from kitae.errors import DataError, TrainingError
+from kitae.errors import TrainingError
 from kitae.evaluation import intervals
 
 BINS = 15
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 
-def check_logits(logits: ArrayLike, labels: ArrayLike | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Logits as float32 [N, K] (N >= 1, K >= 2, finite) and labels as int64 [N] in [0, K) (empty where none are given).
+def check_logits(logits: ArrayLike) -> NDArray[np.float32]:
+    """Logits [N, K] as float32.
 
     Raises:
-        DataError: shapes or labels are wrong, or there is no image.
         TrainingError: a logit is not finite.
     """
     values = np.asarray(logits, dtype=np.float32)
-    if values.ndim != 2 or values.shape[1] < 2:
-        raise DataError(f"logits must be [N, K] with at least 2 classes, not {list(values.shape)}")
-    if len(values) == 0:
-        raise DataError("there are no images to evaluate; the split is empty")
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise TrainingError(
             f"the model's outputs are not finite for {int(bad.sum())} of {len(values)} images (first: position "
             f"{int(bad.argmax())}); training diverged or fp16 overflowed: try a lower learning rate, bf16 or fp32"
         )
-    if labels is None:
-        return values, np.empty(0, dtype=np.int64)
-    truth = np.asarray(labels)
-    if truth.dtype.kind not in "iu" or truth.shape != values.shape[:1]:
-        raise DataError(f"labels must be integers [{len(values)}], not {truth.dtype} {list(truth.shape)}")
-    if truth.min() < 0 or truth.max() >= values.shape[1]:
-        raise DataError(
-            f"labels must be in [0, {values.shape[1]}), but go from {truth.min()} to {truth.max()}; the model has "
-            f"{values.shape[1]} classes"
-        )
-    return values, truth.astype(np.int64)
+    return values
 
 
 def log_probabilities(logits: ArrayLike, temperature: float = 1.0) -> NDArray[np.float64]:
     """log softmax(logits / temperature): float64 [N, K]. In float64, so that dividing makes no ties."""
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be positive, not {temperature}")
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     shifted = scaled - scaled.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
@@ -77,14 +60,13 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         labels: int [N].
 
     Raises:
-        DataError, TrainingError: as `check_logits`.
+        TrainingError: a logit is not finite.
     """
     from scipy.optimize import minimize_scalar
 
-    values, truth = check_logits(logits, labels)
-    exact = values.astype(np.float64)
+    exact, truth = check_logits(logits).astype(np.float64), np.asarray(labels)
     rows = np.arange(len(truth))
-    if (values.argmax(axis=1) == truth).all():
+    if (exact.argmax(axis=1) == truth).all():
         return 1.0
 
     def loss(log_temperature: float) -> float:

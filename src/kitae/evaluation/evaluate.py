@@ -85,8 +85,7 @@ def predict_logits(
                 outputs.append(temperature * (logs.logsumexp(dim=0) - float(np.log(len(logs)))))
             truths.append(np.asarray(labels, dtype=np.int64))
     # One copy at the end: a copy per batch would make a GPU wait for each.
-    logits, _ = check_logits(torch.cat(outputs).cpu().numpy())
-    return logits, np.concatenate(truths)
+    return check_logits(torch.cat(outputs).cpu().numpy()), np.concatenate(truths)
 
 
 def _normalizer(
@@ -149,7 +148,7 @@ def evaluate(
     Args:
         logits: float [N, K]; predictions are their argmax, whatever the temperature.
         labels: int [N].
-        classes: K names.
+        classes: K different names.
         temperature: of the calibration.
         copies: bool [N], of test images: those whose pixels are also those of a training or validation image.
         groups: int [N], equal for images of one group, which the intervals then cover the choice of.
@@ -158,13 +157,10 @@ def evaluate(
         The fields that `Run.evaluate` describes; `without_duplicates` only where there are copies.
 
     Raises:
-        DataError: shapes, labels or names do not fit, or there is no image.
         TrainingError: a logit is not finite.
     """
-    values, truth = check_logits(logits, labels)
+    values, truth = check_logits(logits), np.asarray(labels, dtype=np.int64)
     count, K = values.shape
-    if len(classes) != K or len(set(classes)) != K:
-        raise DataError(f"{K} classes need {K} different names, not {len(classes)} ({len(set(classes))} different)")
     predicted = values.argmax(axis=1)
     logs = log_probabilities(values, temperature)
     chances = np.exp(logs)
@@ -276,13 +272,10 @@ def predictions_table(
         logits: float [N, K].
         classes: K names.
         groups: int64 [N], equal for images of one group; None leaves the column out.
-
-    Raises:
-        TrainingError: a logit is not finite.
     """
     import pyarrow as pa
 
-    values, truth = check_logits(logits, labels)
+    values = np.asarray(logits, dtype=np.float32)
     predicted = values.argmax(axis=1)
     chances = probabilities(values, temperature)
     classes = [printable(name) for name in classes]
@@ -291,7 +284,7 @@ def predictions_table(
     table = pa.table(
         {
             "name": pa.array([printable(name) for name in names], pa.string()),
-            "label": pa.array(words[truth], pa.string()),
+            "label": pa.array(words[np.asarray(labels)], pa.string()),
             "predicted": pa.array(words[predicted], pa.string()),
             "confidence": pa.array(chances[np.arange(len(values)), predicted].astype(np.float32), pa.float32()),
             "probabilities": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
