@@ -103,9 +103,6 @@ def _normalizer(
     def normalized(images: NDArray[np.uint8]) -> Tensor:
         pixels = np.require(images, requirements=["C", "W"])  # a flipped view or a read-only memory map is copied
         batch = torch.from_numpy(pixels).to(device).to(torch.float32, memory_format=memory_format).div_(255)
-        for values in (centre, spread):  # broadcasting would turn one channel into three without a word
-            if values is not None and values.shape[1] != batch.shape[1]:
-                raise DataError(f"images have {batch.shape[1]} channels, but mean or std has {values.shape[1]} values")
         if centre is not None:
             batch.sub_(centre)
         if spread is not None:
