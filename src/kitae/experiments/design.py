@@ -248,7 +248,7 @@ def _correlations(design: NDArray[np.int8]) -> NDArray[np.float64]:
 
 
 def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, dict[tuple[str, str], float]]:
-    """What each main effect is confounded with: factor -> {(a, b): coefficient}.
+    """What each main effect of a balanced design is confounded with: factor -> {(a, b): coefficient}.
 
     The effect estimated for a factor is its own plus the sum of coefficient x interaction of a and b, where the
     interaction is half the difference between a's effect with b on and with b off. Coefficients of 0 are omitted.
@@ -256,37 +256,30 @@ def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, d
     pairs = list(itertools.combinations(names, 2))
     table: dict[str, dict[tuple[str, str], float]] = {}
     for name, row in zip(names, _correlations(design), strict=True):
-        aliased = ((pair, float(c)) for pair, c in zip(pairs, row, strict=True) if name not in pair)
-        table[name] = {pair: round(c, 6) for pair, c in aliased if abs(c) > 1e-9}
+        table[name] = {pair: round(float(c), 6) for pair, c in zip(pairs, row, strict=True) if abs(c) > 1e-9}
     return table
 
 
 def hadamard(order: int) -> NDArray[np.int8]:
-    """A Hadamard matrix: int8 [order, order] of -1 and +1 with orthogonal rows.
+    """A Hadamard matrix: int8 [order, order] of -1 and +1 with orthogonal rows, for 2 and multiples of four up to 48.
 
     By Sylvester's doubling and Paley's two constructions ("On orthogonal matrices", J. Math. Phys. 12, 1933) over
-    prime fields, which give every multiple of four up to 48.
-
-    Raises:
-        ValueError: none of the constructions gives this order.
+    prime fields.
     """
     if order == 2:
         return np.array([[1, 1], [1, -1]], dtype=np.int8)
-    if order % 4 == 0:
-        q = order - 1
-        if _is_prime(q) and q % 4 == 3:  # Paley I
-            skew = np.zeros((order, order), dtype=np.int8)
-            skew[0, 1:], skew[1:, 0], skew[1:, 1:] = 1, -1, _jacobsthal(q)
-            return skew + np.eye(order, dtype=np.int8)
-        q = order // 2 - 1
-        if _is_prime(q) and q % 4 == 1:  # Paley II
-            conference = np.zeros((q + 1, q + 1), dtype=np.int8)
-            conference[0, 1:], conference[1:, 0], conference[1:, 1:] = 1, 1, _jacobsthal(q)
-            minus = np.array([[1, -1], [-1, -1]], dtype=np.int8)
-            return np.kron(conference, hadamard(2)) + np.kron(np.eye(q + 1, dtype=np.int8), minus)
-        if (order // 2) % 4 == 0:
-            return np.kron(hadamard(2), hadamard(order // 2)).astype(np.int8)
-    raise ValueError(f"no construction for a Hadamard matrix of order {order}")
+    q = order - 1
+    if _is_prime(q) and q % 4 == 3:  # Paley I
+        skew = np.zeros((order, order), dtype=np.int8)
+        skew[0, 1:], skew[1:, 0], skew[1:, 1:] = 1, -1, _jacobsthal(q)
+        return skew + np.eye(order, dtype=np.int8)
+    q = order // 2 - 1
+    if _is_prime(q) and q % 4 == 1:  # Paley II
+        conference = np.zeros((q + 1, q + 1), dtype=np.int8)
+        conference[0, 1:], conference[1:, 0], conference[1:, 1:] = 1, 1, _jacobsthal(q)
+        minus = np.array([[1, -1], [-1, -1]], dtype=np.int8)
+        return np.kron(conference, hadamard(2)) + np.kron(np.eye(q + 1, dtype=np.int8), minus)
+    return np.kron(hadamard(2), hadamard(order // 2)).astype(np.int8)
 
 
 def _jacobsthal(q: int) -> NDArray[np.int8]:
