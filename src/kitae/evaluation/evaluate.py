@@ -161,24 +161,24 @@ def evaluate(
     predicted = values.argmax(axis=1)
     logs = log_probabilities(values, temperature)
     chances = np.exp(logs)
-    rows = np.arange(count)
+    rows, hits = np.arange(count), predicted == truth
     confusion = np.bincount(truth * K + predicted, minlength=K * K).reshape(K, K)
     right, totals = confusion.diagonal(), confusion.sum(axis=1)
     present = totals > 0
     losses = -logs[rows, truth]
     briers = (chances**2).sum(axis=1) - 2 * chances[rows, truth] + 1
     result: dict[str, Any] = {"count": count}
-    methods: dict[str, Any] = {
-        "level": intervals.LEVEL,
-        "covers": f"{chosen(groups)}; the trained model is held fixed",
-    }
+    covers, by_groups = f"{chosen(groups)}; the trained model is held fixed", "" if groups is None else ", by groups"
+    methods: dict[str, Any] = {"level": intervals.LEVEL, "covers": covers}
 
     def add(name: str, value: float, interval: intervals.Interval | None, method: str) -> None:
         result[name] = value
         result[f"{name}_interval"] = interval and list(interval)
-        methods[name] = method if groups is None else f"{method}, by groups"
+        methods[name] = f"{method}{by_groups}"
 
-    hits = predicted == truth
+    def share(some: NDArray[np.bool_]) -> dict[str, Any]:
+        return intervals.accuracy(hits[some], None if groups is None else groups[some])
+
     add("accuracy", int(hits.sum()) / count, intervals.proportion(hits, groups), "Wilson")
     if K > 5:
         best5 = np.argpartition(-values, 4, axis=1)[:, :5]
@@ -198,33 +198,24 @@ def evaluate(
     add("ece", ece, spread, "basic bootstrap of 1000 samples, from 0 where it could be noise")
     result["temperature"] = float(temperature)
     result["per_class"] = {}
-    taken = confusion.sum(axis=0)
     for k, name in enumerate(classes):
         own, called = truth == k, predicted == k
-        of_own, of_called, of_either = (
-            intervals.proportion(hits[some], None if groups is None else groups[some])
-            for some in (own, called, own | called)
-        )
+        recall, precision, both = share(own), share(called), share(own | called)["accuracy_interval"]
         result["per_class"][name] = {
-            "accuracy": int(right[k]) / int(totals[k]) if totals[k] else None,
-            "accuracy_interval": of_own and list(of_own),
-            "precision": int(right[k]) / int(taken[k]) if taken[k] else None,
-            "precision_interval": of_called and list(of_called),
+            **recall,
+            "precision": precision["accuracy"],
+            "precision_interval": precision["accuracy_interval"],
             "f1": None if np.isnan(f1[k]) else float(f1[k]),
             # F1 = 2 J / (1 + J), where J (Jaccard) is the share of the images of either that are of both.
-            "f1_interval": of_either and [2 * end / (1 + end) for end in of_either],
+            "f1_interval": both and [2 * end / (1 + end) for end in both],
             "count": int(totals[k]),
         }
-    methods["per_class"] = "Wilson; of F1, Wilson's of the Jaccard index" + (
-        ", by groups" if groups is not None else ""
-    )
+    methods["per_class"] = f"Wilson; of F1, Wilson's of the Jaccard index{by_groups}"
     result["classes_absent"] = [name for name, here in zip(classes, present, strict=True) if not here]
     result["confusion"] = confusion.tolist()
     result["intervals"] = methods
     if copies is not None and copies.any():
-        own = ~copies
-        accuracy = intervals.accuracy(hits[own], None if groups is None else groups[own])
-        result["without_duplicates"] = {"count": int(own.sum()), **accuracy}
+        result["without_duplicates"] = {"count": int((~copies).sum()), **share(~copies)}
     return result
 
 
