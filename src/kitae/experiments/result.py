@@ -186,14 +186,7 @@ class StudyResult:
 
     def _labels(self) -> dict[str, str]:
         """What was changed in words, by the name of each effect on the study's metric."""
-        main, design = self.analyses[self.spec.metric], self.design
-        record = StudyRecord.model_validate({
-            "name": self.spec.name, "metric": self.spec.metric, "design": design.kind, "contrasts": self.spec.contrasts,
-            "factors": design.factors, "levels": {one.name: one.levels for one in design.variants},
-            "variants": [{"name": one.name, "runs": 0, "overrides": one.overrides} for one in design.variants],
-            "analyses": {self.spec.metric: {"noise": {"reference": design.reference}}},
-        })  # fmt: skip
-        return {one.name: effect_label(record, one.name) for one in main.effects}
+        return {one.name: effect_label(self._record, one.name) for one in self.analyses[self.spec.metric].effects}
 
     @property
     def claims(self) -> list[dict[str, Any]]:
@@ -252,7 +245,12 @@ class StudyResult:
 
     def data(self) -> dict[str, Any]:
         """What effects.json holds; plain values."""
-        record = StudyRecord.model_validate({
+        return dict(plain(self._record.model_dump()))
+
+    @cached_property
+    def _record(self) -> StudyRecord:
+        """The result as pages read it."""
+        return StudyRecord.model_validate({
             "name": self.spec.name,
             "about": self.spec.about,
             "design": self.spec.design,
@@ -268,6 +266,7 @@ class StudyResult:
             "analyses": self.analyses,
             "sentences": [*self.sentences, *self.notes],
             "claims": self.claims,
+            "contrasts": self.spec.contrasts,
             "variants": self._variants(),
             "curves": self._curves(),
             "levels": {v.name: v.levels for v in self.design.variants},
@@ -277,7 +276,6 @@ class StudyResult:
                 name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
             },
         })  # fmt: skip
-        return dict(plain(record.model_dump()))
 
     def write(self) -> None:
         """Write runs.parquet, effects.parquet and effects.json; the same runs give the same bytes."""
