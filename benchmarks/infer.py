@@ -243,9 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             calls = {name: partial(contestant.call, batch) for name, contestant in found.items()}
             timed = measure(calls, reference=REFERENCE, repeats=rounds)
             batches[str(size)] = timed.to_dict()
-            print(f"\nbatch {size}, {rounds} rounds; the reference against itself: {timed.control_ratio.value:.3f}")
+            print(f"\nbatch {size}, {rounds} rounds; the reference against itself: {timed.control_ratio:.3f}")
             for name in sorted(found, key=timed.median):
-                faster = 1 / timed.ratio(name).value
+                faster = 1 / timed.ratio(name)
                 held = found[name].bytes
                 shown = "" if held is None else f"{held / 1e6:9.2f} MB"
                 print(f"  {name:28} {1e3 * timed.median(name):9.3f} ms  {faster:6.2f} x  {shown}")

@@ -24,22 +24,6 @@ _WARMUP = 5  # calls of each before the first round
 _SHORTEST = 0.002  # seconds; a timing repeats a short call until it takes about so long
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Median over rounds of time / reference's time (below 1 is faster), with its 95 % order-statistic interval."""
-
-    value: float
-    interval: intervals.Interval | None
-
-    @classmethod
-    def of(cls, times: NDArray[np.float64], reference: NDArray[np.float64]) -> Ratio:
-        ratios = times / reference
-        return cls(float(np.median(ratios)), intervals.median(ratios))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"ratio": self.value, "ratio_interval": self.interval and list(self.interval)}
-
-
 def as_fast(speedup: float, noise: float | None) -> bool:
     """Whether a speed-up is no larger than the noise of its measurement.
 
@@ -70,40 +54,46 @@ class Latency:
         """Median seconds of one call."""
         return float(np.median(self.seconds[name]))
 
-    def ratio(self, name: str) -> Ratio:
-        """How long `name` takes relative to the reference."""
-        return Ratio.of(self.seconds[name], self.seconds[self.reference])
+    def ratio(self, name: str) -> float:
+        """How long `name` takes relative to the reference: the median over rounds, below 1 is faster."""
+        return float(np.median(self.seconds[name] / self.seconds[self.reference]))
 
     @property
-    def control_ratio(self) -> Ratio:
+    def control_ratio(self) -> float:
         """The reference relative to itself: 1, but for noise."""
-        return Ratio.of(self.control, self.seconds[self.reference])
+        return float(np.median(self.control / self.seconds[self.reference]))
 
     @property
     def noise(self) -> float:
         """How far the control's interval extends from 1; smaller differences than this are noise."""
-        ratio = self.control_ratio
-        return max(abs(end - 1) for end in (ratio.interval or (ratio.value, ratio.value)))
+        interval = intervals.median(self.control / self.seconds[self.reference])
+        return max(abs(end - 1) for end in (interval or (self.control_ratio,)))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: of each candidate the median and its interval, the ratio and its interval, and the control."""
+        reference = self.seconds[self.reference]
         return {
             "reference": self.reference,
             "rounds": len(self.control),
             "level": intervals.LEVEL,
             "covers": "rounds on this machine, in this process",
-            "control": self.control_ratio.to_dict(),
+            "control": _described("ratio", self.control / reference),
             "noise": self.noise,
             "candidates": {
                 name: {
-                    "seconds": self.median(name),
-                    "seconds_interval": (interval := intervals.median(times)) and list(interval),
+                    **_described("seconds", times),
                     "calls": self.calls[name],
-                    **self.ratio(name).to_dict(),
+                    **_described("ratio", times / reference),
                 }
                 for name, times in self.seconds.items()
             },
         }
+
+
+def _described(name: str, values: NDArray[np.float64]) -> dict[str, Any]:
+    """The median over rounds, float64 [rounds], and its 95 % order-statistic interval."""
+    interval = intervals.median(values)
+    return {name: float(np.median(values)), f"{name}_interval": interval and list(interval)}
 
 
 def measure(

@@ -112,7 +112,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
     return {
         **facts,
         "milliseconds": milliseconds,
-        "control": timed.control_ratio.value,
+        "control": timed.control_ratio,
         "step_milliseconds": steps,
         "share": milliseconds["augment"] / (milliseconds["augment"] + min(steps.values())),
     }
