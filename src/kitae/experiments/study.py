@@ -169,14 +169,10 @@ def _written_plan(
         )
     plan = plan_again(content, spec.model_copy(update={"seeds": (*before, *added)}))
     for job, row in zip(plan.jobs, content["runs"], strict=not added):  # jobs of added seeds come last
-        if job.variant != row["variant"]:
+        if (job.variant, job.fingerprint) != (row["variant"], row["fingerprint"]):
             raise TrainingError(  # equal mappings can differ in order, which names variants and chooses the reference
-                f"{folder}: the order of the variants, or of the factors or their fields, has changed since the study "
-                f"was started ({job.variant!r} instead of {row['variant']!r}); restore it, or {ANOTHER_OUT}"
-            )
-        if job.fingerprint != row["fingerprint"]:
-            raise TrainingError(
-                f"{folder}: the recipe of {job.variant!r} has changed since the study was started; {ANOTHER_OUT}"
+                f"{folder}: {job.variant!r} has changed since the study was started (its recipe, or the order of the "
+                f"variants, the factors or their fields); restore it, or {ANOTHER_OUT}"
             )
     if added:
         check_numerics(folder, content)
