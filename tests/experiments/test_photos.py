@@ -73,6 +73,7 @@ def test_it_runs_on_a_folder_of_photographs(home: Path) -> None:
     assert all(f"{sentence}" in done.stdout for sentence in result.sentences)
     assert result.runs["val.accuracy"].between(0.0, 1.0).all()
     assert result.runs["val.accuracy"].mean() > 0.5, "three classes of different colours"
+    assert result.runs["best_epoch"].isin([1, 2]).all()
 
     # The estimate is what a screening says: the mean of the runs with a technique minus that of those without.
     _check_estimates(result, effects["estimate"].to_dict())

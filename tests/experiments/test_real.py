@@ -137,16 +137,6 @@ def test_killed_in_the_middle_of_training_and_gone_on_with(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_study_that_asks_for_no_number_of_test_never_opens_it(tmp_path: Path) -> None:
-    spec = StudySpec.parse({**CONTENT, "metric": "val.accuracy", "cover": "seeds", "seeds": [0, 1]})
-    result = study(spec, tmp_path / "s", workers=2, threads=1)
-    assert len(result.failed) == 0, result.failed["error"].tolist()
-    assert not any(name.startswith("test.") for name in result.runs)
-    assert result.runs["best_epoch"].isin([1, 2, 3]).all()
-    assert not list((tmp_path / "s").glob("runs/*/test_openings.jsonl"))
-
-
-@pytest.mark.slow
 def test_a_search_with_real_training(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     from kitae.experiments.executors import Inline
