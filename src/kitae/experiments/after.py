@@ -38,7 +38,7 @@ def step(name: str) -> Callable[..., Any]:
     """The function of a step.
 
     Raises:
-        RecipeError: there is none of this name, or it is not a function.
+        RecipeError: there is none of this name.
     """
     if name in STEPS:
         return STEPS[name]
@@ -47,13 +47,9 @@ def step(name: str) -> Callable[..., Any]:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
     try:
-        found: object = resolve_name(name)
+        found: Callable[..., Any] = resolve_name(name)
     except Exception as error:  # whatever the user's module does
         raise RecipeError(f"after.{name}: cannot be imported ({one_line(error)})") from error
-    if not callable(found):
-        raise RecipeError(
-            f"after.{name}: is not a function, but {type(found).__name__}; name a function of that module"
-        )
     return found
 
 
@@ -61,15 +57,13 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse before training what the step would refuse after it; of your own steps, only the names are checked.
 
     Raises:
-        RecipeError: no such step or setting, or a value that does not fit.
+        RecipeError: no such step or setting, no function, or a value that does not fit.
     """
     called = step(name)
     try:
         signature = inspect.signature(called)
-    except ValueError as error:
-        raise RecipeError(
-            f"after.{name}: is compiled and does not tell its arguments; call it in a function"
-        ) from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"after.{name}: {error}; name a function that is written in Python") from error
     try:
         signature.bind(None, None, **settings)
     except TypeError as error:
