@@ -411,14 +411,12 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = dict(content.get("tiny") or {})
     of_set = own.pop("set", None) or {}
-    result = {**content, "seeds": [0, 1], **own, "name": f"{content.get('name')}-tiny", "claims": {}}
+    result = {**content, "seeds": [0, 1], **own, "name": f"{content.get('name')}-tiny", "claims": {}, "tiny": {}}
     blocks = [result.get(name) for name in ("factors", "variants")]
     groups = [group for block in blocks if isinstance(block, Mapping) for group in block.values()]
     varied = [field for group in groups if isinstance(group, Mapping) for field in group]
     small = {name: value for name, value in TINY.items() if not any(name.startswith(f"{field}.") for field in varied)}
-    result["set"] = {**(content.get("set") or {}), **small, **of_set}
-    result.pop("tiny", None)
-    return result
+    return {**result, "set": {**(content.get("set") or {}), **small, **of_set}}
 
 
 def base_recipe(base: str | Mapping[str, Any], where: str) -> Recipe:
