@@ -255,13 +255,6 @@ def test_swapping_the_models_turns_the_sign() -> None:
     assert interval == pytest.approx((-high, -low))
 
 
-def test_pairing_pays() -> None:
-    before, after, labels = predictions(900, 15, 5, 80)
-    _, (low, high) = intervals.paired_difference(before, after, labels)
-    alone = intervals.wilson(905, 1000) or (0, 0)
-    assert high - low < (alone[1] - alone[0]) / 1.5
-
-
 def test_paired_difference_covers_the_truth() -> None:
     generator = np.random.default_rng(1)
     for cells in ([0.88, 0.03, 0.02, 0.07], [0.6, 0.2, 0.05, 0.15], [0.97, 0.01, 0.0, 0.02], [1, 0, 0, 0]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from PIL import Image
 
 from kitae import console
 from kitae.cli import research
@@ -427,19 +425,6 @@ def test_overwrite_removes_nothing_before_the_plan_is_made(tmp_path: Path, folde
     refused(tmp_path / "photos" / "cat.jpg", None, "--out")
 
 
-def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = tmp_path / "images"
-    for name, number in itertools.product(("cat", "dog"), range(4)):
-        (images / name).mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), color=number).save(images / name / f"{number}.png")
-    spec = make(set={"data.source": f"folder:{images}", "data.cache": str(tmp_path / "cache")})
-    monkeypatch.setenv("FAKE_FAIL", "seed2")
-    run(folder, spec)
-    monkeypatch.delenv("FAKE_FAIL")
-    Image.new("L", (8, 8), color=200).save(images / "cat" / "4.png")
-    refused(folder, spec, "images of folder:")
-
-
 def test_one_process_at_a_time(folder: Path) -> None:
     class Again(Inline):
         def outcomes(self, units: Any) -> Any:
@@ -571,13 +556,6 @@ def test_machines_that_a_study_was_resumed_on_are_named(folder: Path, monkeypatc
     assert any(said in sentence for sentence in result.data()["sentences"])
     accuracy = make(also=["val.accuracy"])
     assert not any("machines" in note for note in replace(result, spec=accuracy).notes)
-
-
-def test_the_machine_is_that_of_the_first_run_that_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_FAIL", "none-seed0")
-    result = run(folder)
-    assert list(result.failed["variant"]) == ["none"]
-    assert result.settings["machine"] == {"processor": "fake"}
 
 
 @pytest.mark.parametrize(("limit", "images"), [(None, 1000), (400, 400), (5000, 1000)])
