@@ -21,7 +21,6 @@ from kitae.files import read_json, require_format, user_path
 from kitae.folders import SIGNS
 from kitae.recipe import Recipe, checked
 from kitae.reporting.results import Record
-from kitae.training.spec import merit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +59,7 @@ class Arm(Record):
         if not self.rungs:
             return (0.0,)
         _, score, loss = self.rungs[-1]
-        merits = merit({"val_accuracy": score, "val_loss": loss}, "val_accuracy") or (-math.inf, -math.inf)
-        return (float(len(self.rungs)), *merits, float(self.number))
+        return (float(len(self.rungs)), score, -math.inf if loss is None else -loss, float(self.number))
 
 
 @dataclass(frozen=True)
