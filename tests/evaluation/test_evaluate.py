@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_precision
 
-from kitae.errors import DataError, TrainingError
+from kitae.errors import TrainingError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, probabilities
 from kitae.evaluation.evaluate import evaluate, label_scores, predict_logits, predictions_table
@@ -161,8 +161,7 @@ def test_a_read_only_memory_map_is_fine(recwarn: pytest.WarningsRecorder) -> Non
     assert not [warning for warning in recwarn if "writable" in str(warning.message)]
 
 
-def test_what_cannot_be_predicted() -> None:
-    refused(DataError, "no images", predict_logits, Net(), Images(), np.zeros(0, dtype=np.int64))
+def test_outputs_that_are_not_finite_are_no_prediction() -> None:
     broken = Net()
     nn.init.constant_(broken.classifier.weight, float("nan"))
     refused(TrainingError, "not finite for 5 of 5 images", predict_logits, broken, Images(), np.arange(5))

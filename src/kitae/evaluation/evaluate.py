@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from kitae.console import plural, printable
-from kitae.errors import DataError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, check_logits, log_probabilities, probabilities
 from kitae.modes import convolutions_in_float32, evaluating
@@ -53,7 +52,7 @@ def predict_logits(
 
     Args:
         gather: fetches a batch.
-        rows: int [N], what `gather` understands.
+        rows: int [N], what `gather` understands; at least one.
         mean, std: one number a channel; None leaves pixels in [0, 1].
         batch_size: images per forward pass; changes results by rounding only.
         views: test-time augmentation. The calibrated probabilities, softmax(logits / temperature), are averaged over
@@ -65,12 +64,9 @@ def predict_logits(
         logits float32 [N, K] and labels int64 [N].
 
     Raises:
-        DataError: there are no rows.
         TrainingError: a logit is not finite.
     """
     index = np.asarray(rows, dtype=np.int64)
-    if index.size == 0:
-        raise DataError("there are no images to predict; the split is empty")
     convert = _normalizer(model, mean, std, torch.device(device))
     outputs: list[Tensor] = []
     truths: list[NDArray[np.int64]] = []

@@ -94,7 +94,7 @@ def normal_mean(values: ArrayLike, groups: ArrayLike | None = None) -> Interval 
 
 
 def balanced(hits: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None) -> Interval | None:
-    """Interval of the mean of per-class accuracies. None where N is 0, and for a single group.
+    """Interval of the mean of per-class accuracies. None for a single group.
 
     Normal, with the variance of independent proportions, each moved half a success away from 0 and 1, so that a class
     without mistakes does not get zero variance (as in Agresti and Coull 1998).
@@ -103,8 +103,6 @@ def balanced(hits: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
         hits: bool [N], which images are right. labels: int [N]; a class without images is left out.
     """
     values, truth = np.asarray(hits, dtype=np.float64), np.asarray(labels)
-    if not truth.size:
-        return None
     total = np.bincount(truth)
     right, total = np.bincount(truth, values)[total > 0], total[total > 0]
     p = (right + 0.5) / (total + 1)
