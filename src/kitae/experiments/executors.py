@@ -1,10 +1,6 @@
 """Where the runs of a study happen. An executor is any object with `outcomes(units)`.
 
-    Inline          in this process, one after another: for notebooks, tests and debugging
-    LocalProcesses  a queue over processes of this machine, each with a fixed number of threads
-    RayCluster      the same worker on the machines of a Ray cluster
-
-All three run the same code, so with the same number of threads on the same kind of processor they give the same bits.
+All run the same code, so with the same number of threads on the same kind of processor they give the same bits.
 """
 
 from __future__ import annotations
