@@ -54,11 +54,16 @@ class Arm(Record):
         return ", ".join(name for op in self.recipe.augment.train for name in op) or "no ops"
 
     @property
+    def last(self) -> tuple[int, float, float | None]:
+        """Its longest rung: epochs, score and loss; 0, NaN and None where no run has ended."""
+        return self.rungs[-1] if self.rungs else (0, math.nan, None)
+
+    @property
     def standing(self) -> tuple[float, ...]:
         """Sorts arms: by the rung reached, then by the score there, its validation loss, and the order of trying."""
         if not self.rungs:
             return (0.0,)
-        _, score, loss = self.rungs[-1]
+        _, score, loss = self.last
         return (float(len(self.rungs)), score, -math.inf if loss is None else -loss, float(self.number))
 
 
@@ -118,7 +123,7 @@ class SearchResult:
         """A row per arm, in the order of trying: name, preset, state, epochs, score (by `metric`), loss, ops."""
         rows = []
         for arm in self.arms:
-            epochs, score, loss = arm.rungs[-1] if arm.rungs else (0, None, None)
+            epochs, score, loss = arm.last
             rows.append({
                 "name": arm.name, "preset": arm.preset, "state": arm.state, "epochs": epochs, "score": score,
                 "loss": loss, "ops": arm.ops,
@@ -126,15 +131,12 @@ class SearchResult:
         return views.frame(rows)
 
     def __repr__(self) -> str:
-        best = f"best {self.best.name!r} with {self.metric} {percent(self.best.rungs[-1][1])}"
+        best = f"best {self.best.name!r} with {self.metric} {percent(self.best.last[1])}"
         found = f"{plural(len(self.arms), 'arm')}, {best}; {self.verdict.partition(':')[0]}"
         return printable(f"SearchResult({self.path}: {found})")
 
     def _repr_html_(self) -> str:
-        rows = []
-        for arm in self._ranked():
-            epochs, score = (str(arm.rungs[-1][0]), percent(arm.rungs[-1][1])) if arm.rungs else ("-", "-")
-            rows.append([arm.name, arm.state, arm.ops, epochs, score])
+        rows = [[arm.name, arm.state, arm.ops, str(arm.last[0] or "-"), percent(arm.last[1])] for arm in self._ranked()]
         title = f"search: {plural(len(self.arms), 'arm')} ({self.path})"
         return views.block(title, [self.verdict], ["arm", "state", "ops", "epochs", self.metric], rows, left=3)
 
@@ -162,13 +164,7 @@ class SearchResult:
     def parts(self) -> list[str | Table]:
         """What `table` shows, one by one: lines, and a table as its head and rows."""
         rows = [
-            [
-                arm.name,
-                str(arm.rungs[-1][0]) if arm.rungs else "-",
-                f"{100 * arm.rungs[-1][1]:.1f}" if arm.rungs else "-",
-                arm.state,
-                arm.ops,
-            ]
+            [arm.name, str(arm.last[0] or "-"), percent(arm.last[1]).removesuffix(" %"), arm.state, arm.ops]
             for arm in self._ranked()[:12]
         ]
         return [(["arm", "epochs", self.metric, "state", "ops"], rows), "", self.verdict]
