@@ -106,7 +106,7 @@ def test_groups_of_one_image_are_as_independent_images() -> None:
     assert intervals.balanced(right, labels, groups) == pytest.approx(intervals.balanced(right, labels), rel=1e-3)
 
 
-@pytest.mark.parametrize("right", [[1, 1, 0, 1, 0, 1], [1] * 6, [0] * 6, [1, 0]])
+@pytest.mark.parametrize("right", [[1, 1, 0, 1, 0, 1], [1] * 6, [0] * 6, [1, 0], [1]])
 def test_a_few_groups_of_one_image_change_no_interval(right: list[int]) -> None:
     hits, labels, alone = np.array(right, bool), np.arange(len(right)) % 2, np.arange(len(right))[::-1]
     assert intervals.effective(hits, alone) == pytest.approx(len(right))

@@ -825,8 +825,9 @@ def test_bars_of_a_reliability_diagram_cover_the_choice_of_groups(make_run: Call
         np.testing.assert_array_equal(bins.accuracy, alone.accuracy)
         widths.append(bins.high - bins.low)
     np.testing.assert_allclose(widths[0], alone.high - alone.low, rtol=1e-6)
-    assert (widths[1] > widths[0]).all()
-    assert (widths[2] == 1).all(), "a single group says nothing about others"
+    assert (widths[1] >= widths[0] - 1e-9).all()
+    assert (widths[1] > widths[0] + 0.02).sum() >= 5
+    assert (widths[2][alone.images > 1] == 1).all(), "a single group says nothing about others"
 
 
 def test_a_speed_up_within_the_noise_of_its_control_is_none() -> None:

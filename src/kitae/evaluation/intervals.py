@@ -35,7 +35,8 @@ def effective(values: ArrayLike, groups: ArrayLike | None, *, alike: bool = True
         alike: all images of a group count as one where all values are equal, which says nothing about the groups.
 
     Returns:
-        At most N, and N where each image is a group of its own; 0 for a single group, which says nothing about others.
+        At most N, and N where each image is a group of its own; 0 for a single group of several images, which says
+        nothing about others.
     """
     array = np.asarray(values, dtype=np.float64)
     n = array.size
@@ -46,7 +47,7 @@ def effective(values: ArrayLike, groups: ArrayLike | None, *, alike: bool = True
     member = np.unique(np.asarray(groups), return_inverse=True)[1]
     count = int(member.max()) + 1
     if count < 2:
-        return 0.0
+        return float(n == 1)
     apart = array - array.mean()
     independent = float(apart @ apart) * n / (n - 1)
     between = float((np.bincount(member, apart) ** 2).sum()) * count / (count - 1)
