@@ -433,7 +433,8 @@ def _with_images(raw: Effect, pair: Contrast, seeds: NDArray[Any], correct: Mapp
             f"({' and '.join(str(count) for count in counts)}), which cannot be paired; use cover: seeds"
         )
     groups = next((one.groups for side in judged for one in side if one.groups is not None), None)
-    parts = (raw.standard_error**2, raw.df), image_variance(*map(np.stack, right), groups)
+    plus, minus = (np.stack(side) for side in right)
+    parts = (raw.standard_error**2, raw.df), image_variance(plus, minus, groups)
     total = sum(value for value, _ in parts)
     df = welch(*parts) if total > 0 else raw.df
     covers = "seeds and test images" if groups is None else "seeds and groups of test images"
