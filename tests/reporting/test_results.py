@@ -69,7 +69,8 @@ def test_numbers_that_are_not_finite_are_unknown() -> None:
     ("change", "field"),
     [
         ({"candidates": []}, "candidates"),
-        ({"candidates": [{"name": "a", "accuracy": "high"}]}, "candidates.0.accuracy"),
+        ({"candidates": [{"name": "a"}]}, "candidates.0.prune"),
+        ({"smaller": "much"}, "smaller"),
         ({"spec": [1]}, "spec"),
     ],
 )

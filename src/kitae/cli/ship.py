@@ -117,10 +117,9 @@ def _print_compression(result: Any) -> None:
     if result.test is not None:
         before, after = result.test["baseline"], result.test["winner"]
         lost, interval = points_lost(result.test["drop"], result.test["drop_interval"])
-        chance = f" (95 % interval {interval})" if interval else ""
         now = console.percent(after["accuracy"], after["accuracy_interval"])
         was = console.percent(before["accuracy"])
-        console.say(f"test accuracy {was} before, {now} after: {lost}{chance}")
+        console.say(f"test accuracy {was} before, {now} after: {lost} (95 % interval {interval})")
         if not result.test["within_budget"]:
             budget = facts["spec"]["max_drop"]
             console.say(f"the drop on test exceeds the budget of {budget:g}; on validation it was within the budget")

@@ -37,20 +37,16 @@ _CLOSE = 28.0  # from a point to its label, where all have one; those further aw
 _ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # extra distance in pixels that a label accepts to avoid this
 
 
-def front(record: CompressionRecord) -> Chart | None:
+def front(record: CompressionRecord) -> Chart:
     """Every candidate by size and accuracy; the front, the original and the winner are labelled.
 
     So are all others, where they are few: by a number and a key below if there is no room for their labels.
     Controls cannot be chosen: they are diamonds, and no part of the front.
     """
-    points = [(size, row.accuracy, row) for row in record.candidates
-              if row.accuracy is not None and (size := record.bytes_of(row) or 0.0) > 0]  # fmt: skip
-    if not points:
-        return None
+    points = [(record.bytes_of(row), row.accuracy, row) for row in record.candidates]
     sizes, values, _ = zip(*points, strict=True)
-    drop = record.spec.max_drop
-    budget = None if drop is None or record.baseline.accuracy is None else record.baseline.accuracy - drop / 100
-    low, high = min([*values, budget if budget is not None else 1.0]), max([*values, budget or 0.0])
+    budget = record.baseline.accuracy - record.spec.max_drop / 100
+    low, high = min(*values, budget), max(*values, budget)
     room = max(0.12 * (high - low), 0.004)
     summary = "; ".join(f"{record.label(row)}: {console.size(size)}, {share(value)}" for size, value, row in points)
     chart = Chart("front", "Size against accuracy", summary, 0)
@@ -60,12 +56,10 @@ def front(record: CompressionRecord) -> Chart | None:
     bottom = top + 280
     plot = frame(chart, top, (min(sizes) / 1.35, max(sizes) * 1.6), (low - room, high + room), tall=280, left=_LEFT,
                  right=12, log=True)  # fmt: skip
-    if budget is not None:
-        chart.rect(_LEFT, plot.y(budget), _END - _LEFT, bottom - plot.y(budget), "over")
+    chart.rect(_LEFT, plot.y(budget), _END - _LEFT, bottom - plot.y(budget), "over")
     plot.axes("Size of the file" + (", packed" if record.size == "packed_bytes" else ""), console.size, per_cent)
-    if budget is not None:
-        chart.line(_LEFT, plot.y(budget), _END, plot.y(budget), "limit")
-        chart.text(_END - 4, bottom - 6, f"budget: at least {share(budget)}", "t", anchor="end")
+    chart.line(_LEFT, plot.y(budget), _END, plot.y(budget), "limit")
+    chart.text(_END - 4, bottom - 6, f"budget: at least {share(budget)}", "t", anchor="end")
     steps: list[Point] = []
     named = {record.winner.name, record.baseline.name}
     for size, value, row in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -78,9 +72,7 @@ def front(record: CompressionRecord) -> Chart | None:
     taken: list[Box] = []
     for size, value, row in points:
         x, y = plot.x(size), plot.y(value)
-        about = f"{record.label(row)}: {console.size(size)}, {share(value, 2)}"
-        if row.latency_ms is not None:
-            about += f", {milliseconds(row.latency_ms)}"
+        about = f"{record.label(row)}: {console.size(size)}, {share(value, 2)}, {milliseconds(row.latency_ms)}"
         if row.name == record.winner.name:
             chart.star(x, y, 9, "f2", about)
         elif row.control:
@@ -175,12 +167,7 @@ def sparsity(record: CompressionRecord) -> Chart | None:
     """Accuracy over the share of parameters removed, in float32: what was chosen from, and each kind of control."""
     curves: dict[str, list[tuple[float, float, Candidate]]] = {}
     for row in record.candidates:
-        if (
-            row.precision == "fp32"
-            and row.nonzero is not None
-            and row.accuracy is not None
-            and record.baseline.parameters
-        ):
+        if row.precision == "fp32":
             name = record.label(row) if row.control else "pruned"
             curves.setdefault(name, []).append((1 - row.nonzero / record.baseline.parameters, row.accuracy, row))
     points = [point for curve in curves.values() for point in curve]
@@ -196,9 +183,8 @@ def sparsity(record: CompressionRecord) -> Chart | None:
     low, high = min(ends) - 0.005, min(1.0, max(ends) + 0.005)
     plot = frame(chart, top, (0, most), (low, high), tall=190, left=_LEFT, right=20)
     plot.axes("Parameters removed (bars: 95 % intervals)", per_cent, per_cent)
-    if record.baseline.accuracy is not None:
-        place = plot.y(record.baseline.accuracy)
-        chart.line(_LEFT, place, WIDTH - 20, place, "d")
+    original = plot.y(record.baseline.accuracy)
+    chart.line(_LEFT, original, WIDTH - 20, original, "d")
     for number, curve in enumerate(curves.values()):
         curve.sort(key=lambda point: point[0])
         plot.line([x for x, _, _ in curve], [y for _, y, _ in curve], series("s", number))
@@ -211,29 +197,22 @@ def sparsity(record: CompressionRecord) -> Chart | None:
     return chart
 
 
-def latencies(record: CompressionRecord) -> Chart | None:
+def latencies(record: CompressionRecord) -> Chart:
     """The time of one image in each file, the fastest first."""
-    known = sorted(
-        (row for row in record.candidates if row.latency_ms is not None), key=lambda row: row.latency_ms or 0
-    )
-    if not known:
-        return None
+    candidates = sorted(record.candidates, key=lambda row: row.latency_ms)
     rows = []
-    for row in known:
-        value = row.latency_ms or 0.0
-        factor = "" if row.speedup is None or row.name == record.baseline.name else f", {row.speedup:.2f}×"
+    for row in candidates:
+        factor = "" if row.name == record.baseline.name else f", {row.speedup:.2f}×"
         look = "s2" if row.name == record.winner.name else "s4" if row.control else "s1"
-        about = f"{milliseconds(value)} {times_between(row.latency_ms_interval)}".strip()
-        bar = partial(_bar, value=value, ends=row.latency_ms_interval, look=look, about=about)
-        rows.append(Row(record.label(row), milliseconds(value) + factor, bar))
-    summary = "; ".join(f"{record.label(row)}: {milliseconds(row.latency_ms)}" for row in known)
-    most = max((row.latency_ms_interval or (0, row.latency_ms or 0))[1] for row in known)
+        bar = partial(_bar, value=row.latency_ms, ends=row.latency_ms_interval, look=look)
+        rows.append(Row(record.label(row), milliseconds(row.latency_ms) + factor, bar))
+    summary = "; ".join(f"{record.label(row)}: {milliseconds(row.latency_ms)}" for row in candidates)
+    most = max(row.latency_ms_interval[1] for row in candidates)
     return rows_chart("latency", "Latency of one image", summary, rows, 0, most * 1.02, "{:g} ms".format)
 
 
-def _bar(
-    chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float, float] | None, look: str, about: str
-) -> None:
-    """A bar from 0, with a dot and an interval at its end."""
+def _bar(chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float, float], look: str) -> None:
+    """A bar from 0 to a time in milliseconds, with a dot and an interval at its end."""
+    about = f"{milliseconds(value)} {times_between(ends)}"
     chart.rect(scale(0), y - 4, scale(value) - scale(0), 8, f"b{look[1:]}")
     interval_mark(chart, scale, y, value=value, ends=ends, look=look, about=about)

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from kitae.compression.spec import CompressSpec
-from kitae.evaluation.intervals import least_drop
 from kitae.evaluation.latency import as_fast
 from kitae.files import with_name
+from kitae.folders import kind_of
 from kitae.reporting import compression_charts
-from kitae.reporting.compression_results import Candidate, CompressionRecord
+from kitae.reporting.compression_results import Candidate, CompressionRecord, Judged
 from kitae.reporting.figures import filters_chart
-from kitae.reporting.values import Cell, between, named, number, points, points_lost, size, times
+from kitae.reporting.values import Cell, between, named, points, points_lost, size, times
 
 
 def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
     """The variables of compression.html."""
     return {
         "over": "Compression",
-        "title": record.run or folder.resolve().name,
-        "subtitle": f"A run of {record.recipe}" if record.recipe else "",
+        "title": record.run,
+        "subtitle": f"A run of {record.recipe}",
         "warnings": _warnings(record),
         "answer": answer(record),
         "commands": commands(record, folder),
@@ -45,15 +45,12 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
 
 def answer(record: CompressionRecord) -> list[str]:
     """What the compression gained and lost, and the file with the result."""
-    won = []
-    for ratio, more, less in ((record.smaller, "smaller", "larger"), (record.faster, "faster", "slower")):
-        if ratio is not None:
-            word, factor = times(ratio, more, less)
-            won.append("as fast" if more == "faster" and _as_fast(record) else f"{factor} {word}")
-    where, drop = ("test", record.test) if record.test else ("validation", record.winner)
-    points_, interval = points_lost(drop.drop, drop.drop_interval)
-    cost = f"{points_} on {where}{f' ({interval})' if interval else ''}" if points_ else ""
-    first = f"{' and '.join(won)}, {cost}." if won and cost else f"{' and '.join(won) or cost}."
+    size_word, smaller = times(record.smaller, "smaller", "larger")
+    speed_word, faster = times(record.faster, "faster", "slower")
+    speed = "as fast" if _as_fast(record) else f"{faster} {speed_word}"
+    where, judged = ("test", record.test) if record.test else ("validation", record.winner)
+    lost, interval = points_lost(judged.drop, judged.drop_interval)
+    first = f"{smaller} {size_word} and {speed}, {lost} on {where} ({interval})."
     what = "The winner" if record.within_budget else "The closest to the budget"
     second = f"{what} is {record.told(record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
     if record.metric == "accuracy":
@@ -64,7 +61,7 @@ def answer(record: CompressionRecord) -> list[str]:
 
 def _as_fast(record: CompressionRecord) -> bool:
     """Whether the winner's speed-up is no larger than the noise of its measurement."""
-    return record.faster is not None and as_fast(record.faster, record.latency.noise)
+    return as_fast(record.faster, record.latency.noise)
 
 
 def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
@@ -72,12 +69,10 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
     file = shlex.quote(str(folder / record.file))
     found = [("Classify images with it, without PyTorch", f"kitae predict {file} IMAGES")]
     here = with_name(folder)
-    places = [here.parent / record.run] if record.run else []
-    if record.run_path:
-        places.append(Path(os.path.normpath(here / record.run_path)))
-    there = next((place for place in places if place.is_dir()), None)
-    run = "RUN" if there is None else shlex.quote(str(there))
-    usual = there is not None and here == there.with_name(f"{there.name}-small")
+    there = Path(os.path.normpath(here / record.run_path))
+    known = kind_of(there) == "run"
+    run = shlex.quote(str(there)) if known else "RUN"
+    usual = known and here == there.with_name(f"{there.name}-small")
     out = "" if usual else f" --out {shlex.quote(str(folder))}"
     again = f"kitae compress {run}{out} --overwrite"
     if not record.within_budget:
@@ -94,15 +89,15 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
 def _wider(record: CompressionRecord) -> dict[str, str]:
     """The limits that the closest file exceeds, each widened until the file is within it."""
     spec, row = record.spec, record.winner
-    drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
+    drop = row.drop_interval[1] if record.sure else row.drop
     found = {}
-    if drop is not None and spec.max_drop is not None and drop > spec.max_drop:
+    if drop > spec.max_drop:
         least = max(2.0, 2 * spec.max_drop)
         drop = _counted(record, row, drop, max(least, _tenths(drop)))
         found["max_drop"] = f"{min(100.0, max(least, _tenths(drop))):g}"
-    if row.bytes is not None and spec.max_bytes is not None and row.bytes > spec.max_bytes:  # of the file as it is
-        found["max_bytes"] = f"{row.bytes:.0f}"
-    if row.latency_ms is not None and spec.max_latency_ms is not None and row.latency_ms > spec.max_latency_ms:
+    if spec.max_bytes is not None and row.bytes > spec.max_bytes:  # of the file as it is
+        found["max_bytes"] = str(row.bytes)
+    if spec.max_latency_ms is not None and row.latency_ms > spec.max_latency_ms:
         found["max_latency_ms"] = f"{1.1 * row.latency_ms:.3g}"  # its next measurement will differ a little
     return found
 
@@ -112,11 +107,8 @@ def _counted(record: CompressionRecord, row: Candidate, drop: float, budget: flo
 
     That is the upper end of its interval if this search counted that, or if the validation images can prove the budget.
     """
-    provable = record.least_drop
-    if provable is None:  # of an earlier version
-        provable = least_drop(record.images["val"]) if "val" in record.images else math.inf
-    sure = record.sure or (record.spec.sure and budget >= provable)
-    return row.drop_interval[1] if sure and row.drop_interval else drop
+    sure = record.sure or (record.spec.sure and budget >= record.least_drop)
+    return row.drop_interval[1] if sure else drop
 
 
 def _tenths(drop: float) -> float:
@@ -127,11 +119,11 @@ def _tenths(drop: float) -> float:
 def _settings(record: CompressionRecord, *without: str) -> str:
     """The settings of a compression that differ from the defaults, but for `without`, as options of a command."""
     usual, given = CompressSpec().model_dump(mode="json"), record.spec.model_dump(mode="json")
-    if given.get("ratios", usual["ratios"]) != usual["ratios"]:
+    if given["ratios"] != usual["ratios"]:
         usual["abandon"] = None  # always written: beside ratios its default depends on whether a drop is given
     options = []
     for name, value in given.items():
-        if name not in without and name in usual and value != usual[name]:
+        if name not in without and value != usual[name]:
             whole = isinstance(value, float) and value.is_integer()
             options.append(f" --set {shlex.quote(f'{name}={json.dumps(int(value) if whole else value)}')}")
     return "".join(options)
@@ -140,15 +132,15 @@ def _settings(record: CompressionRecord, *without: str) -> str:
 def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
     """The most accurate candidate of at most three quarters of the winner's size that is within the other limits, and
     the drop that has to be allowed for it."""
-    spec, limit = record.spec, 0.75 * (record.bytes_of(record.winner) or 0.0)
+    spec, limit = record.spec, 0.75 * record.bytes_of(record.winner)
     found = []
     for row in record.candidates:
-        if row.control or row.drop is None or (record.bytes_of(row) or limit) >= limit:
+        if row.control or record.bytes_of(row) >= limit:
             continue
         drop = _counted(record, row, row.drop, _tenths(row.drop))
         others = ((row.bytes, spec.max_bytes), (row.latency_ms, spec.max_latency_ms))
-        within = all(most is None or (value is not None and value <= most) for value, most in others)
-        if within and drop > (spec.max_drop or 0.0):
+        within = all(most is None or value <= most for value, most in others)
+        if within and drop > spec.max_drop:
             found.append((drop, row))
     return min(found, key=lambda pair: pair[0], default=None)
 
@@ -157,29 +149,27 @@ def _warnings(record: CompressionRecord) -> list[str]:
     warnings = []
     name = record.told(record.winner)
     if not record.within_budget:
-        why = record.why_not or "exceeds it"
-        warnings.append(f"No candidate is within the budget. The closest, {name}, {why}; it is kept as closest.onnx.")
+        warnings.append(
+            f"No candidate is within the budget. The closest, {name}, {record.why_not}; it is kept as closest.onnx."
+        )
     if record.test and not record.test.within_budget:
-        allowed = record.spec.max_drop
-        budget = "the budget" if allowed is None else f"the budget of {allowed:g}"
         warnings.append(
             f"{name[:1].upper()}{name[1:]} is within the budget on validation, but on test it loses "
-            f"{points(record.test.drop)}, more than {budget}."
+            f"{points(record.test.drop)}, more than the budget of {record.spec.max_drop:g}."
         )
     return warnings
 
 
 def _budget(record: CompressionRecord) -> str:
     """What was asked for, in one sentence."""
-    spec, asked = record.spec, []
-    if spec.max_drop is not None:
-        counted = " (counted: the upper end of its interval)" if record.sure else ""
-        asked.append(f"at most {spec.max_drop:g} point{'' if spec.max_drop == 1 else 's'} of accuracy lost{counted}")
+    spec = record.spec
+    counted = " (counted: the upper end of its interval)" if record.sure else ""
+    asked = [f"at most {spec.max_drop:g} point{'' if spec.max_drop == 1 else 's'} of accuracy lost{counted}"]
     if spec.max_bytes is not None:
         asked.append(f"at most {spec.max_bytes:,.0f} bytes")
     if spec.max_latency_ms is not None:
         asked.append(f"at most {spec.max_latency_ms:g} ms per image")
-    return f"The budget: {', '.join(asked) or 'none'}."
+    return f"The budget: {', '.join(asked)}."
 
 
 _COMPARED = (
@@ -202,25 +192,23 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
         rows.append(("Accuracy on test", [_cell(test.baseline, "accuracy"), _cell(test.winner, "accuracy"), lost]))
     lost = points_lost(after.drop, after.drop_interval)
     rows.append(("Accuracy on validation", [_cell(before, "accuracy"), _cell(after, "accuracy"), lost]))
-    if after.flips is not None:
-        rows.append(("Predictions changed on validation", [("", ""), _cell(after, "flips"), ("", "")]))
+    rows.append(("Predictions changed on validation", [("", ""), _cell(after, "flips"), ("", "")]))
     for key, what, less, more in _COMPARED:
         old, new = getattr(before, key), getattr(after, key)
         if new is None or (key == "nonzero" and new == after.parameters):
             continue
-        ratio, span = old / new if old and new > 0 else None, ""
+        ratio, span = old / new, ""
         if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
-            ratio = after.speedup or ratio
-            span = between(after.speedup_interval, 1, 2) if ratio is not None and ratio >= 1 else ""
+            ratio = after.speedup
+            span = between(after.speedup_interval, 1, 2) if ratio >= 1 else ""
             span = "no more than noise" if _as_fast(record) else span
         word, factor = times(ratio, less, more)
-        changed = "" if ratio is None else "the same" if old == new else f"{factor} {word}"
+        changed = "the same" if old == new else f"{factor} {word}"
         rows.append((what, [_cell(before, key), _cell(after, key), (changed, span)]))
     return rows
 
 
-def _cell(row: Candidate, key: str) -> Cell:
+def _cell(row: Candidate | Judged, key: str) -> Cell:
     """Exact values, since two columns are compared."""
     text, interval = named(row.model_dump(), key)
-    exact = key.endswith("bytes") and getattr(row, key) is not None
-    return text, f"{number(getattr(row, key))} bytes" if exact else interval
+    return text, f"{getattr(row, key):,} bytes" if key.endswith("bytes") else interval

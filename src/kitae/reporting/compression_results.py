@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from kitae.compression.spec import first_in_float, winner_file
+from kitae.compression.spec import CompressSpec, first_in_float, winner_file
 from kitae.errors import CompressionError
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
-from kitae.reporting.results import Count, Interval, Number, Record
+from kitae.reporting.results import Interval, Number, Record
 
 COMPRESSION_FORMAT = 1
 """The format of compression.json that this version writes."""
@@ -21,41 +22,48 @@ _PRECISIONS = {
     "int8-qat": "INT8 by quantization-aware training",
     "int8-dynamic": "INT8 weights",
 }
-_CONTROLS = {"random": "pruned at random", "from scratch": "trained from scratch"}
+
+
+class Judged(Record):
+    """What a file scored on test."""
+
+    name: str
+    accuracy: float
+    accuracy_interval: Interval
 
 
 class Candidate(Record, extra="allow"):
     """One file that was measured."""
 
     name: str
-    prune: str = ""
-    ratio: Number = None
-    precision: str = ""
-    calibration: str = ""
+    prune: str
+    ratio: float
+    precision: str
+    calibration: str
     float_layers: int = 0
-    parameters: Count = None
-    nonzero: Count = None
-    sparsity: Number = None
-    macs: Count = None
-    bytes: Count = None
-    weight_bytes: Count = None
-    packed_bytes: Count = None
-    accuracy: Number = None
-    accuracy_interval: Interval = None
-    loss: Number = None
-    drop: Number = None
-    drop_interval: Interval = None
-    flips: Number = None
+    parameters: int
+    nonzero: int
+    sparsity: float
+    macs: int
+    bytes: int
+    weight_bytes: int | None = None
+    packed_bytes: int
+    accuracy: float
+    accuracy_interval: Interval
+    loss: float
+    drop: float
+    drop_interval: tuple[float, float]
+    flips: float
     parity_error: Number = None
     parity_flips: Number = None
     masked_error: Number = None
-    latency_ms: Number = None
-    latency_ms_interval: Interval = None
-    speedup: Number = None
-    speedup_interval: Interval = None
-    front: bool = False
-    winner: bool = False
-    control: bool = False
+    latency_ms: float
+    latency_ms_interval: tuple[float, float]
+    speedup: float
+    speedup_interval: tuple[float, float]
+    front: bool
+    winner: bool
+    control: bool
 
     @property
     def number_format(self) -> str:
@@ -66,80 +74,64 @@ class Candidate(Record, extra="allow"):
     def label(self, original: str) -> str:
         """In words: `65 % pruned, INT8`, `not pruned, float32`. `original`: the name of the original's file."""
         precision = self.number_format
-        if not precision:
-            return self.name
         if self.name == original:
             return f"original, {precision}"
-        pruned = "not pruned" if not self.ratio else f"{100 * self.ratio:g} % pruned"
+        pruned = f"{100 * self.ratio:g} % pruned" if self.ratio else "not pruned"
         if not self.control:
             return f"{pruned}, {precision}"
         kind, _, rest = self.name.partition(", ")
         if kind == "small net":
             return f"{rest.partition(self.precision)[0].strip()}, {precision}"
-        if kind == "random" and self.ratio:
-            return f"{100 * self.ratio:g} % pruned at random, {precision}"
+        if kind == "random":
+            return f"{pruned} at random, {precision}"
         if kind == "trained further":
             return f"original trained further, {precision}"
-        return f"{pruned}, {_CONTROLS.get(kind, kind)}, {precision}"
-
-
-class Budget(Record, extra="allow"):
-    """The settings: those that pages use, and as `model_extra` the others of `CompressSpec`."""
-
-    max_drop: Number = None
-    sure: bool = True
-    max_latency_ms: Number = None
-    max_bytes: Count = None
-
-    @property
-    def threads(self) -> int | None:
-        """Of latency measurements; None where ONNX Runtime chose."""
-        return (self.model_extra or {}).get("threads")
+        return f"{pruned}, trained {kind}, {precision}"
 
 
 class Tested(Record):
     """The original and the winner on test."""
 
-    baseline: Candidate
-    winner: Candidate
-    drop: Number = None
-    drop_interval: Interval = None
-    count: int | None = None
-    within_budget: bool = False
+    baseline: Judged
+    winner: Judged
+    drop: float
+    drop_interval: tuple[float, float]
+    count: int
+    within_budget: bool
 
 
 class Control(Record):
     """The original timed against itself."""
 
-    ratio: Number = None
-    ratio_interval: Interval = None
+    ratio: float
+    ratio_interval: tuple[float, float]
 
 
 class Latency(Record):
     """How times were taken."""
 
-    reference: str = ""
-    rounds: Count = None
-    level: Number = None
-    covers: str = ""
-    control: Control = Control()
-    noise: Number = None
+    reference: str
+    rounds: int
+    level: float
+    covers: str
+    control: Control
+    noise: float
 
 
 class LeftOut(Record):
     """A candidate that could not be made."""
 
     name: str
-    why: str = ""
+    why: str
 
 
 class Layer(Record):
     """One layer of the original alone in 8 bits."""
 
     layer: str
-    divergence: Number = None
-    flips: Number = None
-    accuracy: Number = None
+    divergence: float
+    flips: float
+    accuracy: float
 
 
 class CompressionRecord(Record, extra="allow"):
@@ -150,23 +142,23 @@ class CompressionRecord(Record, extra="allow"):
     run: str = ""
     run_path: str = ""  # relative to the folder
     recipe: str = ""
-    spec: Budget
+    spec: CompressSpec
     machine: dict[str, Any] = Field(default_factory=dict)
     images: dict[str, int] = Field(default_factory=dict)
     within_budget: bool = False
-    why_not: str | None = ""
-    stopped: str | None = ""
-    sure: bool | None = None
+    why_not: str = ""
+    stopped: str = ""
+    sure: bool = False
     metric: str = "accuracy"
-    least_drop: Number = None
+    least_drop: float = math.inf
     left_out: tuple[LeftOut, ...] = ()
     baseline: Candidate
     winner: Candidate
     size: str = "bytes"
-    smaller: Number = None
-    faster: Number = None
+    smaller: float
+    faster: float
     test: Tested | None = None
-    latency: Latency = Latency()
+    latency: Latency
     candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
     sensitivity: tuple[Layer, ...] = ()
 
@@ -188,7 +180,7 @@ class CompressionRecord(Record, extra="allow"):
         """The name of its model file."""
         return winner_file(self.within_budget)
 
-    def bytes_of(self, row: Candidate) -> float | None:
+    def bytes_of(self, row: Candidate) -> int:
         """The size of a candidate's file, packed where the budget is for packed ones."""
         return row.packed_bytes if self.size == "packed_bytes" else row.bytes
 

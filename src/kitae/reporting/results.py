@@ -1,8 +1,8 @@
 """The contents of a run folder, read and validated once; of others see `compression_results` and `study_results`.
 
-The models name the fields that pages show. A field that a file does not have is None or empty; one of the wrong type
-makes the file damaged, and the error names both. Numbers that are not finite are None. What a later version of Kitae
-adds to a file is ignored, but for a compression, whose page shows it under its own name.
+The models name the fields that pages show. A field that a file need not have is None or empty where it is not there.
+One that is missing or of the wrong type makes the file damaged, and the error names both. Numbers that are not finite
+are None. What a later version of Kitae adds to a file is ignored, but for a compression, whose page shows it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def _ends(value: Any) -> Any:
 
 Floats = NDArray[np.float64]
 Number = Annotated[float | None, BeforeValidator(_finite)]
-Count = Annotated[int | None, BeforeValidator(_finite)]
 Interval = Annotated[tuple[float, float] | None, BeforeValidator(_ends)]
 
 

@@ -100,27 +100,21 @@ def points(value: float, digits: int = 2) -> str:
     return f"{text} point{'' if abs(float(text)) == 1 else 's'}"
 
 
-def times(ratio: Any, more: str, less: str) -> tuple[str, str]:
+def times(ratio: float, more: str, less: str) -> tuple[str, str]:
     """A factor above 1, and the word for which way it goes: (`Faster`, `2.1×`)."""
-    known = finite(ratio)
-    if known is None or known <= 0:
-        return more, UNKNOWN
-    factor, word = change(known, more, less)
+    factor, word = change(ratio, more, less)
     return word, f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×"
 
 
-def points_lost(drop: Any, interval: Any) -> Cell:
+def points_lost(drop: float, interval: tuple[float, float]) -> Cell:
     """`1.10 points lost`, or gained, with its interval the same way round.
 
     >>> points_lost(-0.88, (-1.2, -0.57))
     ('0.88 points gained', '0.57 to 1.20')
     """
-    known = finite(drop)
-    if known is None:
-        return "", ""
-    if known < 0 and between(interval):
+    if drop < 0:
         interval = (-interval[1], -interval[0])
-    return f"{points(abs(known))} {'lost' if known >= 0 else 'gained'}", between(interval, 1, 2)
+    return f"{points(abs(drop))} {'lost' if drop >= 0 else 'gained'}", between(interval, 1, 2)
 
 
 @_known
