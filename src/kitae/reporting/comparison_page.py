@@ -64,7 +64,6 @@ def content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "fields": fields(records),
         "classes": list(dict.fromkeys(name for run in runs if run.split is not None for name in run.split.classes)),
         "pairs": _pairs(runs) if where != "validation" else [],  # predictions are of test
-        "grouped": any(_alone(run.record) for run in runs),
     }
 
 
@@ -99,13 +98,10 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
     else:
         estimate, low, high = difference
         span = f"{100 * estimate:.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f}, paired, on the same images)"
-        alone = _alone(best.record)
-        chance = "is more than chance" if low > 0 and not alone else "may be chance"
+        chance = "is more than chance" if low > 0 else "may be chance"
         later = f"Their difference is {span}." if len(tied) > 1 else f"The difference of {span} {chance}."
-        what = "groups" if best.record.evaluation.groups and not alone else "images"
+        what = "groups" if best.record.evaluation.groups else "images"
         later += f" This covers the choice of {what}, not of seeds; use kitae study for those."
-        if alone:
-            later += " Images of one group are taken as independent, which makes it too short."
     if where == "test":
         later += " Choosing between runs by their test accuracy makes that accuracy optimistic."
     return [first, later]
@@ -161,11 +157,6 @@ def _paired(one: RunRecord, other: RunRecord) -> tuple[float, float, float] | No
         return None
     difference, (low, high) = paired_difference(b.predicted, a.predicted, a.label, a.groups)
     return difference, low, high
-
-
-def _alone(record: RunRecord) -> bool:
-    """Whether images have groups (patients, videos), but predictions of an older version do not say which."""
-    return bool(record.evaluation.groups) and (record.predicted is None or record.predicted.groups is None)
 
 
 def _pairs(runs: Sequence[Entry]) -> list[tuple[str, str, str]]:

@@ -214,7 +214,7 @@ class Facts(Record):
     macs: Number = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    clean_images: int = 1000  # on which train_clean_accuracy is measured; early runs did not record it
+    clean_images: int = 1000  # on which train_clean_accuracy is measured
 
 
 class Opening(Record):
@@ -247,7 +247,7 @@ class Predicted:
 
     Attributes:
         names: of the images. label, predicted: int64 [N]. confidence: float64 [N]. probabilities: float64 [N, K].
-        groups: int64 [N], equal for images of one group; None without groups, and of runs that older versions trained.
+        groups: int64 [N], equal for images of one group; None without groups.
     """
 
     def __init__(self, table: Any, classes: tuple[str, ...]) -> None:
