@@ -68,14 +68,13 @@ def content(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as tell them apart."""
+    """The names of different folders, with as many parents as tell them apart."""
     resolved = [path.resolve() for path in paths]
     names = [path.name for path in resolved]
     if len(set(names)) == len(names):
         return names
     common = Path(os.path.commonpath(resolved))
-    names = [str(path.relative_to(common)) for path in resolved]
-    return names if len(set(names)) == len(names) else [f"{k + 1}: {name}" for k, name in enumerate(names)]
+    return [str(path.relative_to(common)) for path in resolved]
 
 
 def answer(runs: Sequence[Entry], where: str) -> list[str]:
