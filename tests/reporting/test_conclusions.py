@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from kitae.cli import app
+from kitae.errors import KitaeError
 from kitae.evaluation.intervals import least_drop
 from kitae.experiments.design import expand
 from kitae.experiments.result import StudyResult
@@ -24,6 +26,7 @@ from kitae.reporting.effects import Analysis, Effect, interval, measured, noise_
 from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import StudyRecord, Variant, study_of
 from kitae.run import Run
+from tests.refusals import refused
 from tests.reporting.conftest import epochs, measured_compression
 
 CLASSES = ("cat", "dog", "owl")
@@ -553,17 +556,13 @@ def test_effects_of_shipped_studies_are_told_in_words(name: str) -> None:
         assert variants["all"] == "with all of them"
 
 
-def test_contrasts_that_study_yaml_does_not_tell_keep_their_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "study: 3", "study: {contrasts: {cutmix over mixup: [mixup]}}"])
+def test_a_damaged_study_yaml_is_named(text: str, tmp_path: Path) -> None:
     folder = next(one for one in PUBLISHED if one.name == "ledger-small")
-    whole = StudyRecord.open(folder)
-    assert whole is not None
-    for text in ("{", "study: {contrasts: 3}", "study: {contrasts: {cutmix over mixup: [mixup]}}"):
-        (tmp_path / "study.yaml").write_text(text)
-        (tmp_path / "effects.json").write_bytes((folder / "effects.json").read_bytes())
-        found = StudyRecord.open(tmp_path)
-        assert found is not None
-        assert study_labels.effect_label(found, "cutmix over mixup") == "cutmix over mixup"
-        assert study_labels.effect_label(found, "mixup") == "with MixUp"
+    shutil.copy(folder / "effects.json", tmp_path)
+    (tmp_path / "study.yaml").write_text(text)
+    told = r"contrasts\.cutmix over mixup\.1: " if "contrasts" in text else r"study\.yaml: is damaged \("
+    refused(KitaeError, told, StudyRecord.open, tmp_path)
 
 
 def test_a_label_without_room_beside_its_value_is_told_in_two_lines() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from kitae.console import data_name, listed, plural
 from kitae.data.spec import SPLIT
-from kitae.errors import KitaeError
 from kitae.folders import SIGNS
 from kitae.recipe import OPS_BY_NAME
 from kitae.reporting import effects, study_charts
@@ -44,12 +43,12 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     Args:
         record: None where the study has no result yet.
     """
-    try:
-        asked = (folder / SIGNS["study"]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KitaeError(f"{folder / 'study.yaml'}: cannot be read ({error})") from error
-    common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked,
-                              "commands": commands(record, folder, study_of(folder))}  # fmt: skip
+    common: dict[str, Any] = {
+        "over": "Study",
+        "study": record,
+        "commands": commands(record, folder, study_of(folder)),
+        "asked": (folder / SIGNS["study"]).read_text(encoding="utf-8"),
+    }
     if record is None:
         waiting = "This study is not finished: its effects have not been computed yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
@@ -202,11 +201,12 @@ def _training(best: Variant, study: Mapping[str, Any]) -> str:
 
     Empty too if the base is a whole recipe, which has no name that a command could take.
     """
-    base, shared = study.get("base"), study.get("set")
+    base = study.get("base")
     own = {field: value for field, value in best.overrides.items() if not field.startswith("after.")}
-    if not own or not isinstance(base, str) or not isinstance(shared, Mapping):
+    if not own or not isinstance(base, str):
         return ""
-    general = {f: v for f, v in shared.items() if not f.startswith("after.") and f not in _OF_THESE_IMAGES}
+    shared = study.get("set", {}).items()
+    general = {field: v for field, v in shared if not field.startswith("after.") and field not in _OF_THESE_IMAGES}
     # A whole pipeline comes before changes to its ops, as in the study.
     fields = sorted({**general, **own}.items(), key=lambda field: field[0].startswith(OPS_BY_NAME))
     sets = " ".join(shlex.quote(f"{field}={json.dumps(value, ensure_ascii=False)}") for field, value in fields)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from kitae.errors import KitaeError
+from kitae.errors import KitaeError, one_line
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
 from kitae.reporting.effects import Analysis, Effect
@@ -19,19 +18,17 @@ STUDY_FORMAT = 1
 """The format of effects.json that this version writes."""
 
 
-def study_of(folder: Path) -> Mapping[str, Any]:
-    """The study that a folder's study.yaml records; empty if it is damaged."""
+def study_of(folder: Path) -> dict[str, Any]:
+    """The study that a folder's study.yaml records.
+
+    Raises:
+        KitaeError: the file is damaged.
+    """
+    file = folder / SIGNS["study"]
     try:
-        study = yaml.safe_load((folder / SIGNS["study"]).read_text(encoding="utf-8"))["study"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError):
-        return {}
-    return study if isinstance(study, Mapping) else {}
-
-
-def _contrasts(folder: Path) -> dict[str, list[str]]:
-    found = study_of(folder).get("contrasts")
-    pairs = found.items() if isinstance(found, Mapping) else ()
-    return {str(name): [*map(str, pair)] for name, pair in pairs if isinstance(pair, list) and len(pair) == 2}
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8"))["study"])
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise KitaeError(f"{file}: is damaged ({one_line(error)})") from error
 
 
 class Claim(Record):
@@ -135,14 +132,14 @@ class StudyRecord(Record):
         """A study's results; None if they have not been computed yet.
 
         Raises:
-            KitaeError: the file is damaged, or of a newer version.
+            KitaeError: a file is damaged, or of a newer version.
         """
         file = folder / "effects.json"
         if not file.is_file():
             return None
         facts = read_json(file)
         require_format(facts, STUDY_FORMAT, file, KitaeError)
-        return cls.checked({**facts, "contrasts": _contrasts(folder)}, file)
+        return cls.checked({**facts, "contrasts": study_of(folder).get("contrasts", {})}, file)
 
     def effect(self, metric: str, name: str) -> Effect | None:
         """The effect of this name on a metric; None if it was not measured."""
