@@ -131,11 +131,10 @@ def robust(
 
 
 def time_spent(rows: Sequence[Epoch]) -> Chart | None:
-    """One bar of the seconds that each part took, and a line for each, where they are known."""
-    timed = [row for row in rows if row.seconds is not None]
-    waited = sum((row.seconds or 0.0) * (row.data_share or 0.0) for row in timed)
-    steps = sum(row.seconds or 0.0 for row in timed) - waited
-    validation = sum(row.validation_seconds or 0.0 for row in timed)
+    """One bar of the seconds that each part took, and a line for each; None before an epoch has ended."""
+    waited = sum(row.seconds * row.data_share for row in rows)
+    steps = sum(row.seconds for row in rows) - waited
+    validation = sum(row.validation_seconds or 0.0 for row in rows)
     parts = [("training steps", steps), ("data: reading and augmenting", waited), ("validation", validation)]
     parts = [part for part in parts if part[1] > 0]
     if not parts:

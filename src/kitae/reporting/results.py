@@ -74,11 +74,11 @@ class Epoch(Record):
     train_accuracy: Number = None
     train_clean_accuracy: Number = None
     val_accuracy: Number = None
-    learning_rate: Number = None
-    images_per_second: Number = None
-    seconds: Number = None
+    learning_rate: float
+    images_per_second: float
+    seconds: float
     validation_seconds: Number = None
-    data_share: Number = None
+    data_share: float
     peak_memory_bytes: Number = None
 
     @property
@@ -327,6 +327,12 @@ class RunRecord(Record, arbitrary_types_allowed=True):
     def best(self) -> Epoch | None:
         """The epoch whose weights are kept."""
         return next((row for row in self.epochs if row.epoch == self.best_epoch), None)
+
+    @property
+    def training_seconds(self) -> float:
+        """How long training and validation took."""
+        validation = sum(row.validation_seconds or 0.0 for row in self.epochs)
+        return sum(row.seconds for row in self.epochs) + validation
 
     @property
     def has_mistakes(self) -> bool:
