@@ -201,8 +201,8 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def percent(share: float, interval: Any = None) -> str:
-    """A proportion as a percentage, with its interval if given: `91.4 % (90.6 to 92.1)`."""
+def percent(share: float | None, interval: Any = None) -> str:
+    """A proportion as a percentage, with its interval if given: `91.4 % (90.6 to 92.1)`; `-` where it is not known."""
     if share is None or math.isnan(share):
         return "-"
     if interval is None:

@@ -104,16 +104,21 @@ def _trained(run: RunLike) -> str:
 
 def _state(run: RunLike) -> str:
     if not run.finished:
+        tested, folds = folds_done(run)
+        if tested < folds:  # the model on everything comes after them
+            return f"not finished, {tested} of {folds} folds"
         rows = run.metrics()
-        data = run.recipe.data
-        folds = (data.folds or 0) if data.whole else 0  # the run of one fold has none of its own
-        ended = sum((run.fold(number) / "evaluation.json").is_file() for number in range(1, folds + 1))
-        if ended < folds:  # the model on everything comes after them
-            return f"not finished, {ended} of {folds} folds"
         ended = rows[-1]["epoch"] if rows else 0  # the row of the probe, epoch 0, is no epoch of training
         return f"not finished, {ended} of {run.recipe.train.last_epoch} epochs"
     where, split = next(iter(_measured(run.evaluation()).items()))
     return f"{where} accuracy {console.percent(split['accuracy'])}"
+
+
+def folds_done(run: RunLike) -> tuple[int, int]:
+    """How many folds of a cross-validation are tested, and of how many; the run of one fold has none of its own."""
+    data = run.recipe.data
+    folds = (data.folds or 0) if data.whole else 0
+    return sum((run.fold(number) / "evaluation.json").is_file() for number in range(1, folds + 1)), folds
 
 
 def _measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +180,7 @@ def without_duplicates(split: Mapping[str, Any]) -> list[list[str]]:
     others = split.get("without_duplicates")
     if others is None:
         return []
-    accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
+    accuracy = console.percent(others["accuracy"], others["accuracy_interval"])
     return [[f"without duplicates ({others['count']:,} images)", accuracy]]
 
 

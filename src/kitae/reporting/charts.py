@@ -190,22 +190,21 @@ def recalls(split: Split) -> Chart | None:
 
     None where no class has one.
     """
-    known = [(name, row) for name, row in split.per_class.items() if row.accuracy is not None]
+    known = sorted((row.accuracy, name) for name, row in split.per_class.items() if row.accuracy is not None)
     if not known:
         return None
-    known.sort(key=lambda item: (item[1].accuracy or 0.0, item[0]))
-    shown = known[:MAX_ROWS]
-    rows = []
-    for name, row in shown:
-        ends, value = row.accuracy_interval, row.accuracy or 0.0
+    rows, lows = [], []
+    for value, name in known[:MAX_ROWS]:
+        row = split.per_class[name]
+        ends = row.accuracy_interval
+        lows.append(ends[0] if ends else value)
         mark = partial(interval_mark, value=value, ends=ends, look="s1")
         span = f"({between(ends, 100, 0)})" if ends else ""
         rows.append(Row(name, share(value), mark, f"{row.count:,} images", span))
-    least = min((row.accuracy_interval or (row.accuracy or 0.0,))[0] for _, row in shown)
     whole = split.accuracy
     label = "Recall, 95 % interval" + (f"; dashed: all images, {share(whole)}" if whole is not None else "")
-    summary = "; ".join(f"{name}: {share(row.accuracy)}" for name, row in shown)
-    low = math.floor(10 * least) / 10
+    summary = "; ".join(f"{row.label}: {row.value}" for row in rows)
+    low = math.floor(10 * min(lows)) / 10
     return rows_chart("recalls", "Recall of each class", summary, rows, min(low, 0.9), 1.0, per_cent, label=label,
                       dashed=whole)  # fmt: skip
 
@@ -303,7 +302,7 @@ def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], sp
              for place, (name, value, ends) in enumerate(rows)]  # fmt: skip
     ends = [end for _, value, interval in rows for end in (value, *(interval or ()))]
     low, high, _ = robust(ends, ends)
-    summary = "; ".join(f"{name}: {share(value)}" for name, value, _ in rows)
+    summary = "; ".join(f"{row.label}: {row.value}" for row in drawn)
     return rows_chart("accuracies", f"Accuracy on {split}", summary, drawn, low, min(high, 1.0), per_cent,
                       label=f"Accuracy on {split}, 95 % interval")  # fmt: skip
 

@@ -114,15 +114,15 @@ class Fold(Record):
 
     fold: int
     count: int
-    accuracy: Number = None
-    best_epoch: int | None = None
-    trained_on: int | None = None
+    accuracy: float
+    best_epoch: int | None
+    trained_on: int
 
 
 class Split(Record):
     """The numbers of one split in evaluation.json; proportions are in [0, 1]."""
 
-    count: int | None = None
+    count: int = 0
     accuracy: Number = None
     accuracy_interval: Interval = None
     top5: Number = None

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from kitae.console import data_name
+from kitae.console import data_name, percent
 from kitae.errors import KitaeError, TrainingError
 from kitae.files import read_json
 from kitae.recipe import shipped
@@ -16,6 +16,7 @@ from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.results import RunRecord, Split
 from kitae.reporting.samples import Samples
 from kitae.reporting.values import Cell, between, finite, number, points, share
+from kitae.views import folds_done
 
 _HEADLINES = {
     "accuracy": "Accuracy",
@@ -33,7 +34,7 @@ _WIDEST = 512  # channels that can be doubled
 
 Command = tuple[str, str]
 """What a command is for, and the command."""
-File = tuple[str, str, float, float | None, str]
+File = tuple[str, str, int, float | None, str]
 """What a file is, its path, its bytes, and where a compression measured it the milliseconds of one image and how."""
 
 
@@ -98,23 +99,22 @@ def answer(record: RunRecord) -> list[str]:
 def _folds(record: RunRecord) -> str:
     """What was cross-validated, and what the model at hand was trained on."""
     split = record.evaluation.out_of_fold
-    if split is None or not split.folds or split.count is None:
+    if split is None or not split.folds:
         return ""
-    each = [fold.accuracy for fold in split.folds if fold.accuracy is not None]
-    spread = f", from {share(min(each))} to {share(max(each))}" if each else ""
+    each = [fold.accuracy for fold in split.folds]
     return (
         f"Cross-validation: each of {split.count:,} images was judged by the one of {len(split.folds)} models that has "
-        f"not seen it (out-of-fold accuracy {share(split.accuracy)}{spread}). This model was trained on all of them."
+        f"not seen it (out-of-fold accuracy {share(split.accuracy)}, from {share(min(each))} to {share(max(each))}). "
+        "This model was trained on all of them."
     )
 
 
 def _unfinished(record: RunRecord) -> str:
     ended = record.epochs[-1].epoch if record.epochs else 0  # the row of the probe, epoch 0, is no epoch of training
-    done, data = f"{ended} of {record.recipe.train.last_epoch} epochs", record.recipe.data
-    if data.whole:  # its folds are trained first
-        runs = [record.run.fold(number) for number in range(1, (data.folds or 0) + 1)]
-        tested = sum((run / record.run.evaluation_file.name).is_file() for run in runs)
-        done = f"{tested} of {len(runs)} folds and {done} of the model on everything"
+    done = f"{ended} of {record.recipe.train.last_epoch} epochs"
+    if record.recipe.data.whole:  # its folds are trained first
+        tested, folds = folds_done(record.run)
+        done = f"{tested} of {folds} folds and {done} of the model on everything"
     done, best = f"This run is not finished: {done} are done.", record.best
     if best is None or best.val_accuracy is None:
         return done
@@ -127,27 +127,23 @@ def _weak(split: Split) -> str:
 
     A class of few images may have a lower recall by chance.
     """
-    known = {name: row for name, row in split.per_class.items() if row.accuracy is not None}
-    if not known or split.accuracy is None:
+    recalls = {name: row.accuracy for name, row in split.per_class.items() if row.accuracy is not None}
+    if not recalls or split.accuracy is None:
         return ""
-    largest = max(known, key=lambda name: known[name].count)
-    always = known[largest].count / max(sum(row.count for row in known.values()), 1)
+    counts = {name: split.per_class[name].count for name in recalls}
+    largest = max(counts, key=counts.__getitem__)
+    always = counts[largest] / sum(counts.values())
     if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
         return f"That is not significantly better than always predicting {largest} ({share(always)})."
-    whole = split.accuracy
     # A class whose images are of one group has no interval, but counts as one of the others.
-    judged = {name: row.accuracy_interval for name, row in known.items() if row.accuracy_interval}
-    weak = [name for name, (_, high) in judged.items() if high < whole]
+    highs = {name: ends[1] for name in recalls if (ends := split.per_class[name].accuracy_interval)}
+    weak = [name for name, high in highs.items() if high < split.accuracy]
     if not weak:
-        return "No class is significantly weaker than the others." if judged else ""
-
-    def recall(name: str) -> float:
-        return known[name].accuracy or 0.0
-
-    name = min(weak, key=recall)
+        return "No class is significantly weaker than the others." if highs else ""
+    name = min(weak, key=recalls.__getitem__)
     taken = next((pair for pair in split.confused() if pair.true == name), None)
-    least = recall(name) == min(map(recall, known))
-    text = f"{name} is {'the weakest class' if least else 'weaker than the others'}: recall {share(recall(name), 0)}"
+    which = "the weakest class" if recalls[name] == min(recalls.values()) else "weaker than the others"
+    text = f"{name} is {which}: recall {share(recalls[name], 0)}"
     if taken is not None:
         text += f", {100 * taken.share:.0f} of 100 predicted as {taken.predicted}"
     return f"{text}."
@@ -176,7 +172,7 @@ def _head(record: RunRecord) -> Verdict:
 def _gap(record: RunRecord) -> Verdict:
     """The gap between train and validation at the epoch whose weights are kept, and what it suggests."""
     best, val = record.best, record.evaluation.val
-    if best is None or best.train_clean_accuracy is None or best.val_accuracy is None or val is None or not val.count:
+    if best is None or best.train_clean_accuracy is None or best.val_accuracy is None or val is None:
         return Verdict("", "")
     gap = best.train_clean_accuracy - best.val_accuracy
     measured = ((best.train_clean_accuracy, record.facts.clean_images), (best.val_accuracy, val.count))
@@ -206,16 +202,15 @@ def _gap(record: RunRecord) -> Verdict:
 def _copies(record: RunRecord) -> str:
     """The effect of copies of training or validation images on the test accuracy."""
     test = record.evaluation.test
-    others = test.without_duplicates if test else None
-    if test is None or test.count is None or others is None:
+    if test is None or test.without_duplicates is None:
         return ""
+    others = test.without_duplicates
     if not others.count:
         return "Every test image is also in train or validation, so this accuracy says nothing about new images."
     many = test.count - others.count
-    span = between(others.accuracy_interval, 100)
     return (
         f"{many:,} test image{' is' if many == 1 else 's are'} also in train or validation; accuracy without "
-        f"{'it' if many == 1 else 'them'} is {share(others.accuracy)}{f' ({span})' if span else ''}."
+        f"{'it' if many == 1 else 'them'} is {percent(others.accuracy, others.accuracy_interval)}."
     )
 
 
@@ -296,17 +291,18 @@ def files(record: RunRecord) -> list[File]:
     folder = record.run.path.resolve()
     exported = folder.with_name(f"{folder.name}.onnx")
     named = (("PyTorch weights", record.run.best), ("exported", exported))
-    found: list[File] = [
-        (what, file.name, float(file.stat().st_size), None, "") for what, file in named if file.is_file()
-    ]
+    found: list[File] = [(what, file.name, file.stat().st_size, None, "") for what, file in named if file.is_file()]
     small = folder.with_name(f"{folder.name}-small")
     try:
-        record_ = CompressionRecord.open(small)
+        compressed = CompressionRecord.open(small)
     except KitaeError:
         return found
-    if record_.run != folder.name:
+    if compressed.run != folder.name:
         return found
-    machine = str(record_.machine.get("processor") or "")
-    note = f"measured by kitae compress{f' on {machine}' if machine else ''}"
-    measured = (("ONNX, float32", "", record_.baseline), ("compressed", f"{small.name}/{record_.file}", record_.winner))
-    return found + [(what, path, row.bytes, row.latency_ms, note) for what, path, row in measured if row.bytes]
+    note = f"measured by kitae compress on {compressed.machine['processor']}"
+    before, after, file = compressed.baseline, compressed.winner, f"{small.name}/{compressed.file}"
+    return [
+        *found,
+        ("ONNX, float32", "", before.bytes, before.latency_ms, note),
+        ("compressed", file, after.bytes, after.latency_ms, note),
+    ]
