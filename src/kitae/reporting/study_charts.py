@@ -163,15 +163,8 @@ def arms_chart(arms: Sequence[Mapping[str, Any]], best: int | None = None) -> Ch
 
 
 def _numeric(record: StudyRecord) -> str | None:
-    """The factor whose levels are three or more different numbers, if there is one."""
-    for factor in record.numeric:
-        try:
-            values = [float(name) for name in record.factors.get(factor, ())]
-        except ValueError:
-            continue
-        if len(values) >= 3 and len(set(values)) == len(values) and all(map(math.isfinite, values)):
-            return factor
-    return None
+    """The factor whose levels are three or more numbers, if there is one."""
+    return next((factor for factor in record.numeric if len(record.factors[factor]) >= 3), None)
 
 
 def _chosen(record: StudyRecord) -> list[str]:
