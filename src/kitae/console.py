@@ -133,12 +133,10 @@ def answer(value: Any) -> None:
     """
     if _json:
         _clear()
-        text = printable(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
-        try:
-            text.encode(sys.stdout.encoding or "utf-8")
-        except UnicodeEncodeError:  # what would be written for it, such as \xe9, is no JSON
-            text = json.dumps(json.loads(text), indent=2)
-        sys.stdout.write(f"{text}\n")
+        # In another encoding, a character that it lacks would be written as \xe9 or the like, which is no JSON.
+        escaped = (sys.stdout.encoding or "utf-8").lower() != "utf-8"
+        text = json.dumps(plain(value), indent=2, ensure_ascii=escaped, allow_nan=False)
+        sys.stdout.write(f"{printable(text)}\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
