@@ -71,17 +71,16 @@ def study(
         given = {"--out": out, "--set": set_, "--plan": plan, "--tiny": tiny, "--ray": ray, "--overwrite": overwrite}
         if option := next((name for name, value in given.items() if value), None):
             raise RecipeError(f"{option}: needs the name of a study: kitae study NAME {option} ...")
-    if spec is not None and not plan:
-        console.starting(f"study {spec}")
-    from kitae.experiments.study_spec import StudySpec, shipped
+        from kitae.experiments.study_spec import StudySpec, shipped
 
-    if spec is None:
         _list("study", {name: StudySpec.load(name).about for name in shipped()}, "what it measures")
-    else:
-        _study(
-            spec, *(set_ or ()), plan=plan, out=out, cluster=_ray(ray, gpus, plan=plan), overwrite=overwrite,
-            browser=open_, tiny=tiny, workers=workers, threads=threads,
-        )  # fmt: skip
+        return
+    if not plan:
+        console.starting(f"study {spec}")
+    _study(
+        spec, *(set_ or ()), plan=plan, out=out, cluster=_ray(ray, gpus, plan=plan), overwrite=overwrite,
+        browser=open_, tiny=tiny, workers=workers, threads=threads,
+    )  # fmt: skip
 
 
 def _list(what: str, abouts: Mapping[str, str], about: str) -> None:

@@ -110,10 +110,10 @@ def _print_compression(result: Any) -> None:
     noise = facts["latency"]["noise"]
     if as_fast(facts["faster"], noise):
         speed = f"as fast as the 32-bit ONNX model (the difference is within the noise, {console.percent(noise)})"
-        console.say(f"{smaller:.1f} x {small}{packed} and {speed}")
     else:
         faster, fast = console.change(facts["faster"], "faster", "slower")
-        console.say(f"{smaller:.1f} x {small}{packed} and {faster:.1f} x {fast} than the 32-bit ONNX model")
+        speed = f"{faster:.1f} x {fast} than the 32-bit ONNX model"
+    console.say(f"{smaller:.1f} x {small}{packed} and {speed}")
     if result.test is not None:
         before, after = result.test["baseline"], result.test["winner"]
         lost, interval = points_lost(result.test["drop"], result.test["drop_interval"])

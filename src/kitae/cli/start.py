@@ -68,11 +68,10 @@ def train(
         dry_run: Print the resolved recipe, the model's size, the steps and the estimated time, then stop.
     """
     folder = Path(data)
-    is_run = kind_of(folder) == "run"
-    if resume and recipe is not None and is_run:
-        raise RecipeError(f"--recipe {recipe}: cannot be used with --resume RUN, since the run has its own recipe")
-    if resume and out is None and is_run:
-        out = folder
+    if resume and kind_of(folder) == "run":
+        if recipe is not None:
+            raise RecipeError(f"--recipe {recipe}: cannot be used with --resume RUN, since the run has its own recipe")
+        out = out or folder
     if resume and out is None:
         given = f", and {data} is not one (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
