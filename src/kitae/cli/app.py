@@ -132,7 +132,7 @@ def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
     """
     from kitae.reporting.page import write_and_say
 
-    page, found = write_and_say(folder, console.say)
+    page, found = write_and_say(folder)
     if page is not None:
         commands = (*(commands or found), f"kitae report {shlex.quote(str(folder))} --open")[:2]
     for command in commands:

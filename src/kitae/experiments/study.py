@@ -133,7 +133,7 @@ def study(
     if report is None and console.interactive():
         from kitae.reporting.page import write_and_say
 
-        write_and_say(folder, console.say)
+        write_and_say(folder)
     return result
 
 

@@ -251,7 +251,7 @@ def compress(
     if say is None and console.interactive():
         from kitae.reporting.page import write_and_say
 
-        write_and_say(folder, console.say)
+        write_and_say(folder)
     if not result.within_budget:
         record = result.record
         raise BudgetError(folder, f"({record.label(record.winner)}) {record.why_not}")

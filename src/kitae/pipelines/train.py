@@ -101,7 +101,7 @@ def train(
             )  # fmt: skip
         from kitae.reporting.page import write_and_say
 
-        write_and_say(run.path, console.say)
+        write_and_say(run.path)
         return run
     if out is not None and distributed.is_main():
         # Checked before the plan, which may take minutes. Only by the main process, which may have made the folder by

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from inspect import getmembers, isfunction
@@ -81,8 +81,8 @@ def write(target: Run | Result | str | Path) -> tuple[Path, list[tuple[str, str]
     return write(Run.open(folder))
 
 
-def write_and_say(folder: Path, say: Callable[[str], None]) -> tuple[Path | None, list[str]]:
-    """Write a folder's page after a long function, and say where it is, or why it was not written.
+def write_and_say(folder: Path) -> tuple[Path | None, list[str]]:
+    """Write a folder's page after a long function, and print where it is, or why it was not written.
 
     Returns:
         The page, if it could be written, and its next commands.
@@ -90,9 +90,9 @@ def write_and_say(folder: Path, say: Callable[[str], None]) -> tuple[Path | None
     try:
         page, found = write(folder)
     except (KitaeError, OSError) as problem:  # the result is kept
-        say(f"note: report.html was not written: {problem}")
+        console.say(f"note: report.html was not written: {problem}")
         return None, []
-    say(f"page: {page}")
+    console.say(f"page: {page}")
     return page, [command for _, command in found]
 
 
