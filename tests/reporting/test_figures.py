@@ -49,7 +49,7 @@ DRAWINGS: dict[str, Callable[[Path], Path]] = {
     "curves of one epoch": curves(epochs(1)),
     "confusion": confusion(np.array(measured(HOSTILE)["confusion"]), HOSTILE),
     "reliability": saved(figure_of, charts.reliability(BINS, BINS), "test"),
-    "mistakes": saved(_worst_mistakes, IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6, "x"),
+    "mistakes": saved(_worst_mistakes, list(zip(IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6, strict=True)), "x"),
     "grid": saved(grid_figure, [IMAGES[:4], IMAGES[4:]], row_titles=HOSTILE[:2], column_titles=["a"] * 4, title="x"),
 }
 CROWDED: dict[str, Callable[[Path], Path]] = {
@@ -57,7 +57,7 @@ CROWDED: dict[str, Callable[[Path], Path]] = {
     "confusion of 12": confusion(np.eye(12, dtype=int) * 12345, LONG[:12]),
     "confusion of 20": confusion(np.full((20, 20), 7), LONG[:20]),
     **{f"confusion of {k}": confusion(np.eye(k, dtype=int), LONG[:k]) for k in (2, 37, 100, 120)},
-    "mistakes with long names": saved(_worst_mistakes, IMAGES, LONG[:6], LONG[:6], [1.0] * 6, "x"),
+    "mistakes with long names": saved(_worst_mistakes, [(image, LONG[0], LONG[1], 1.0) for image in IMAGES], "x"),
     "small learning rates": curves([{**row, "learning_rate": 1.23456e-5 * row["epoch"]} for row in epochs(300)]),
     "grid of 10": saved(grid_figure, [[IMAGES[0]] * 10] * 2, row_titles=LONG[:2], column_titles=LONG[:10],
                         title=" ".join(LONG)),
@@ -222,8 +222,8 @@ def test_a_grid_fills_its_figure_at_every_resolution(tmp_path: Path) -> None:
 
 def test_worst_mistakes_keep_the_confidence_when_the_name_is_long(tmp_path: Path) -> None:
     name = "an extremely long class name " * 4
-    long_ = pixels(saved(_worst_mistakes, IMAGES[:1], [name], [name], [0.987], "x")(tmp_path / "a.png"))
-    other = pixels(saved(_worst_mistakes, IMAGES[:1], [name], [name], [0.123], "x")(tmp_path / "b.png"))
+    long_ = pixels(saved(_worst_mistakes, [(IMAGES[0], name, name, 0.987)], "x")(tmp_path / "a.png"))
+    other = pixels(saved(_worst_mistakes, [(IMAGES[0], name, name, 0.123)], "x")(tmp_path / "b.png"))
     assert (long_ != other).any()
 
 

@@ -100,13 +100,11 @@ class Plots:
         if not places:
             raise KitaeError(f"{self._run.path}: has no mistake on {record.evaluation.where}")
         names = record.facts.classes
-        return _worst_mistakes(
-            [samples.tested(place) for place in places],
-            [names[found.predicted[place]] for place in places],
-            [names[found.label[place]] for place in places],
-            [float(found.confidence[place]) for place in places],
-            f"Most confident mistakes, {record.evaluation.where}",
-        )
+        shown = [
+            (samples.tested(k), names[found.predicted[k]], names[found.label[k]], float(found.confidence[k]))
+            for k in places
+        ]
+        return _worst_mistakes(shown, f"Most confident mistakes, {record.evaluation.where}")
 
     def _finished(self) -> RunRecord:
         self._run.require_finished()
@@ -192,16 +190,11 @@ def _look(tag: str, classes: str) -> dict[str, str]:
     return look
 
 
-def _worst_mistakes(
-    images: Sequence[Image], predicted: Sequence[str], true: Sequence[str], confidence: Sequence[float], title: str
-) -> Figure:
-    """The most confident mistakes, each with the prediction, its confidence and the true class."""
+def _worst_mistakes(shown: Sequence[tuple[Image, str, str, float]], title: str) -> Figure:
+    """Mistakes in rows of four: of each the image, the prediction, the true class and the confidence."""
     columns = 4
     room = int(WIDTH * DPI) / columns - 20 - text_width("said  100 %", SMALL)
-    captions = [
-        (f"said {fit(p, room, SMALL)} {100 * c:.0f} %", f"is {t}")
-        for p, t, c in zip(predicted, true, confidence, strict=True)
-    ]
-    rows = [list(images[i : i + columns]) for i in range(0, len(images), columns)]
-    lines = [captions[i : i + columns] for i in range(0, len(images), columns)]
-    return grid_figure(rows, captions=lines, title=title, columns=columns)
+    rows = [shown[i : i + columns] for i in range(0, len(shown), columns)]
+    lines = [[(f"said {fit(said, room, SMALL)} {100 * sure:.0f} %", f"is {true}") for _, said, true, sure in row]
+             for row in rows]  # fmt: skip
+    return grid_figure([[image for image, *_ in row] for row in rows], captions=lines, title=title, columns=columns)
