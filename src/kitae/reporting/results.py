@@ -220,8 +220,8 @@ class Facts(Record):
 class Opening(Record):
     """A line of test_openings.jsonl."""
 
-    when: str = ""
-    why: str = ""
+    when: str
+    why: str
 
 
 class Bins(NamedTuple):

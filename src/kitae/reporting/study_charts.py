@@ -31,16 +31,15 @@ def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str
     known = [effect for effect in every if (-effect.shown, -effect.size) <= least]
     left_out = f"; without {plural(len(every) - len(known), 'smaller one')}" if len(known) < len(every) else ""
     ratio, neutral = known[0].ratio, known[0].neutral
-    rows, told = [], []
+    rows = []
     for effect in known:
         look = "neutral" if not effect.shown or not effect.better else "good" if effect.helps else "bad"
         said, span = verdict(effect), f"({interval(effect)})" if effect.bounded else ""
         mark = partial(interval_mark, value=effect.estimate, ends=(effect.low, effect.high) if span else None,
                        look=look, about=f"{said} {span}".strip(), hollow=not effect.shown)  # fmt: skip
         rows.append(Row(label(effect.name), said, mark, span=span))
-        told.append(f"{label(effect.name)}: {said} {span}".strip())
-    marks = [(e.estimate, e.low, e.high) if e.bounded else (e.estimate,) for e in known]
-    ends = [end for mark in marks for end in mark if end > 0 or not ratio]
+    summary = "; ".join(f"{row.label}: {row.value} {row.span}".strip() for row in rows)
+    ends = [end for e in known for end in ((e.estimate, e.low, e.high) if e.bounded else (e.estimate,))]
     keep = [end for e in known if e.shown for end in (e.estimate, e.low, e.high)]
     if ratio:
         low, high, cut = max(min(*ends, neutral) * 0.9, 1e-6), max(*ends, neutral) * 1.1, ""
@@ -49,9 +48,8 @@ def forest(analysis: Analysis, label: Callable[[str], str], what: str, name: str
     sd = analysis.noise.sd
     band = None if math.isnan(sd) else (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
     return rows_chart(
-        name, f"Effects on {what}", "; ".join(told),
-        rows, low, high, "x {:g}".format if ratio else _signed, label=f"{what}{cut}{left_out}", neutral=neutral,
-        log=ratio, band=band,
+        name, f"Effects on {what}", summary, rows, low, high, "x {:g}".format if ratio else _signed,
+        label=f"{what}{cut}{left_out}", neutral=neutral, log=ratio, band=band,
     )  # fmt: skip
 
 
@@ -97,17 +95,13 @@ def response(record: StudyRecord) -> Chart | None:
     factor = _numeric(record)
     if factor is None:
         return None
-    groups: dict[str, list[tuple[float, list[float]]]] = {}
+    groups: dict[str, list[tuple[float, tuple[float, ...]]]] = {}
     for variant in record.variants:
-        levels = record.levels.get(variant.name, {})
-        found = variant.numbers.get(record.metric)
-        if factor not in levels or found is None:
-            continue
-        x = float(record.factors[factor][levels[factor]])
-        rest = [f"{name} {record.factors[name][level]}" for name, level in levels.items() if name != factor]
-        values = [value for value in found.values if value is not None]
-        if values:
-            groups.setdefault(", ".join(rest), []).append((x, values))
+        levels, found = record.levels[variant.name], variant.numbers.get(record.metric)
+        if found is not None and found.values:
+            x = float(record.factors[factor][levels[factor]])
+            rest = [f"{name} {record.factors[name][level]}" for name, level in levels.items() if name != factor]
+            groups.setdefault(", ".join(rest), []).append((x, found.values))
     every = [value for points in groups.values() for _, values in points for value in values]
     if not every:
         return None

@@ -51,7 +51,7 @@ class VariantNumber(Record):
 
     mean: Number = None
     sd: Number = None
-    values: tuple[Number, ...] = ()
+    values: tuple[float, ...] = ()
 
 
 class Variant(Record):

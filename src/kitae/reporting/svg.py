@@ -308,13 +308,12 @@ def series(kind: str, place: int) -> str:
 
 
 def interval_mark(
-    chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float | None, float | None] | None, look: str,
+    chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float, float] | None, look: str,
     about: str = "", hollow: bool = False,
 ) -> None:  # fmt: skip
     """A dot and its interval in a row."""
-    low, high = ends or (None, None)
-    if low is not None and high is not None:
-        chart.line(scale(low), y, scale(high), y, f"w {look}")
+    if ends is not None:
+        chart.line(scale(ends[0]), y, scale(ends[1]), y, f"w {look}")
     chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
 
 
