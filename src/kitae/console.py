@@ -126,11 +126,7 @@ def json_only(wanted: bool) -> Iterator[None]:
 
 
 def answer(value: Any) -> None:
-    """Print the result of a command as one JSON document, if `json_only` asks for it.
-
-    Args:
-        value: anything that `files.plain` takes; NaN and infinity become null.
-    """
+    """Print the result of a command, which `files.plain` takes, as one JSON document if `json_only` asks for it."""
     if _json:
         _clear()
         # In another encoding, a character that it lacks would be written as \xe9 or the like, which is no JSON.
@@ -142,10 +138,7 @@ def answer(value: Any) -> None:
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
     """Print a table: drawn if the output is interactive, else as tab-separated values below the title.
 
-    Nothing is printed under `json_only`, since `answer` has the same values.
-
-    Args:
-        right: columns from this number on are right-aligned.
+    Columns from number `right` on are right-aligned. Under `json_only` nothing is printed, as `answer` has all values.
     """
     if _json:
         return
@@ -209,10 +202,7 @@ def percent(share: float | None, interval: Any = None) -> str:
 
 
 def decimals(error: float, otherwise: int = 3) -> int:
-    """The number of decimals that show two significant digits of an error of this size, 0 to 8.
-
-    Args:
-        otherwise: returned where the error is unknown or zero.
+    """The decimals that show two significant digits of an error, 0 to 8; `otherwise` if it is unknown or zero.
 
     >>> decimals(0.00034), decimals(0.3), decimals(40.0)
     (5, 2, 0)

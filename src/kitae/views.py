@@ -63,11 +63,7 @@ def _align(text: bool) -> str:
 
 
 def frame(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
-    """A data frame of rows, or of columns.
-
-    Raises:
-        MissingExtraError: pandas is not installed.
-    """
+    """A data frame of rows, or of columns. Without pandas, a MissingExtraError."""
     return require("pandas").DataFrame(rows)  # type: ignore[no-any-return]
 
 

@@ -142,11 +142,7 @@ def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
 
 
 def require_writable(out: Path, *, folder: bool = False) -> None:
-    """Refuse an `--out` that cannot be written, before the work whose result it is for.
-
-    Args:
-        folder: whether it is a folder to write into, not a file.
-    """
+    """Refuse an `--out`, a file or a folder to write into, that cannot be written, before the work that it is for."""
     if problem := unwritable(out / "file" if folder else out):
         raise KitaeError(f"--out {out}: {problem}; choose another --out")
 

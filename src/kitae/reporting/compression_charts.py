@@ -116,16 +116,10 @@ def _label(
     chart: Chart, text: str, at: Point, taken: list[Box], marks: list[Box], lines: list[Box], within: Box,
     reach: float = math.inf,
 ) -> bool:  # fmt: skip
-    """Write a label near its point where it covers nothing; if there is no room, it only appears on hover.
+    """Write a label near its point, at most `reach` away, where it covers nothing; whether there was room for it.
 
     It avoids `lines` and the `marks` of other points unless that takes it far away. A line connects it to its point if
     it is not beside it.
-
-    Args:
-        reach: how far away it may be.
-
-    Returns:
-        Whether it was written.
     """
     width = text_width(text)
     best: tuple[float, Box, Point] | None = None

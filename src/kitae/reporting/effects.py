@@ -269,8 +269,7 @@ def sentence(effect: Effect, seeds: int, runs: int | None = None) -> str:
 def noise_line(analysis: Analysis, labels: Mapping[str, str] | None = None) -> str:
     """How much a single run scatters; two runs that differ only in the seed are about 1.4 times as far apart.
 
-    Args:
-        labels: of variants, by their names; the reference is told by its own where it has none.
+    The reference is told by its label, if there are `labels` of variants, else by its name.
     """
     noise, ratio = analysis.noise, analysis.ratio
     if not noise.df:
@@ -291,9 +290,5 @@ def noise_line(analysis: Analysis, labels: Mapping[str, str] | None = None) -> s
 
 
 def aliased(parts: Iterable[tuple[str, str, float]], told: Callable[[str, str], str] = "{} x {}".format) -> list[str]:
-    """The parts of two-factor interactions that an effect also contains: `+a x b`, `-0.33 a x c`.
-
-    Args:
-        told: the text of an interaction.
-    """
+    """The parts of interactions, each as `told`, that an effect also contains: `+a x b`, `-0.33 a x c`."""
     return [f"{'-' if c < 0 else '+'}{'' if abs(c) == 1 else f'{abs(c):.2g} '}{told(a, b)}" for a, b, c in parts]

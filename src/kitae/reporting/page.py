@@ -84,8 +84,7 @@ def write(target: Run | Result | str | Path) -> tuple[Path, list[tuple[str, str]
 def write_and_say(folder: Path) -> tuple[Path | None, list[str]]:
     """Write a folder's page after a long function, and print where it is, or why it was not written.
 
-    Returns:
-        The page, if it could be written, and its next commands.
+    Returns the page, if it could be written, and its next commands.
     """
     try:
         page, found = write(folder)

@@ -48,11 +48,7 @@ class Record(BaseModel):
 
     @classmethod
     def checked(cls, value: Mapping[str, Any], file: Path, error: type[KitaeError] = KitaeError) -> Self:
-        """Validate a value that was read from a file.
-
-        Raises:
-            KitaeError: of type `error`: it does not fit; the message names file and field.
-        """
+        """Validate a value that was read from a file. If it does not fit, an `error` names file and field."""
         try:
             return cls.model_validate(value)
         except ValidationError as problem:
@@ -303,11 +299,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
 
     @classmethod
     def open(cls, run: Run) -> RunRecord:
-        """Read a run.
-
-        Raises:
-            KitaeError: a file is damaged; it is named.
-        """
+        """Read a run. A damaged file is a KitaeError that names it."""
         # This and the environment are written when training starts, so a run that failed before has neither.
         facts = Facts.checked(run.facts() if run.facts_file.exists() else {}, run.facts_file)
         return cls(
@@ -359,11 +351,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
 
 
 def read_epochs(run: Run) -> tuple[Epoch, ...]:
-    """The epochs of a run that have ended.
-
-    Raises:
-        KitaeError: metrics.jsonl is damaged.
-    """
+    """The epochs of a run that have ended."""
     return tuple(Epoch.checked(row, run.metrics_file) for row in run.metrics())
 
 

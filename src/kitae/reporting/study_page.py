@@ -38,11 +38,7 @@ _OF_THESE_IMAGES = frozenset({*SPLIT, "data.limit", "data.cache"})
 
 
 def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
-    """The variables of study.html.
-
-    Args:
-        record: None where the study has no result yet.
-    """
+    """The variables of study.html; `record` is None where the study has no result yet."""
     common: dict[str, Any] = {
         "over": "Study",
         "study": record,

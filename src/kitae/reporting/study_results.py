@@ -19,11 +19,7 @@ STUDY_FORMAT = 1
 
 
 def study_of(folder: Path) -> dict[str, Any]:
-    """The study that a folder's study.yaml records.
-
-    Raises:
-        KitaeError: the file is damaged.
-    """
+    """The study that a folder's study.yaml records. A damaged one is a KitaeError."""
     file = folder / SIGNS["study"]
     try:
         return dict(yaml.safe_load(file.read_text(encoding="utf-8"))["study"])
@@ -129,11 +125,7 @@ class StudyRecord(Record):
 
     @classmethod
     def open(cls, folder: Path) -> StudyRecord | None:
-        """A study's results; None if they have not been computed yet.
-
-        Raises:
-            KitaeError: a file is damaged, or of a newer version.
-        """
+        """A study's results; None if they have not been computed yet. A damaged or newer file is a KitaeError."""
         file = folder / "effects.json"
         if not file.is_file():
             return None

@@ -147,10 +147,6 @@ def png(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Render `figure` and write the PNG to `path` atomically.
-
-    Raises:
-        KitaeError: the file cannot be written.
-    """
+    """Write `figure` as a PNG to `path`, atomically. If that fails, a KitaeError names the file."""
     write_atomically(path, png(figure))
     return path

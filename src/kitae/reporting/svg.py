@@ -255,11 +255,7 @@ class Plot:
             chart.text((left + right) / 2, bottom + 2 * LINE + 2, x_label, anchor="middle", width=right - left + 60)
 
     def line(self, xs: Sequence[float], ys: Sequence[float | None], look: str) -> None:
-        """A line, broken where a value is not known; a point that no other is joined to is a dot.
-
-        Args:
-            look: the class of a series: s1 and so on.
-        """
+        """A line of a series, s1 and so on, broken where a value is not known; a point alone is a dot."""
         for _, run in groupby(zip(xs, ys, strict=False), key=lambda pair: pair[1] is None):
             points = [(self.x(a), self.y(b)) for a, b in run if b is not None]
             if len(points) == 1:
