@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 
@@ -43,15 +44,16 @@ def front(record: CompressionRecord) -> Chart:
     So are all others, where they are few: by a number and a key below if there is no room for their labels.
     Controls cannot be chosen: they are diamonds, and no part of the front.
     """
-    points = [(record.bytes_of(row), row.accuracy, row) for row in record.candidates]
-    sizes, values, _ = zip(*points, strict=True)
+    rows, winner = record.candidates, record.winner.name
+    sizes, values = [record.bytes_of(row) for row in rows], [row.accuracy for row in rows]
     budget = record.baseline.accuracy - record.spec.max_drop / 100
     low, high = min(*values, budget), max(*values, budget)
     room = max(0.12 * (high - low), 0.004)
-    summary = "; ".join(f"{record.label(row)}: {console.size(size)}, {share(value)}" for size, value, row in points)
+    told = [f"{record.label(row)}: {console.size(size)}" for row, size in zip(rows, sizes, strict=True)]
+    summary = "; ".join(f"{text}, {share(value)}" for text, value in zip(told, values, strict=True))
     chart = Chart("front", "Size against accuracy", summary, 0)
     items = [("f2", "winner" if record.within_budget else "closest"), ("f1", "candidate")]
-    items += [("f4", "control, cannot win")] if any(row.control for _, _, row in points) else []
+    items += [("f4", "control, cannot win")] if any(row.control for row in rows) else []
     top = legend(chart, _LEFT, 14, items) + 16
     bottom = top + 280
     plot = frame(chart, top, (min(sizes) / 1.35, max(sizes) * 1.6), (low - room, high + room), tall=280, left=_LEFT,
@@ -60,45 +62,48 @@ def front(record: CompressionRecord) -> Chart:
     plot.axes("Size of the file" + (", packed" if record.size == "packed_bytes" else ""), console.size, per_cent)
     chart.line(_LEFT, plot.y(budget), _END, plot.y(budget), "limit")
     chart.text(_END - 4, bottom - 6, f"budget: at least {share(budget)}", "t", anchor="end")
+    places = {row.name: (plot.x(record.bytes_of(row)), plot.y(row.accuracy)) for row in rows}
     steps: list[Point] = []
-    named = {record.winner.name, record.baseline.name}
-    for size, value, row in sorted(points, key=lambda point: (point[0], -point[1])):
-        at = plot.x(size), plot.y(value)
-        if not row.control and (not steps or at[1] < steps[-1][1]):  # no other is both smaller and more accurate
-            steps += [(at[0], steps[-1][1]), at] if steps else [at]
+    named = {winner, record.baseline.name}
+    for row in sorted(rows, key=lambda row: (record.bytes_of(row), -row.accuracy)):
+        x, y = places[row.name]
+        if not row.control and (not steps or y < steps[-1][1]):  # no other is both smaller and more accurate
+            steps += [(x, steps[-1][1]), (x, y)] if steps else [(x, y)]
             named.add(row.name)
     chart.path(steps, "d")
-    lines = [(a[0], b[1], b[0], a[1]) for a, b in pairwise(steps)]  # each goes to the right or up
-    taken: list[Box] = []
-    for size, value, row in points:
-        x, y = plot.x(size), plot.y(value)
-        about = f"{record.label(row)}: {console.size(size)}, {share(value, 2)}, {milliseconds(row.latency_ms)}"
-        if row.name == record.winner.name:
-            chart.star(x, y, 9, "f2", about)
+    for row, text in zip(rows, told, strict=True):
+        about = f"{text}, {share(row.accuracy, 2)}, {milliseconds(row.latency_ms)}"
+        if row.name == winner:
+            chart.star(*places[row.name], 9, "f2", about)
         elif row.control:
-            chart.diamond(x, y, 6, "f4", about)
+            chart.diamond(*places[row.name], 6, "f4", about)
         else:
-            chart.circle(x, y, 5, "f1", about)
-        taken.append((x - 7, y - 7, x + 7, y + 7))
-    within = (_LEFT, top - 6, WIDTH - 2, bottom)
-    order = sorted(points, key=lambda point: (point[2].name != record.winner.name, point[0]))
-    labels = {row.name: (record.label(row), (plot.x(size), plot.y(value))) for size, value, row in order}
-    few, marks = len(points) <= _MOST_LABELS, list(taken)
-    tried = Chart(chart.name, chart.title, summary, chart.height)
+            chart.circle(*places[row.name], 5, "f1", about)
+    order = sorted(rows, key=lambda row: (row.name != winner, record.bytes_of(row)))
+    labels = {row.name: (record.label(row), places[row.name]) for row in order}
+    lines = [(a[0], b[1], b[0], a[1]) for a, b in pairwise(steps)]  # each goes to the right or up
+    _label_all(chart, labels, named, lines, (_LEFT, top - 6, WIDTH - 2, bottom))
+    return chart
+
+
+def _label_all(
+    chart: Chart, labels: Mapping[str, tuple[str, Point]], named: set[str], lines: list[Box], within: Box
+) -> None:
+    """Label every point close by, or else those that are `named` anywhere, and number the others if they are few."""
+    few = len(labels) <= _MOST_LABELS
+    marks = [(x - 7, y - 7, x + 7, y + 7) for _, (x, y) in labels.values()]
+    tried, taken = Chart(chart.name, chart.title, chart.description, chart.height), list(marks)
     if few and all(_label(tried, *one, taken, marks, lines, within, _CLOSE) for one in labels.values()):
         chart.parts += tried.parts
-        return chart
+        return
     taken = list(marks)
+    written = {name for name in labels if name in named and _label(chart, *labels[name], taken, marks, lines, within)}
     key: list[str] = []
     for name, (label, at) in labels.items():
-        if name in named and not _label(chart, label, at, taken, marks, lines, within):
-            named.remove(name)
-    for name, (label, at) in labels.items():
         number = str(len(key) + 1)
-        if few and name not in named and _label(chart, number, at, taken, marks, lines, within):
+        if few and name not in written and _label(chart, number, at, taken, marks, lines, within):
             key.append(f"{number}: {label}")
     _key(chart, key)
-    return chart
 
 
 def _key(chart: Chart, lines: list[str]) -> None:
@@ -122,25 +127,21 @@ def _label(
     it is not beside it.
     """
     width = text_width(text)
-    best: tuple[float, Box, Point] | None = None
+    found: list[tuple[float, Box, Point]] = []
     for dx, dy in _PLACES:
-        if math.hypot(dx, dy) > reach:
-            continue
+        away = math.hypot(dx, dy)
         end = at[0] + dx, at[1] + dy
         left = end[0] - (0 if dx > 0 else width if dx < 0 else width / 2)
         top = end[1] - (0 if dy > 0 else 14 if dy < 0 else 7)
         box = left, top, left + width, top + 14
         inside = box[0] >= within[0] and box[1] >= within[1] and box[2] <= within[2] and box[3] <= within[3]
-        if not inside or any(_over(box, other) for other in taken):
-            continue
-        away = math.hypot(dx, dy)
-        nearest = min((_away(box, mark) for mark in marks if not _over(mark, (*at, *at))), default=math.inf)
-        cost = away + _ON_A_LINE * sum(_over(box, line) for line in lines) + _NEARER_ANOTHER * (nearest < away - 7)
-        if best is None or cost < best[0]:
-            best = cost, box, end
-    if best is None:
+        if away <= reach and inside and not any(_over(box, other) for other in taken):
+            nearest = min((_away(box, mark) for mark in marks if not _over(mark, (*at, *at))), default=math.inf)
+            cost = away + _ON_A_LINE * sum(_over(box, line) for line in lines) + _NEARER_ANOTHER * (nearest < away - 7)
+            found.append((cost, box, end))
+    if not found:
         return False
-    _, box, end = best
+    _, box, end = min(found, key=lambda one: one[0])
     if end[1] != at[1] or abs(end[0] - at[0]) > _PLACES[0][0]:
         chart.line(*at, *end, "a")
     chart.text(box[0], box[3] - 3, text, "l")
