@@ -538,12 +538,8 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
     ("words", "named"),
     [
         (["fit"], "train"),
-        (["val"], "evaluate"),
         (["trian"], "(did you mean train?)"),
         (["help"], "use kitae --help"),
-        (["version"], "use kitae --version"),
-        (["tune"], "use kitae search"),
-        (["finetuning"], "use kitae train"),
         (["data", "prepair"], "there is no command 'data prepair' (did you mean prepare?); the commands are check, "),
         (["compress", "run", "--epochs", "3"], "there is no option --epochs: use --finetune-epochs"),
         (["compress", "run", "--drop", "3"], "use --max-drop"),

@@ -34,15 +34,6 @@ def test_a_run_is_read_as_far_as_it_is(make_run: Callable[..., Run]) -> None:
     assert done.best.epoch == 4
 
 
-def test_mistakes_are_the_most_confident_first(make_run: Callable[..., Run]) -> None:
-    found = RunRecord.open(make_run()).predicted
-    assert found is not None
-    worst = found.mistakes(5)
-    assert not found.correct[worst].any()
-    assert (np.diff(found.confidence[worst]) <= 0).all()
-    assert found.confidence[worst[0]] == found.confidence[~found.correct].max()
-
-
 def test_confidence_before_the_temperature_is_that_of_the_logits(make_run: Callable[..., Run]) -> None:
     found = RunRecord.open(make_run()).predicted
     assert found is not None

@@ -90,13 +90,6 @@ def test_a_point_that_no_other_is_joined_to_is_seen(values: list[float | None]) 
     assert 'class="f3"' in dot  # an area of the series, in the colour of its line
 
 
-def test_a_line_is_broken_where_a_value_is_missing() -> None:
-    chart = Chart("line", "a", "b", 100)
-    Plot(chart, Scale(0, 4, 0, 40), Scale(0, 1, 100, 0)).line([0, 1, 2, 3, 4], [0, 0.5, None, 0.5, 1], "s1")
-    drawn = chart.__html__()
-    assert [len(re.findall(r"-?[\d.]+ -?[\d.]+", path)) for path in re.findall(r'd="M(.*?)"', drawn)] == [2, 2]
-
-
 def test_an_axis_is_not_stretched_by_an_early_value() -> None:
     values = [500.0, *[1.0 + 0.01 * k for k in range(40)]]
     low, high, note = robust(values, values[10:])
