@@ -97,7 +97,7 @@ class Samples:
     """The images of a run.
 
     Attributes:
-        problem: why there are no pictures, as of shards that were moved; empty while every image could be read.
+        problem: why there are no pictures, as of shards that were moved; empty while all could be drawn.
     """
 
     def __init__(self, record: RunRecord, store: Store, splits: Splits) -> None:
@@ -149,9 +149,8 @@ class Samples:
     def seen(self) -> list[tuple[str, list[Photo]]]:
         """Some training images as they are stored, and as the network saw them in some epochs: redrawn by their keys.
 
-        Returns:
-            (heading, pictures): the stored ones, then an epoch each. Empty if the recipe uses custom ops that are
-            not registered here, or an image cannot be read.
+        Each with its heading: the stored ones, then an epoch each. None if an image cannot be read, or the recipe has
+        custom ops that are not registered here.
         """
         if self.problem:
             return []
@@ -173,14 +172,9 @@ class Samples:
 
         recipe, store, facts = self.record.recipe, self.store, self.record.facts
         names, seed = store.classes, recipe.train.seed
-        try:
-            crop, ops = first_crop(recipe.augment, store.images, 1)
-            aug = Augment(
-                ops, mix=recipe.augment.mix, seed=seed, mean=facts.mean, std=facts.std, num_classes=len(names),
-                threads=1,
-            )  # fmt: skip
-        except KitaeError:
-            return []
+        crop, ops = first_crop(recipe.augment, store.images, 1)
+        mean, std, mix = facts.mean, facts.std, recipe.augment.mix
+        aug = Augment(ops, mix=mix, seed=seed, mean=mean, std=std, num_classes=len(names), threads=1)
         rows, data = self.splits.train, begun_order(store.images, recipe.data)
         blocks = blocks_of(store.images, rows, data, recipe.train.batch_size)
         images = ImageSet(store.images, rows, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks)
@@ -201,7 +195,7 @@ class Samples:
         chosen = chosen[:SEEN]
         columns = [("as stored", [photo(pixels, f"a training image of {names[label]}", [names[label]])
                                   for pixels, label in zip(*images.gather(chosen), strict=True)])]  # fmt: skip
-        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (facts.mean, facts.std))
+        scale, shift = (np.asarray(values, np.float32)[:, None, None] for values in (std, mean))
         for epoch, order in orders.items():
             drawn, size = epoch * shape.passes, shape.batch_size
             places = [int(np.flatnonzero(order == index)[0]) for index in chosen]
@@ -217,7 +211,7 @@ class Samples:
             for place in places:
                 values, targets = batches[place // size]
                 inside = place % size
-                shown = np.clip(np.rint((values[inside] * std + mean) * 255), 0, 255).astype(np.uint8)
+                shown = np.clip(np.rint((values[inside] * scale + shift) * 255), 0, 255).astype(np.uint8)
                 label = _mixture(targets[inside], names)
                 found.append(photo(shown, f"as seen in epoch {epoch + 1}: {', '.join(label)}", label))
             columns.append((f"epoch {epoch + 1}", found))
