@@ -134,11 +134,10 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     analysis, metric = record.main, metric_label(record.metric)
     shown = [effect for effect in known if effect.shown]
     tested = sum(effect.bounded for effect in known) or len(known)
-    if not shown and len(known) == 1:
-        base = _base(record, known)
-        return f"{effect_label(record, known[0].name)}: no difference could be shown on {metric}{base}."
     if not shown:
         base = _base(record, [effect for effect in known if _to_reference(record, effect)])
+        if len(known) == 1:
+            return f"{effect_label(record, known[0].name)}: no difference could be shown on {metric}{base}."
         return f"None of {tested} changes made a difference that could be shown on {metric}{base}."
     sided = [effect for effect in shown if effect.better]
     joint = [effect for effect in shown if effect.kind == "interaction"]
@@ -147,9 +146,11 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     largest = max(shown, key=lambda effect: effect.size)
     named = [*sided[: good > 0], *sided[len(sided) - (bad > 0) :]] if analysis.better else [largest]
     base = _base(record, named)
+    parts: list[str] = []
 
     def show(count: int) -> str:
-        return f"{count} of {tested} comparisons {'shows' if count == 1 else 'show'}"
+        of_all = "" if parts else f" of {tested} comparisons"
+        return f"{count}{of_all} {'shows' if count == 1 else 'show'}"
 
     def told(effect: Effect) -> str:
         own = "" if base or not _to_reference(record, effect) else _reference(record)
@@ -161,16 +162,14 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
 
     if not analysis.better:
         return f"{show(len(shown))} a difference; the largest is {told(largest)}{base}."
-    parts = []
     if good:
         parts.append(f"{show(good)} a gain, {most(good)}{told(sided[0])}")
     if bad:
-        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, " if good else f"{show(bad)} a loss and none a gain; "
-        parts.append(f"{loss}{most(bad)}{told(sided[-1])}")
+        loss = "a loss, " if good else "a loss and none a gain; "
+        parts.append(f"{show(bad)} {loss}{most(bad)}{told(sided[-1])}")
     if joint:
-        found = f"{len(joint)} {'shows' if len(joint) == 1 else 'show'}" if parts else show(len(joint))
         one = "an interaction, " if len(joint) == 1 else "interactions, the largest "
-        parts.append(f"{found} {one}{told(max(joint, key=lambda effect: effect.size))}")
+        parts.append(f"{show(len(joint))} {one}{told(max(joint, key=lambda effect: effect.size))}")
     return f"{'; '.join(parts)}{base}."
 
 
