@@ -183,11 +183,10 @@ def commands(record: StudyRecord | None, folder: Path, study: Mapping[str, Any])
     best = next((one.name for one in record.main.ranked if one.shown and one.helps and one.name in variants), None)
     if best is not None and (line := _training(variants[best], study)):
         found.append((f"Train on your own images with what helped most: {variant_labels(record)[best]}", line))
-    if record.seeds:
-        unclear = any(not effect.shown for effect in record.main.effects)
-        seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
-        about = "Add seeds to decide the rest" if unclear else "Add seeds for narrower intervals"
-        found.append((about, f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}"))
+    unclear = any(not effect.shown for effect in record.main.effects)
+    seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
+    about = "Add seeds to decide the rest" if unclear else "Add seeds for narrower intervals"
+    found.append((about, f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}"))
     return found
 
 
@@ -241,8 +240,8 @@ def _not_shown(record: StudyRecord, every: Sequence[Effect]) -> str:
     if len(every) == 1:
         return blind.strip()
     names = [effect_label(record, effect.name) for effect in unclear]
-    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"Not decided: {listed}.{blind}"
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"Not decided: {', '.join(names[:4])}{more}.{blind}"
 
 
 def regime(record: StudyRecord) -> str:
@@ -259,9 +258,8 @@ def regime(record: StudyRecord) -> str:
         parts.append(f"batches of {_span(sizes)}")
     if found.get("precision"):
         parts.append(f"trained in {found['precision']}")  # and evaluated in float32
-    if record.seeds:
-        parts.append(plural(len(record.seeds), "seed"))
-    return f"This holds for {', '.join(parts)}; other data or longer training may give other results." if parts else ""
+    parts.append(plural(len(record.seeds), "seed"))
+    return f"This holds for {', '.join(parts)}; other data or longer training may give other results."
 
 
 def _values(record: StudyRecord, setting: str, field: str) -> list[Any]:
