@@ -15,11 +15,11 @@ import shlex
 import sys
 import warnings
 from itertools import pairwise
+from typing import Any
 
 from cyclopts import (
     ArgumentOrderError,
     CycloptsError,
-    Group,
     MissingArgumentError,
     UnknownCommandError,
     UnknownOptionError,
@@ -225,11 +225,9 @@ def _unknown_command(problem: UnknownCommandError) -> str:
     """One line that names the commands there are, in the order of use."""
     given, within = (problem.unused_tokens or [""])[0], problem.app or app
 
-    def place(name: str) -> tuple[int, int]:
-        inner = within[name]
-        groups = inner.group if isinstance(inner.group, tuple) else (inner.group,)
-        keys = [one.sort_key for one in groups if isinstance(one, Group) and isinstance(one.sort_key, int)]
-        return (keys[0] if keys else 0, inner.sort_key or 0)
+    def place(name: str) -> tuple[list[int], int]:
+        inner: Any = within[name]
+        return [group.sort_key for group in inner.group], inner.sort_key or 0
 
     names = sorted((name for name in within if not name.startswith("-")), key=place)
     close = difflib.get_close_matches(given, names, n=1, cutoff=_CLOSE)
