@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
-import re
 import shlex
 import warnings
 from contextlib import nullcontext
@@ -269,8 +267,13 @@ def predict(
             run = Run.open(model)
             trained = run.predictor()  # loads the weights once
             note_unfinished(run)
+        classes = trained.classes
+        if out is not None and out.exists() and not _are_predictions(out, classes):
+            raise RecipeError(
+                f"--out {out}: exists and does not hold predictions of these classes; choose another name, or remove "
+                "the file"
+            )
         files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
-    classes = trained.classes
     rows, found = [], []
     for file, shares in zip(files, probabilities, strict=True):
         best = [(classes[k], float(shares[k])) for k in (-shares).argsort(kind="stable")[:top]]
@@ -305,34 +308,27 @@ def _check_out(out: Path) -> None:
 
         if out.name in RUN_FOLDER.names:
             raise RecipeError(f"--out {out}: is a file of the run itself; choose another name")
-    if out.exists() and not _are_predictions(out):
-        raise RecipeError(f"--out {out}: exists and does not hold predictions; choose another name, or remove the file")
 
 
-def _are_predictions(file: Path) -> bool:
-    """Whether a file was written by `predict`, so that it may be replaced."""
+def _head(classes: tuple[str, ...]) -> list[str]:
+    """The columns of predictions in a .csv file."""
+    return ["image", "class", *map(console.printable, views.class_columns(classes))]
+
+
+def _are_predictions(file: Path, classes: tuple[str, ...]) -> bool:
+    """Whether `predict` wrote a file for these classes, so that it may be replaced.
+
+    A list of labels that one trains with may begin with `image` and `class` too.
+    """
     try:
         if file.suffix == ".csv":
             with file.open(encoding="utf-8", newline="") as text:
-                head, *rows = itertools.islice(csv.reader(text), 2)
-            return head[:2] == ["image", "class"] and len(head) >= 4 and all(_is_prediction(row, head) for row in rows)
+                return next(csv.reader(text), None) == _head(classes)
         with file.open("rb") as content:  # pyarrow itself only opens paths in UTF-8
             names = require("pyarrow.parquet").read_schema(content).names
         return bool(names == ["image", "class", "probabilities"])
     except (OSError, ValueError, csv.Error):  # pyarrow's own errors derive from the second
         return False
-
-
-_SHARE = re.compile(r"[01]\.\d{6}")  # a probability in a .csv file
-
-
-def _is_prediction(row: list[str], head: list[str]) -> bool:
-    """Whether a row was written by `predict`: its class has a column, and the columns hold probabilities.
-
-    A list of labels that one trains with may begin with `image` and `class` too.
-    """
-    known = len(row) == len(head) and not {row[1], f"{row[1]} (class)"}.isdisjoint(head[2:])
-    return known and all(map(_SHARE.fullmatch, row[2:]))
 
 
 _PREDICTED_AT_ONCE = 256
@@ -368,7 +364,7 @@ def _write_predictions(
     if out.suffix == ".csv":
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(["image", "class", *views.class_columns(classes)])
+        writer.writerow(_head(classes))
         for file, name, shares in zip(files, names, probabilities, strict=True):
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())
