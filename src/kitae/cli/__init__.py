@@ -61,8 +61,6 @@ _USER_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-_AGAIN = "; run the same command again to resume"
-_AGAIN_WITHOUT = "; run the same command without --overwrite to resume"  # with it, the finished runs would be deleted
 _FIRST_STEPS = """\
 kitae train fashion-mini         train a first classifier, on images that come with the package
 kitae predict runs/NAME IMAGES   classify images with it
@@ -124,10 +122,10 @@ def main() -> None:
         console.error(f"{problem.filename or unnamed}: {problem.strerror}")
         sys.exit(2)
     except KeyboardInterrupt:
-        again = _AGAIN if words[0] in ("compress", "study", "search") and "--plan" not in words else ""
-        if again and words[0] != "compress" and "--overwrite" in words:
-            again = _AGAIN_WITHOUT
-        console.error(f"interrupted{again}")
+        resumed = words[0] in ("compress", "study", "search") and "--plan" not in words
+        # With --overwrite, a study or a search would delete its finished runs.
+        how = "without --overwrite" if "--overwrite" in words and words[0] != "compress" else "again"
+        console.error("interrupted" + (f"; run the same command {how} to resume" if resumed else ""))
         sys.exit(130)
 
 
