@@ -270,17 +270,13 @@ class Predicted:
 
     def bins(self, confidence: Floats) -> Bins:
         """The predictions, binned by the given confidence, float64 [N]."""
-        where = bin_of(confidence)
-        count = np.bincount(where, minlength=BINS)
-        held = count > 0
-        count, centre = count[held], (np.arange(BINS) + 0.5)[held] / BINS
-        mean, right = (np.bincount(where, of, BINS)[held] for of in (confidence, self.correct))
-        inside = [np.flatnonzero(where == place) for place in np.flatnonzero(held)]
-        groups = [None if self.groups is None else self.groups[rows] for rows in inside]
-        # A single group says nothing about others.
-        ends = [proportion(self.correct[rows], of) or (0.0, 1.0) for rows, of in zip(inside, groups, strict=True)]
-        low, high = np.array(ends).T
-        return Bins(centre, mean / count, right / count, low, high, count)
+        where, found = bin_of(confidence), []
+        for place in np.unique(where):
+            inside = where == place
+            right, groups = self.correct[inside], None if self.groups is None else self.groups[inside]
+            low, high = proportion(right, groups) or (0.0, 1.0)  # a single group says nothing about others
+            found.append(((place + 0.5) / BINS, confidence[inside].mean(), right.mean(), low, high, len(right)))
+        return Bins(*map(np.array, zip(*found, strict=True)))
 
 
 class RunRecord(Record, arbitrary_types_allowed=True):
