@@ -190,10 +190,9 @@ class CompressionRecord(Record, extra="allow"):
 
     def told(self, row: Candidate) -> str:
         """A candidate in a sentence, where `is not pruned` would deny something: `the unpruned INT8 file`."""
-        label = self.label(row)
-        for start, kind in (("not pruned, ", "unpruned"), ("original, ", "original")):
-            if label == f"{start}{row.number_format}":
-                form, _, part = row.number_format.partition(", ")
-                file = f"the {kind} file, {form}" if " " in form else f"the {kind} {form} file"
-                return f"{file} with the {part}" if part else file
-        return label
+        if row.ratio:
+            return self.label(row)
+        kind = "original" if row.name == self.baseline.name else "unpruned"
+        form, _, part = row.number_format.partition(", ")
+        file = f"the {kind} file, {form}" if " " in form else f"the {kind} {form} file"
+        return f"{file} with the {part}" if part else file
