@@ -71,23 +71,6 @@ class Candidate(Record, extra="allow"):
         name = _PRECISIONS.get(self.precision, self.precision)
         return f"{name}, {first_in_float(self.float_layers)}" if self.float_layers else name
 
-    def label(self, original: str) -> str:
-        """In words: `65 % pruned, INT8`, `not pruned, float32`. `original`: the name of the original's file."""
-        precision = self.number_format
-        if self.name == original:
-            return f"original, {precision}"
-        pruned = f"{100 * self.ratio:g} % pruned" if self.ratio else "not pruned"
-        if not self.control:
-            return f"{pruned}, {precision}"
-        kind, _, rest = self.name.partition(", ")
-        if kind == "small net":
-            return f"{rest.partition(self.precision)[0].strip()}, {precision}"
-        if kind == "random":
-            return f"{pruned} at random, {precision}"
-        if kind == "trained further":
-            return f"original trained further, {precision}"
-        return f"{pruned}, trained {kind}, {precision}"
-
 
 class Tested(Record):
     """The original and the winner on test."""
@@ -186,7 +169,20 @@ class CompressionRecord(Record, extra="allow"):
 
     def label(self, row: Candidate) -> str:
         """A candidate in words: `65 % pruned, INT8`, `not pruned, float32`."""
-        return row.label(self.baseline.name)
+        precision = row.number_format
+        if row.name == self.baseline.name:
+            return f"original, {precision}"
+        pruned = f"{100 * row.ratio:g} % pruned" if row.ratio else "not pruned"
+        if not row.control:
+            return f"{pruned}, {precision}"
+        kind, _, rest = row.name.partition(", ")
+        if kind == "small net":
+            return f"{rest.partition(row.precision)[0].strip()}, {precision}"
+        if kind == "random":
+            return f"{pruned} at random, {precision}"
+        if kind == "trained further":
+            return f"original trained further, {precision}"
+        return f"{pruned}, trained {kind}, {precision}"
 
     def told(self, row: Candidate) -> str:
         """A candidate in a sentence, where `is not pruned` would deny something: `the unpruned INT8 file`."""
