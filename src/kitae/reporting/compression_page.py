@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from kitae.compression.spec import CompressSpec
-from kitae.evaluation.latency import as_fast
 from kitae.files import with_name
 from kitae.folders import kind_of
 from kitae.reporting import compression_charts
@@ -34,7 +33,6 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "compared": _side_by_side(record),
         "front": compression_charts.front(record),
         "sparsity": compression_charts.sparsity(record),
-        "as_fast": _as_fast(record),
         "latency": compression_charts.latencies(record),
         "filters": filters_chart(folder / "figures" / "filters.png"),
         "everything": [
@@ -47,7 +45,7 @@ def answer(record: CompressionRecord) -> list[str]:
     """What the compression gained and lost, and the file with the result."""
     size_word, smaller = times(record.smaller, "smaller", "larger")
     speed_word, faster = times(record.faster, "faster", "slower")
-    speed = "as fast" if _as_fast(record) else f"{faster} {speed_word}"
+    speed = "as fast" if record.as_fast else f"{faster} {speed_word}"
     where, judged = ("test", record.test) if record.test else ("validation", record.winner)
     lost, interval = points_lost(judged.drop, judged.drop_interval)
     first = f"{smaller} {size_word} and {speed}, {lost} on {where} ({interval})."
@@ -57,11 +55,6 @@ def answer(record: CompressionRecord) -> list[str]:
         return [first, second]
     return [first, second, f"Accuracy is {record.metric} here, its mean over the classes, as in the choice of the "
             "run's best epoch."]  # fmt: skip
-
-
-def _as_fast(record: CompressionRecord) -> bool:
-    """Whether the winner's speed-up is no larger than the noise of its measurement."""
-    return as_fast(record.faster, record.latency.noise)
 
 
 def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
@@ -201,7 +194,7 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
         if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
             ratio = after.speedup
             span = between(after.speedup_interval, 1, 2) if ratio >= 1 else ""
-            span = "no more than noise" if _as_fast(record) else span
+            span = "no more than noise" if record.as_fast else span
         word, factor = times(ratio, less, more)
         changed = "the same" if old == new else f"{factor} {word}"
         rows.append((what, [_cell(before, key), _cell(after, key), (changed, span)]))

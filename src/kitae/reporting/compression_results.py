@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kitae.compression.spec import CompressSpec, first_in_float, winner_file
 from kitae.errors import CompressionError
+from kitae.evaluation.latency import as_fast
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
 from kitae.reporting.results import Interval, Number, Record
@@ -162,6 +163,11 @@ class CompressionRecord(Record, extra="allow"):
     def file(self) -> str:
         """The name of its model file."""
         return winner_file(self.within_budget)
+
+    @property
+    def as_fast(self) -> bool:
+        """Whether the winner's speed-up is no larger than the noise of its measurement."""
+        return as_fast(self.faster, self.latency.noise)
 
     def bytes_of(self, row: Candidate) -> int:
         """The size of a candidate's file, packed where the budget is for packed ones."""
