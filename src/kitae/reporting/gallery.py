@@ -82,9 +82,9 @@ def _of_many_classes(labels: Sequence[int]) -> list[int]:
 def draw_ops(images: Pictures, names: Sequence[str], page: str, seed: int = 0) -> Figure:
     """Every op of a page of the gallery, one per row, with the parameters of its `example`."""
     module, title = PAGES[page]
-    levels = [float(np.rint(v)) for v in images.mean((0, 2, 3))]
-    mean = (levels[0], levels[-2] if len(levels) == 3 else levels[0], levels[-1])
-    site = Site(images.shape[1], images.shape[2], images.shape[3], mean=mean)
+    _, channels, height, width = images.shape
+    red, green, blue = np.rint(images.mean((0, 2, 3))).tolist() * (3 // channels)
+    site = Site(channels, height, width, mean=(red, green, blue))
     rows: list[Row] = [("Original", images, [(name,) for name in names])]
     ops = [op for op in OPS.values() if op.__module__.endswith(f".{module}")]
     rows += [_op_row(images, op.example(site), site, seed) for op in ops]
