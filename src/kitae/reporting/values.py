@@ -150,16 +150,15 @@ def named(row: Mapping[str, Any], name: str) -> Cell:
     interval, value = row.get(f"{name}_interval"), finite(row.get(name))
     if value is None:
         return words(row.get(name)), ""
-    last = name.rpartition(".")[2]
-    if any(word in last for word in _PROPORTIONS) and abs(value) <= 1:
+    if any(word in name for word in _PROPORTIONS) and abs(value) <= 1:
         return share(value, 2), between(interval, 100, 2)
-    if last.endswith("bytes"):
+    if name.endswith("bytes"):
         return size(value), ""
-    if last.endswith(("milliseconds", "_ms")):
+    if name.endswith(("milliseconds", "_ms")):
         return milliseconds(value), times_between(interval)
-    if last.endswith("seconds"):
+    if name.endswith("seconds"):
         return seconds(value), times_between(interval, 1e3) if value < 1 else ""
-    if last in _WHOLE:
+    if name in _WHOLE:
         return number(value), ""
     return words(row.get(name)), between(interval, 1, 3)
 
@@ -170,8 +169,8 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Cell]]
     for key, inner in value.items():
         if isinstance(inner, Mapping):
             rows += leaves(inner, f"{prefix}{key}.")
-        elif not (str(key).endswith("_interval") and str(key).removesuffix("_interval") in value):
-            rows.append((f"{prefix}{key}", named(value, str(key))))
+        elif not (key.endswith("_interval") and key.removesuffix("_interval") in value):
+            rows.append((f"{prefix}{key}", named(value, key)))
     return rows[:MAX_ROWS]
 
 
@@ -180,11 +179,11 @@ def records(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[tup
 
     NAME_interval is put beside NAME, and empty columns are left out.
     """
-    names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    known = dict.fromkeys(key for row in rows for key in row)
     names = [
         name
-        for name in names
-        if not (name.endswith("_interval") and name.removesuffix("_interval") in names)
+        for name in known
+        if not (name.endswith("_interval") and name.removesuffix("_interval") in known)
         and any(row.get(name) not in (None, "", [], {}) for row in rows)
     ]
     cells = [[(*named(row, name), finite(row.get(name))) for name in names] for row in rows[:MAX_ROWS]]
