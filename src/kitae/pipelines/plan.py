@@ -44,7 +44,7 @@ from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe, assigns
 from kitae.training import distributed
 from kitae.training.distributed import World
-from kitae.training.spec import ProbeSpec
+from kitae.training.spec import ProbeSpec, TrainSpec
 
 DEFAULT_MINUTES = 10.0
 """Time limit of a plan without `minutes`; it ends sooner if more training would gain little."""
@@ -52,8 +52,6 @@ DEFAULT_MINUTES = 10.0
 NET = "tf_efficientnet_lite0"
 """The pretrained net of a plan. Its weights can be installed with pip, and it has been measured."""
 
-# Fields that matter before the plan is made: what is read, and how the processes meet.
-_EARLY = ("data.", "train.device", "train.threads", "train.process_timeout")
 _SIZES = (320, 288, 256, 224, 192, 160, 128, 112, 96)
 _SCRATCH_SIZES = (128, 96, 64)
 _MEASURED = 16  # images of a measured batch
@@ -114,28 +112,26 @@ def plan(
     choices = by_option(choices or Choices())
     # The ops that any plan may have, so that their parameters can be set.
     ops = {name: {name: own} for op in (*_PHOTO_OPS, *_tiny_ops(LEAST)) for name, own in op.items()}
-    augment = AugmentSpec(train=tuple(ops.values()))
-    bare = Recipe(name=name_of(source), data=DataSpec(source=source), augment=augment)
-    # Fails on a wrong choice before reading the data.
-    asked = apply(bare.model_copy(update={"model": ModelSpec(pretrained=True)}), choices)
-    if isinstance(asked.model.pretrained, str) and not (dry and not user_path(asked.model.pretrained).exists()):
-        read_file(user_path(asked.model.pretrained))
+    bare = Recipe(
+        name=name_of(source), data=DataSpec(source=source), augment=AugmentSpec(train=tuple(ops.values())),
+        model=ModelSpec(pretrained=True),
+    )  # fmt: skip
+    asked = apply(bare, choices)  # fails on a wrong choice before reading the data
+    pretrained, data, runs = asked.model.pretrained, asked.data, 1
+    if isinstance(pretrained, str) and not (dry and not user_path(pretrained).exists()):
+        read_file(user_path(pretrained))
     choices = as_in(asked, choices)
     given = set_fields(choices)
-    early = tuple(entry for entry in given if entry.startswith(_EARLY))
-    known = {option: choices.get(option) for option in ("device", "folds", "image_size")}
-    base = apply(bare, Choices(**known, set=early))  # type: ignore[typeddict-item]  # the options of these names
-    runs = 1
-    if base.data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
-        runs = (base.data.folds or 0) + 1
-        base = base.override("data.fold=1")
-    facts, data = look(base.data, fraction=assigns(given, "data.val_fraction"), whole=runs > 1)
-    base = base.model_copy(update={"data": data})
+    if data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
+        data, runs = data.model_copy(update={"fold": 1}), (data.folds or 0) + 1
+    facts, data = look(data, fraction=assigns(given, "data.val_fraction"), whole=runs > 1)
+    train = asked.train
+    timed = TrainSpec(device=train.device, threads=train.threads, process_timeout=train.process_timeout)
     share = minutes if runs == 1 else minutes.share(runs)
-    probe = asked.train.probe if isinstance(asked.train.probe, ProbeSpec) else ProbeSpec()
+    probe = train.probe if isinstance(train.probe, ProbeSpec) else ProbeSpec()
     planner = _Planner(
-        facts, base, choices, share, begin(base.train), runs, patient, asked.model.pretrained,
-        0 if asked.train.probe is None else min(facts.train, probe.limit), asked.train.accumulate,
+        facts, asked.model_copy(update={"data": data}), timed, choices, share, begin(timed), runs, patient,
+        0 if train.probe is None else min(facts.train, probe.limit),
     )  # fmt: skip
     weights, why_not = planner.weights()
     if distributed.any_true(weights is None, planner.world) and weights:
@@ -183,23 +179,22 @@ class _Planner:
     """Makes a recipe, from pretrained weights or from scratch."""
 
     facts: Facts
-    base: Recipe
+    asked: Recipe  # with the user's choices, and for the rest the defaults
+    timed: TrainSpec  # what is measured: a training with the defaults, on the user's device
     choices: Choices
     clock: Clock  # of a run
     world: World
     runs: int
     patient: bool  # whether minutes were given
-    pretrained: bool | str  # as in model.pretrained; True unless the user says otherwise
     probed: int  # images that a probe is fitted on; 0 where there is none
-    accumulate: int  # as in train.accumulate
 
     def weights(self) -> tuple[str | None, str]:
         """The source of the pretrained weights, or why there are none."""
-        if not self.pretrained:
+        given = self.asked.model.pretrained
+        if not given:
             return None, "model.pretrained: false"
-        if isinstance(self.pretrained, str):
-            there = user_path(self.pretrained).exists()
-            return self.pretrained if there else f"{self.pretrained}, which is missing", ""
+        if isinstance(given, str):
+            return given if user_path(given).exists() else f"{given}, which is missing", ""
         name = self.choices.get("model")
         library, _, net = (name or f"timm:{NET}").rpartition(":")
         if library == "torchvision":
@@ -227,20 +222,20 @@ class _Planner:
         Args:
             usual: images of a step.
         """
-        part, images = 2 * self.world.size, self.facts.train
+        part, images, several = 2 * self.world.size, self.facts.train, self.asked.train.accumulate
         if (given := self.choices.get("batch_size")) is not None:  # training takes no more than there are images
             batch = min(given, max(part, images - images % part))
         else:
             fitting = min(1 << int(math.log2(max(2, images / 8))), images // FEW_UPDATES)
-            batch = max(part, min(usual, fitting) // (part * self.accumulate) * part)
-        return batch, batch * min(self.accumulate, max(1, images // batch))
+            batch = max(part, min(usual, fitting) // (part * several) * part)
+        return batch, batch * min(several, max(1, images // batch))
 
     def sizes(self, usual: Sequence[int]) -> Sequence[int]:
         """Sides to choose from, the largest first: the user's, or those that do not just enlarge the pictures.
 
         An oblong size is planned for as a square of as many pixels.
         """
-        if (given := self.base.data.image_size) is not None:
+        if (given := self.asked.data.image_size) is not None:
             return (given if isinstance(given, int) else round(math.sqrt(math.prod(given))),)
         most = max(128, 2 * min(self.facts.side))
         return tuple(size for size in usual if size <= most)
@@ -248,17 +243,17 @@ class _Planner:
     def own(self, model: ModelSpec) -> ModelSpec:
         """The network with the user's fields, such as its width."""
         fields = (text for text in set_fields(self.choices) if text.startswith("model."))
-        return Recipe(name=self.base.name, model=model).override(*fields).model
+        return Recipe(model=model).override(*fields).model
 
     def network(self, model: ModelSpec, size: int) -> nn.Module:
         """The network, to be looked at or measured, on the device; no weights are loaded."""
         rules = PreprocessRules(size, self.facts.channels)
-        return placed(build_seeded(model, 0, len(self.facts.counts), rules), self.base.train, self.world)
+        return placed(build_seeded(model, 0, len(self.facts.counts), rules), self.timed, self.world)
 
     def pace(self, model: ModelSpec, size: int, before: Pace | None = None, images: int = _MEASURED) -> Pace:
         """See `pace_of`."""
         net, shape = self.network(model, size), (self.facts.channels, size, size)
-        return pace_of(net, self.base.train, self.world, shape, len(self.facts.counts), images, before)
+        return pace_of(net, self.timed, self.world, shape, len(self.facts.counts), images, before)
 
     def fit(self, size: int, measured: Pace, each: int, most: int, *, views: int = 0, least: Length = NO_STEPS) -> _Fit:
         """The epochs and steps that fit at a size; `least` where none do.
@@ -286,7 +281,7 @@ class _Planner:
         augment: Mapping[str, Any], train: Mapping[str, Any], evaluate: Mapping[str, Any], why: str,
     ) -> tuple[Recipe, list[str]]:  # fmt: skip
         """The recipe, in which the user's choices override the plan's, and the lines that describe it."""
-        facts, base = self.facts, self.base
+        facts, asked = self.facts, self.asked
         own = {
             "epochs": fit.length.epochs,
             "epoch_steps": fit.length.steps if fit.length.steps not in (0, fit.per_pass) else None,
@@ -294,16 +289,16 @@ class _Planner:
         }
         recipe = Recipe.model_validate(
             {
-                "name": base.name,
-                "data": {**base.data.model_dump(mode="json"), **data},
+                "name": asked.name,
+                "data": {**asked.data.model_dump(mode="json"), **data},
                 "augment": augment,
                 "model": model.model_dump(mode="json"),
-                "train": {**base.train.model_dump(mode="json", include={"device", "threads"}), **own, **train},
+                "train": {**asked.train.model_dump(mode="json", include={"device", "threads"}), **own, **train},
                 "evaluate": evaluate,
             }
         )
         recipe = apply(recipe, self.choices)
-        if base.data.balance == "none" and self.judged_evenly(recipe):
+        if asked.data.balance == "none" and self.judged_evenly(recipe):
             # Then the classes weigh the same in training too. On four sets thinned out to a ratio of 10, balanced
             # accuracy is the better for it (LOG.md, 2026-11-29). The user's own choice is applied over it.
             recipe = apply(recipe.override("data.balance=loss"), self.choices)
@@ -350,7 +345,7 @@ class _Planner:
         name = self.choices.get("model") or f"timm:{NET}"
         net = name.rpartition(":")[2]
         measured = net.removesuffix(".in1k") == NET
-        model = ModelSpec(name=name, pretrained=self.pretrained, freeze="statistics")
+        model = ModelSpec(name=name, pretrained=self.asked.model.pretrained, freeze="statistics")
         if measured:  # on three sets of photographs (LOG.md, 2026-11-25 to 29)
             model = model.model_copy(update={"freeze_first": 6, "features": "stages"})
         model = self.own(model)
@@ -363,7 +358,7 @@ class _Planner:
             f"{net.removeprefix('tf_')} pretrained", fit, each, model,
             data={
                 "image_size": fit.size, "normalize": "pretrained" if normalization(model) else "train",
-                **framing(self.facts, self.base.data, pretrained=True),
+                **framing(self.facts, self.asked.data, pretrained=True),
             },
             augment={"train": _PHOTO_OPS},
             train={
@@ -448,7 +443,7 @@ class _Planner:
     def scratch(self, why: str) -> tuple[Recipe, list[str]]:
         facts = self.facts
         batch, each = self.batch_size(128)
-        own_size = self.base.data.image_size
+        own_size = self.asked.data.image_size
         sizes = (facts.square,) if facts.tiny and own_size is None else self.sizes(_SCRATCH_SIZES)
         name = self.choices.get("model") or "resnet9"
         model = ModelSpec(name=name)
@@ -476,7 +471,7 @@ class _Planner:
             augment["mix"] = {"mixup_alpha": 0.0, "cutmix_alpha": 1.0, "prob": 0.5}
         recipe, lines = self.made(
             f"{name} from scratch", fit, each, model,
-            data={"image_size": image_size, **framing(facts, self.base.data, pretrained=False)},
+            data={"image_size": image_size, **framing(facts, self.asked.data, pretrained=False)},
             augment=augment,
             train={
                 "batch_size": batch,
