@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -115,15 +114,6 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
             except RecipeError as error:
                 raise RecipeError(f"{option}: {str(error).rpartition(f'{_FIELDS[option]}: ')[2]}") from error
         raise
-
-
-def as_in(recipe: Recipe, choices: Choices) -> Choices:
-    """The choices with each given option's value taken from a recipe that they were applied to, so "5" becomes 5."""
-    found = choices.copy()
-    for option, field in _FIELDS.items():
-        if choices.get(option) is not None:
-            found[option] = attrgetter(field)(recipe)  # type: ignore[literal-required]  # a name of _FIELDS
-    return found
 
 
 def unknown_option(name: str) -> RecipeError:

@@ -24,7 +24,7 @@ from kitae.models.build import build_seeded, normalization
 from kitae.models.spec import ModelSpec
 from kitae.models.structure import linear_classifier
 from kitae.models.weights import package_of, read_file, within_reach
-from kitae.pipelines.choices import Choices, apply, as_in, by_option, set_fields
+from kitae.pipelines.choices import Choices, apply, by_option, set_fields
 from kitae.pipelines.facts import LEAST, Facts, framing, look
 from kitae.pipelines.notes import FEW_UPDATES
 from kitae.pipelines.pace import (
@@ -120,7 +120,6 @@ def plan(
     pretrained, data, runs = asked.model.pretrained, asked.data, 1
     if isinstance(pretrained, str) and not (dry and not user_path(pretrained).exists()):
         read_file(user_path(pretrained))
-    choices = as_in(asked, choices)
     given = set_fields(choices)
     if data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
         data, runs = data.model_copy(update={"fold": 1}), (data.folds or 0) + 1
@@ -223,8 +222,8 @@ class _Planner:
             usual: images of a step.
         """
         part, images, several = 2 * self.world.size, self.facts.train, self.asked.train.accumulate
-        if (given := self.choices.get("batch_size")) is not None:  # training takes no more than there are images
-            batch = min(given, max(part, images - images % part))
+        if self.choices.get("batch_size") is not None:  # training takes no more than there are images
+            batch = min(self.asked.train.batch_size, max(part, images - images % part))
         else:
             fitting = min(1 << int(math.log2(max(2, images / 8))), images // FEW_UPDATES)
             batch = max(part, min(usual, fitting) // (part * several) * part)
@@ -387,8 +386,8 @@ class _Planner:
 
     def chosen(self, fit: _Fit) -> _Fit:
         """The training with the user's epochs."""
-        epochs = self.choices.get("epochs")
-        return fit if epochs is None else fit._replace(length=Length(epochs, 0))
+        given = self.choices.get("epochs") is not None
+        return fit._replace(length=Length(self.asked.train.epochs, 0)) if given else fit
 
     def tuned(self, model: ModelSpec, each: int, at: int) -> _Fit:
         """The fine-tuning that fits at the pace of this machine; `at`: the image size to measure first."""
