@@ -107,12 +107,11 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
     try:
         # The options last, since a whole section resets the fields that it does not name.
         return recipe.override(*set_fields(choices), *own.values())
-    except RecipeError:
-        for option, chosen in own.items():
-            try:
-                recipe.override(chosen)
-            except RecipeError as error:
-                raise RecipeError(f"{option}: {str(error).rpartition(f'{_FIELDS[option]}: ')[2]}") from error
+    except RecipeError as error:
+        for option in own:
+            _, named, problem = str(error).partition(f"--set: {_FIELDS[option]}: ")
+            if named:
+                raise RecipeError(f"{option}: {problem}") from error
         raise
 
 
