@@ -163,16 +163,14 @@ def test_a_section_without_a_source_keeps_the_one_that_was_given() -> None:
     assert recipe.override("data.source=cifar10", "data={}").data.source == "cifar10"
 
 
-def test_fields_with_an_option_become_it_unless_their_value_is_of_another_kind() -> None:
+def test_fields_with_an_option_become_it_unless_they_are_null() -> None:
     given = Choices(seed=1, set=("train.epochs=3", "train={epochs: 5, clip_norm: 1}", "train.seed=2",
-                                 "data.image_size=[32, 48]", "data={limit: null}", "train.batch_size='8'",
-                                 "model.name=resnet8", "train.ema=0.9"))  # fmt: skip
-    more = by_option(Choices(set=("train.batch_size=16", "data.image_size=64", "train.optimizer.lr=0.1")))
-    assert (more["batch_size"], more["image_size"], more["lr"]) == (16, 64, 0.1)
+                                 "data.image_size=[32, 48]", "data={limit: null, folds: null}", "train.batch_size='8'",
+                                 "model.name=resnet8", "train.optimizer.lr=1e-3", "train.ema=0.9"))  # fmt: skip
     found = by_option(given)
     assert (found["epochs"], found["model"], found["seed"]) == (5, "resnet8", 1)
-    assert found["set"] == ["train.clip_norm=1", "train.seed=2", "data.image_size=[32, 48]", "data.limit=null",
-                            "train.batch_size='8'", "train.ema=0.9"]  # fmt: skip
+    assert (found["image_size"], found["batch_size"], found["lr"]) == ([32, 48], "8", "1e-3")  # text, as YAML reads it
+    assert found["set"] == ["train.clip_norm=1", "train.seed=2", "data.limit=null", "data.folds=null", "train.ema=0.9"]
 
 
 def test_an_option_and_its_field_may_agree() -> None:

@@ -44,7 +44,6 @@ _FIELDS = {
     "lr": "train.optimizer.lr", "seed": "train.seed", "device": "train.device", "folds": "data.folds",
 }  # fmt: skip
 _PLANNED = ("data", "model", "train")  # sections that a plan fills in
-_KINDS: dict[str, tuple[type, ...]] = {"model": (str,), "device": (str,), "lr": (int, float)}  # of the others: int
 
 
 def set_fields(choices: Choices) -> tuple[str, ...]:
@@ -77,7 +76,7 @@ def by_option(choices: Choices) -> Choices:
     for text in texts:
         field, value = assignment(text)
         option = next((name for name, own in _FIELDS.items() if own == field), None)
-        if option is None or type(value) not in _KINDS.get(option, (int,)) or choices.get(option) is not None:
+        if option is None or value is None or choices.get(option) is not None:
             rest.append(text)
         else:
             found[option] = value  # type: ignore[literal-required]  # a name of _FIELDS

@@ -137,7 +137,7 @@ def plan(
         weights, why_not = None, "another process has no pretrained weights"
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = None  # of a length that was chosen
-    if choices.get("epochs") is None and not assigns(given, "train.epochs") and not assigns(given, "train.epoch_steps"):
+    if choices.get("epochs") is None and not assigns(given, "train.epoch_steps"):
         each = recipe.train.batch_size * recipe.train.accumulate
         most = most_steps(facts.train, each, patient=patient, pretrained=bool(weights))
     return Plan(recipe, tuple(lines), replace(minutes, most=most))
