@@ -88,8 +88,8 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
     """The recipe with these choices.
 
     Raises:
-        RecipeError: a choice that does not exist or does not fit, or a field that is given twice with different
-            values; the message names the option.
+        RecipeError: a choice that does not exist or does not fit, or a field that is given twice; the message names
+            the option.
     """
     own = {
         option: f"{field}={plain(value) if isinstance(value, list | tuple) else value}"
@@ -99,10 +99,8 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
     for text in set_fields(choices):
         field, value = assignment(text)
         fields = flat(value, f"{field}.", lists=False)  # a whole section has several
-        for option in own:
-            name, given = _FIELDS[option], plain(choices.get(option))
-            if name in fields and fields[name] not in (given, assignment(f"{name}={given}")[1]):  # 1e-05 is text
-                raise RecipeError(f"{option} and set {text}: are the same field; give only one of them")
+        if twice := next((option for option in own if _FIELDS[option] in fields), None):
+            raise RecipeError(f"{twice} and set {text}: are the same field; give only one of them")
     try:
         # The options last, since a whole section resets the fields that it does not name.
         return recipe.override(*set_fields(choices), *own.values())
