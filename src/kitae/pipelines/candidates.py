@@ -26,7 +26,7 @@ from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError, ExportError, TrainingError
+from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically
@@ -45,6 +45,7 @@ NAMES = {"none": "fp32", "dynamic": "int8-dynamic", "static": "int8-static", "qa
 _SENSITIVITY_IMAGES = 512
 _TIMINGS = 50  # of each file
 _SAME_LATENCY = 1.05
+_FAILURES = (CompressionError, ExportError, TrainingError)  # of one file; others may be made
 
 Groups = NDArray[np.int64] | None
 """int64 [N], equal for images of one group; None without groups."""
@@ -168,7 +169,7 @@ class Bench:
             about = self._calibrated(network.model, original)
             graph = to_onnx(network.model, about)
             plain = self._file(network, "none", graph, about)
-        except (CompressionError, ExportError) as error:
+        except _FAILURES as error:
             if original:
                 raise  # without the original there is nothing to compare with
             self.leave_out(network.name, str(error))
@@ -180,7 +181,9 @@ class Bench:
         for precision in quantized:
             try:
                 found += self._quantized(network, precision, graph, about, plain, like)
-            except (CompressionError, ExportError) as error:  # this file cannot be made; others may
+            except TrainingInterruptedError:
+                raise
+            except _FAILURES as error:
                 self.leave_out(f"{network.name} {NAMES[precision]}", str(error))
                 failures.append(error)
         if original and failures and len(failures) == len(quantized):
@@ -203,7 +206,7 @@ class Bench:
                 graph, ranges, self.validation.gather(self.validation.rows[sample])[0], self.labels[sample],
                 target=self.spec.target, per_channel=self.spec.per_channel,
             )  # fmt: skip
-        except (CompressionError, ExportError) as error:  # the files are there already; this list only explains them
+        except _FAILURES as error:  # the files are there already; this list only explains them
             self.leave_out("the sensitivity of the layers", str(error))
             return ()
         return tuple(found)
@@ -257,10 +260,7 @@ class Bench:
         """The card of a network's file. Fine-tuning changes the logits, so each network has its own temperature."""
         if original or not self.run.recipe.evaluate.temperature:
             return self._card
-        try:
-            logits, labels = self.run.logits(self.validation, model, tta="none")
-        except TrainingError as error:  # training for 8 bits that diverged: a file that cannot be made
-            raise CompressionError(str(error)) from error
+        logits, labels = self.run.logits(self.validation, model, tta="none")
         return replace(self._card, temperature=fit_temperature(logits, labels))
 
     def _quantized(
@@ -290,7 +290,7 @@ class Bench:
                 break
             try:
                 other = static(layers)
-            except (CompressionError, ExportError) as error:  # the file with all layers in 8 bits is there
+            except _FAILURES as error:  # the file with all layers in 8 bits is there
                 self.leave_out(f"{whole.name}, {first_in_float(layers)}", str(error))
                 continue
             best = min(best, other, key=lambda candidate: (candidate.row["drop"], candidate.row["loss"]))

@@ -27,7 +27,7 @@ from kitae.compression.masks import Gradual, apply_masks, magnitude_masks, most
 from kitae.compression.qat import Simulated
 from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
 from kitae.compression.spec import CompressSpec
-from kitae.errors import CompressionError, TrainingError, TrainingInterruptedError
+from kitae.errors import CompressionError, TrainingError
 from kitae.models.build import build_seeded, supports
 from kitae.models.spec import ModelSpec
 from kitae.pipelines.setup import Setup, begin, placed
@@ -132,7 +132,8 @@ class Networks:
         """The network after quantization-aware training; zeros of unstructured pruning stay zero.
 
         Raises:
-            CompressionError: it cannot be traced, or training diverged.
+            CompressionError: it cannot be traced.
+            TrainingError: training diverged.
         """
         spec = self.spec
         key = self._key([], of=network.key, qat=[spec.qat_epochs, spec.qat_rate, spec.target])
@@ -141,19 +142,13 @@ class Networks:
             simulated = Simulated(network.model, self.input_shape, spec.target).observe(self._batches)
             hold = _hold_zeros(simulated, network.model) if spec.prune == "unstructured" and network.ratio else None
             teacher = _teacher(network.model) if spec.distill else None
-            try:
-                # Before its first step it computes the same as the static file. A training that only makes it worse is
-                # discarded.
-                tuned = self._recover(
-                    simulated, spec.qat_epochs, spec.qat_rate, _seed(key), after_step=hold, teacher=teacher,
-                    keep="best or start",
-                )  # fmt: skip
-            except TrainingInterruptedError:
-                raise
-            except TrainingError as error:  # one file that cannot be made; others may
-                raise CompressionError(str(error)) from error
-            assert isinstance(tuned, Simulated)
-            return tuned.weights_into(network.model)
+            # Before its first step it computes the same as the static file. A training that only makes it worse is
+            # discarded.
+            self._recover(
+                simulated, spec.qat_epochs, spec.qat_rate, _seed(key), after_step=hold, teacher=teacher,
+                keep="best or start",
+            )  # fmt: skip
+            return simulated.weights_into(network.model)
 
         return self._like(network, key, train)
 
