@@ -340,17 +340,6 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
     assert len({call["seed"] for call in trainings}) == len(trainings)
 
 
-def test_a_loop_that_forgets_the_masks_is_noticed(
-    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forgetful(self: Setup, model: nn.Module, *, after_step: Any, **options: Any) -> nn.Module:
-        return honest_recover(self, model, **options)
-
-    monkeypatch.setattr(Setup, "recover", forgetful)
-    with pytest.raises(CompressionError, match="revived pruned weights"):
-        find(prune="unstructured", finetune_epochs=1, stages=tmp_path / "stages")
-
-
 @pytest.mark.slow
 def test_every_precision_of_one_network(find: Finder, finished: Run) -> None:
     outcome = find(
