@@ -273,10 +273,9 @@ class Networks:
             kept[name] = tuple(earlier[i] for i in positions)
         shape = difference(original, result.model, kept)
         reestimate_batchnorm(result.model, self._batches)
-        tuned = result.model
         if spec.finetune_epochs:
-            tuned = self._recover(tuned, spec.finetune_epochs, spec.finetune_rate, seed, teacher=self._teacher)
-        return Network(ratio, tuned, shape, masked_error=result.masked_error)
+            self._recover(result.model, spec.finetune_epochs, spec.finetune_rate, seed, teacher=self._teacher)
+        return Network(ratio, result.model, shape, masked_error=result.masked_error)
 
     def _masked(self, before: Network, ratio: float, key: str) -> Network:
         """Set weights to zero and fine-tune."""
@@ -290,7 +289,7 @@ class Networks:
                 initial=before.ratio, masks=magnitude_masks(model, before.ratio, scope=spec.scope, skip=spec.skip),
             )  # fmt: skip
             # The last epoch, not the best: the best is likely the first, before anything was pruned.
-            model = self._recover(
+            self._recover(
                 model, rising, rate, _seed(key, "rising"), after_step=gradual, teacher=self._teacher, keep="last"
             )
             epochs -= rising
@@ -300,7 +299,7 @@ class Networks:
         reestimate_batchnorm(model, self._batches)
         if epochs:
             hold = partial(apply_masks, masks=masks)
-            model = self._recover(model, epochs, rate, _seed(key), after_step=hold, teacher=self._teacher)
+            self._recover(model, epochs, rate, _seed(key), after_step=hold, teacher=self._teacher)
         return Network(ratio, model, UNCHANGED)
 
     def _by_layer(self, model: nn.Module, ratio: float) -> dict[str, float]:
