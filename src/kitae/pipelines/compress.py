@@ -233,7 +233,6 @@ def compress(
         ExportError: a file does not compute what it should.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    run.load_model()  # raises where a run has no best model
     run.require_split("test")
     if run.recipe.data.whole:
         raise CompressionError(

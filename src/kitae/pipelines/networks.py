@@ -85,16 +85,17 @@ class Networks:
 
     Raises:
         CompressionError: a field names a layer that the network does not have, or that cannot be pruned.
+        TrainingError: the run has no best model.
     """
 
     def __init__(self, run: Run, spec: CompressSpec, folder: Path, say: Say) -> None:
         self.run, self.spec, self.folder, self.say = run, spec, folder, say
         self.world = begin(run.recipe.train)
-        self.setup = Setup.of(run)
         self.device = self.world.device
+        model = run.load_model(free=True).to(self.device)
+        self.setup = Setup.of(run)
         origin = run.best.read_bytes() + f"{self.setup.store.fingerprint}{run.recipe.training_fingerprint}".encode()
         self._origin = hashlib.sha256(origin).hexdigest()
-        model = run.load_model(free=True).to(self.device)
         layers = prunable_layers(model)
         require_layers(layers, spec.layer_ratios, "layer_ratios: ")
         require_layers(layers, spec.skip, "skip: ")
