@@ -239,8 +239,8 @@ class Networks:
         if found is None:
             return None
         found.model.eval()
-        weights = {name: tensor.detach().cpu() for name, tensor in found.model.state_dict().items()}
-        save_weights(weights, file, {"shape": found.shape.model_dump(mode="json"), "masked_error": found.masked_error})
+        facts = {"shape": found.shape.model_dump(mode="json"), "masked_error": found.masked_error}
+        save_weights(found.model.state_dict(), file, facts)
         return replace(found, key=key)
 
     # ---- pruning ------------------------------------------------------------------------------------------------
