@@ -29,6 +29,7 @@ from kitae.deployment.verify import Parity, torch_reference, verify_float, verif
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
+from kitae.evaluation.evaluate import label_scores
 from kitae.files import write_atomically
 from kitae.models.structure import count_macs
 from kitae.pipelines.export import VERIFY_IMAGES, card
@@ -101,11 +102,8 @@ class Scoring:
         right = predicted == labels
         if not self.balanced:
             return intervals.accuracy(right, groups)
-        counts = np.bincount(labels)
-        hits = np.bincount(labels[right], minlength=len(counts))
-        interval = intervals.balanced(right, labels, groups)
-        mean = float((hits[counts > 0] / counts[counts > 0]).mean())
-        return {"accuracy": mean, "accuracy_interval": None if interval is None else list(interval)}
+        score, interval = label_scores(predicted, labels), intervals.balanced(right, labels, groups)
+        return {"accuracy": score["val_balanced_accuracy"], "accuracy_interval": interval and list(interval)}
 
     def drop(
         self, before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64], groups: Groups = None
