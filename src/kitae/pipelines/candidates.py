@@ -34,7 +34,6 @@ from kitae.files import write_atomically
 from kitae.models.structure import count_macs
 from kitae.pipelines.export import VERIFY_IMAGES, card
 from kitae.pipelines.networks import Network, Networks, Say
-from kitae.run import Run
 from kitae.runtime import answers, open_session
 
 if TYPE_CHECKING:
@@ -86,11 +85,6 @@ class Scoring:
 
     balanced: bool = False
 
-    @classmethod
-    def of(cls, run: Run) -> Scoring:
-        """By the metric that chose the run's best epoch."""
-        return cls(run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"))
-
     @property
     def name(self) -> str:
         return "balanced accuracy" if self.balanced else "accuracy"
@@ -137,7 +131,7 @@ class Bench:
     def __init__(self, networks: Networks, folder: Path) -> None:
         self.networks, self.folder = networks, folder
         self.run, self.spec, self.say = networks.run, networks.spec, networks.say
-        self.scoring = Scoring.of(self.run)
+        self.scoring = Scoring(self.run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"))
         setup = networks.setup
         train = setup.shuffled_train[: self.spec.calibration_images]  # in a keyed order: the first few are a sample
         if len(train) < FEWEST_IMAGES and {"static", "qat"} & set(self.spec.quantize):
@@ -217,7 +211,7 @@ class Bench:
         """
         self.say(f"measuring the latency of {plural(len(candidates), 'file')}")
         first = candidates[0]
-        report = self._measure({candidate.name: candidate.path.read_bytes() for candidate in candidates}, first.name)
+        report = self._measure({candidate.name: candidate.path.read_bytes() for candidate in candidates})
         now = 1e3 * report["candidates"][first.name]["seconds"]
         clock = first.row.get("latency_ms", now) / now
         timed = []
@@ -237,7 +231,7 @@ class Bench:
         """The largest small network that is as fast as `model`, both in float32; the smallest if none is."""
         nets = self.networks.small()
         graphs = {name: to_onnx(net, self._card).SerializeToString() for name, net in {"": model, **nets}.items()}
-        found = self._measure(graphs, "")["candidates"]
+        found = self._measure(graphs)["candidates"]
         fast = [name for name in nets if found[name]["ratio"] <= _SAME_LATENCY]
         title = fast[-1] if fast else next(iter(nets))
         return title, nets[title]
@@ -247,12 +241,13 @@ class Bench:
         seed, total = self.run.recipe.data.split_seed, len(self.validation)
         return np.sort(keyed.permutation(seed, 3, total, keyed.SLOT_SPLIT)[:count])
 
-    def _measure(self, contents: Mapping[str, bytes], reference: str) -> dict[str, Any]:
+    def _measure(self, contents: Mapping[str, bytes]) -> dict[str, Any]:
+        """Time the files in turn, with the first one as the reference."""
         calls: dict[str, Callable[[], object]] = {}
         for name, content in contents.items():
             session = open_session(content, threads=self.spec.threads)
             calls[name] = partial(session.run, None, {session.get_inputs()[0].name: self.images[:1]})
-        return latency.measure(calls, reference=reference, repeats=_TIMINGS).to_dict()
+        return latency.measure(calls, repeats=_TIMINGS).to_dict()
 
     def _calibrated(self, model: nn.Module, original: bool = False) -> Card:
         """The card of a network's file. Fine-tuning changes the logits, so each network has its own temperature."""
