@@ -26,7 +26,6 @@ from kitae.pipelines.candidates import (
     Groups,
     Scoring,
     hopeless,
-    labels_of,
     lost,
     predict,
     within,
@@ -136,7 +135,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
 
 def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring, groups: Groups = None) -> Tested:
     """Open test, once, for the original and the winner; see `CompressionResult.test`. `groups`: of the test images."""
-    labels = labels_of(test)
+    labels = test.labels[test.rows]
     before, after = (
         predict(item.path.read_bytes(), test, item.precision).argmax(axis=1)
         for item in (outcome.baseline, outcome.winner)

@@ -141,10 +141,11 @@ class Bench:
             )
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)
-        self.labels, self.groups = labels_of(self.validation), setup.store.groups_of(self.validation.rows)
+        rows = self.validation.rows
+        self.labels, self.groups = setup.store.labels[rows], setup.store.groups_of(rows)
         self.least_drop = self.scoring.least_drop(self.labels, self.groups)
         self.spec = as_sure_as_possible(self.spec, len(self.validation), self.least_drop, self.say, self.groups)
-        self.images = self.validation.gather(self.validation.rows[self._sample(VERIFY_IMAGES)])[0]
+        self.images, _ = self._sample(VERIFY_IMAGES)
         self.left_out: list[tuple[str, str]] = []
         self._card = card(self.run)
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
@@ -190,14 +191,13 @@ class Bench:
     def sensitivity(self) -> tuple[quantize.Sensitivity, ...]:
         """The effect of quantizing each layer of the original alone, on a sample of the validation images."""
         self.say("quantizing each layer alone")
-        sample = self._sample(_SENSITIVITY_IMAGES)
+        images, labels = self._sample(_SENSITIVITY_IMAGES)
         try:
             graph = to_onnx(self.networks.original.model, self._card)
             ranges = calibrate(graph, self.calibration, self.spec.calibration[0])
             found = quantize.sensitivity(
-                graph, ranges, self.validation.gather(self.validation.rows[sample])[0], self.labels[sample],
-                target=self.spec.target, per_channel=self.spec.per_channel,
-            )  # fmt: skip
+                graph, ranges, images, labels, target=self.spec.target, per_channel=self.spec.per_channel
+            )
         except _FAILURES as error:  # the files are there already; this list only explains them
             self.leave_out("the sensitivity of the layers", str(error))
             return ()
@@ -236,10 +236,11 @@ class Bench:
         title = fast[-1] if fast else next(iter(nets))
         return title, nets[title]
 
-    def _sample(self, count: int) -> NDArray[np.int64]:
-        """Places of some validation images; the first ones of a folder would all be of its first classes."""
-        seed, total = self.run.recipe.data.split_seed, len(self.validation)
-        return np.sort(keyed.permutation(seed, 3, total, keyed.SLOT_SPLIT)[:count])
+    def _sample(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Some validation images and their labels; the first ones of a folder would all be of its first classes."""
+        seed, rows = self.run.recipe.data.split_seed, self.validation.rows
+        places = np.sort(keyed.permutation(seed, 3, len(rows), keyed.SLOT_SPLIT)[:count])
+        return self.validation.gather(rows[places])
 
     def _measure(self, contents: Mapping[str, bytes]) -> dict[str, Any]:
         """Time the files in turn, with the first one as the reference."""
@@ -398,11 +399,6 @@ def lost(row: Mapping[str, Any], spec: CompressSpec) -> float:
 def hopeless(spec: CompressSpec) -> float:
     """Points lost beyond which larger ratios and coarser precisions are not tried."""
     return 2 * spec.max_drop + 1.0
-
-
-def labels_of(images: ImageSet) -> NDArray[np.int64]:
-    """Labels of the images: int64 [N]."""
-    return np.asarray(images.labels[images.rows], np.int64)
 
 
 def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np.float32]:
