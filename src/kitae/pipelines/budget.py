@@ -55,11 +55,6 @@ class Outcome:
     shape: Shape
     filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
 
-    @property
-    def baseline(self) -> Candidate:
-        """The original in float32."""
-        return self.candidates[0]
-
 
 def search(networks: Networks, bench: Bench) -> Outcome:
     """Prune, fine-tune, quantize, export and measure, and pick the smallest file within the budget.
@@ -87,11 +82,10 @@ def search(networks: Networks, bench: Bench) -> Outcome:
             stopped = f"ratios above {ratio:g} were not tried: the {what} of this one failed"
             break
         if network is None:
-            same = f"it is the same network as {percent(reached[-1].ratio)}"
-            rounded = f"rounded to packs of {spec.round_to} channels {same} (round_to=1 removes single channels)"
-            bench.leave_out(
-                percent(ratio), rounded if spec.round_to > 1 else f"{same}: no more channels may be removed"
-            )
+            why = f"it is the same network as {percent(reached[-1].ratio)}: no more channels may be removed"
+            if spec.round_to > 1:
+                why += f" in packs of {spec.round_to} (round_to=1 removes single channels)"
+            bench.leave_out(percent(ratio), why)
             continue
         reached.append(network)
         found = bench.candidates(network)
@@ -136,14 +130,14 @@ def search(networks: Networks, bench: Bench) -> Outcome:
 def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring, groups: Groups = None) -> Tested:
     """Open test, once, for the original and the winner; see `CompressionResult.test`. `groups`: of the test images."""
     labels = test.labels[test.rows]
+    original, winner = outcome.candidates[0], outcome.winner
     before, after = (
-        predict(item.path.read_bytes(), test, item.precision).argmax(axis=1)
-        for item in (outcome.baseline, outcome.winner)
+        predict(item.path.read_bytes(), test, item.precision).argmax(axis=1) for item in (original, winner)
     )
     change = scoring.drop(before, after, labels, groups)
     return Tested.model_validate({
-        "baseline": {"name": outcome.baseline.name, **scoring.accuracy(before, labels, groups)},
-        "winner": {"name": outcome.winner.name, **scoring.accuracy(after, labels, groups)},
+        "baseline": {"name": original.name, **scoring.accuracy(before, labels, groups)},
+        "winner": {"name": winner.name, **scoring.accuracy(after, labels, groups)},
         **change,
         "count": len(labels),
         "within_budget": within(change["drop"], spec),
@@ -161,9 +155,8 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
     All are trained for as many epochs as the winner; a network with less training would lose for that reason alone.
     """
     spec, say = networks.spec, networks.say
-    before = [network.ratio for network in reached[1:] if network.ratio <= winner.ratio]
-    network = next(network for network in reached if network.ratio == winner.ratio)
-    more = spec.finetune_epochs * len(before)
+    original, *pruned = (network for network in reached if network.ratio <= winner.ratio)
+    network, more = pruned[-1], spec.finetune_epochs * len(pruned)
 
     def control(name: str) -> Network:
         if name == "original":
@@ -171,9 +164,9 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
             return networks.further(more)
         if name == "random":
             say(f"control: random pruning, {percent(winner.ratio)}")
-            chain = [reached[0]]
-            for ratio in before:
-                same_size = networks.prune(chain, ratio, random=True)
+            chain = [original]
+            for step in pruned:
+                same_size = networks.prune(chain, step.ratio, random=True)
                 assert same_size is not None, "how many channels are removed does not depend on which"
                 chain.append(same_size)
             return replace(chain[-1], control=f"random, {chain[-1].name}")
