@@ -255,7 +255,7 @@ def probe(
     """
     layer = cast(nn.Linear, linear_classifier(model))
     facts: dict[str, Any] = {}
-    found: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    head: Head | None = None
     if world.is_main:
         begun = time.perf_counter()
         own = Features(run, setup, watcher, clock)
@@ -269,7 +269,6 @@ def probe(
             head = _fitted(features, setup, rows, source.spec)
             _check(interrupted)
         seconds = time.perf_counter() - begun
-        found = head.weight.numpy(), head.bias.numpy()
         facts = {
             "train_loss": head.train_loss,
             "train_accuracy": head.train_accuracy,
@@ -282,11 +281,11 @@ def probe(
             + (f" and {console.plural(views, 'augmented view')} of each" if views else "")
             + f", strength {head.strength:.2g}, {seconds:.0f} s"
         )
-    weight, bias = distributed.from_main(found, world)
+    head = cast(Head, distributed.from_main(head, world))
     run.recipe = distributed.from_main(run.recipe, world)
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weight))
-        layer.bias.copy_(torch.from_numpy(bias))
+        layer.weight.copy_(head.weight)
+        layer.bias.copy_(head.bias)
     return facts
 
 
