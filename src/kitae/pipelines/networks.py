@@ -159,7 +159,7 @@ class Networks:
 
         def train() -> nn.Module:
             model = copy.deepcopy(self.original.model)
-            return self._recover(model, epochs, self.spec.finetune_rate, _seed(key), teacher=self._teacher)
+            return self._recover(model, epochs, self.spec.finetune_rate, _seed(key))
 
         return self._like(replace(self.original, control="trained further, original"), key, train)
 
@@ -200,8 +200,9 @@ class Networks:
         return self._like(network, key, train)
 
     def _recover(self, model: nn.Module, epochs: int, rate: float, seed: int, **options: Any) -> nn.Module:
-        watcher = _Epochs(self.say, epochs)
-        return self.setup.recover(model, epochs=epochs, rate=rate, seed=seed, watcher=watcher, **options)
+        """Fine-tune in place. The original is the teacher, unless `options` has another one."""
+        options = {"teacher": self._teacher, "watcher": _Epochs(self.say, epochs), **options}
+        return self.setup.recover(model, epochs=epochs, rate=rate, seed=seed, **options)
 
     def _fresh(self, spec: ModelSpec | None = None) -> nn.Module:
         run, recipe = self.run, self.run.recipe
@@ -275,7 +276,7 @@ class Networks:
         shape = difference(original, result.model, kept)
         reestimate_batchnorm(result.model, self._batches)
         if spec.finetune_epochs:
-            self._recover(result.model, spec.finetune_epochs, spec.finetune_rate, seed, teacher=self._teacher)
+            self._recover(result.model, spec.finetune_epochs, spec.finetune_rate, seed)
         return Network(ratio, result.model, shape, masked_error=result.masked_error)
 
     def _masked(self, before: Network, ratio: float, key: str) -> Network:
@@ -290,9 +291,7 @@ class Networks:
                 initial=before.ratio, masks=magnitude_masks(model, before.ratio, scope=spec.scope, skip=spec.skip),
             )  # fmt: skip
             # The last epoch, not the best: the best is likely the first, before anything was pruned.
-            self._recover(
-                model, rising, rate, _seed(key, "rising"), after_step=gradual, teacher=self._teacher, keep="last"
-            )
+            self._recover(model, rising, rate, _seed(key, "rising"), after_step=gradual, keep="last")
             epochs -= rising
         shares = self._by_layer(model, ratio) if spec.scope == "layer" else ratio
         masks = magnitude_masks(model, shares, scope=spec.scope, skip=spec.skip)
@@ -300,7 +299,7 @@ class Networks:
         reestimate_batchnorm(model, self._batches)
         if epochs:
             hold = partial(apply_masks, masks=masks)
-            self._recover(model, epochs, rate, _seed(key), after_step=hold, teacher=self._teacher)
+            self._recover(model, epochs, rate, _seed(key), after_step=hold)
         return Network(ratio, model, UNCHANGED)
 
     def _by_layer(self, model: nn.Module, ratio: float) -> dict[str, float]:
