@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -397,21 +396,18 @@ def _validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     Returns:
         The fields of `Run.evaluation`, without those of test.
     """
-    images = setup.image_set(setup.splits.val)
-    known = setup.judgement(model)
-    if known is None:
-        logits, labels = run.logits(images, model, tta="none")
-    else:  # the best epoch's, which were computed as these are
-        logits, labels = known, np.array(setup.store.labels[images.rows])
+    images, labels = setup.image_set(setup.splits.val), setup.store.labels[setup.splits.val]
+    logits = setup.judgement(model)  # the best epoch's, which were computed as these are
+    if logits is None:
+        logits, _ = run.logits(images, model, tta="none")
     # Fitted on single views: with test-time augmentation, each view is divided by it before averaging.
     temperature = fit_temperature(logits, labels) if run.recipe.evaluate.temperature else 1.0
     run.write_facts({**setup.facts(model), "temperature": temperature})
     if run.recipe.evaluate.tta != "none":
-        logits, labels = run.logits(images, model)
+        logits, _ = run.logits(images, model)
+    groups = setup.store.groups_of(setup.splits.val)
     return {
-        "val": evaluate(
-            logits, labels, setup.store.classes, temperature, groups=setup.store.groups_of(setup.splits.val)
-        ),
+        "val": evaluate(logits, labels, setup.store.classes, temperature, groups=groups),
         "temperature": temperature,
         **_settings(run, setup),
     }
