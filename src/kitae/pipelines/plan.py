@@ -76,19 +76,18 @@ _FEW_STEPS = 100  # fewer from scratch are said to be few
 _PHOTO_OPS: list[dict[str, Any]] = [{"random_resized_crop": {"scale": [0.35, 1.0]}}, {"horizontal_flip": {}}]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """A recipe, and the reasons for it.
 
     Attributes:
         recipe: a complete, ordinary recipe.
+        clock: what training is held to; None for a length that was given without minutes.
         lines: the reasons as text; the first line summarises the plan.
-        clock: the clock it was made for.
     """
 
     recipe: Recipe
+    clock: Clock | None
     lines: tuple[str, ...]
-    clock: Clock
 
 
 def plan(
@@ -136,11 +135,12 @@ def plan(
     if distributed.any_true(weights is None, planner.world) and weights:
         weights, why_not = None, "another process has no pretrained weights"
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
-    most = None  # of a length that was chosen
+    clock = minutes if patient else None
     if choices.get("epochs") is None and not assigns(given, "train.epoch_steps"):
         each = recipe.train.batch_size * recipe.train.accumulate
         most = most_steps(facts.train, each, patient=patient, pretrained=bool(weights))
-    return Plan(recipe, tuple(lines), replace(minutes, most=most))
+        clock = replace(minutes, most=most)
+    return Plan(recipe, clock, tuple(lines))
 
 
 def name_of(source: str) -> str:

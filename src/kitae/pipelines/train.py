@@ -288,14 +288,11 @@ def asked(
     kind, what = ("recipe", data.name) if isinstance(data, Recipe) else understand(str(data))
     if recipe is not None:
         if kind == "recipe" and str(data) not in SOURCES:
-            raise RecipeError(f"{what if isinstance(data, Recipe) else data}: --recipe needs data, not a recipe")
+            raise RecipeError(f"{what}: --recipe needs data, not a recipe")
         source = what if kind == "data" else f"{data}:"  # a shipped recipe's name, which a source has too
         return apply(_loaded(recipe).override(*assignments({"data.source": source})), choices), minutes, ()
     if kind == "data":
-        planned = plan(what, minutes, choices, dry=dry)
-        # Without minutes, only a length that the plan chose is held to its limit.
-        timed = minutes is not None or planned.clock.most is not None
-        return planned.recipe, planned.clock if timed else None, planned.lines
+        return plan(what, minutes, choices, dry=dry)
     return apply(_loaded(data if isinstance(data, Recipe) else what), choices), minutes, ()
 
 
