@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,7 +94,7 @@ def look(data: DataSpec, *, fraction: bool = False, whole: bool = False) -> tupl
     heights, widths = zip(*sizes, strict=True)
     return (
         Facts(
-            counts=tuple(int(count) for count in counts),
+            counts=tuple(counts.tolist()),
             trained=np.bincount(table.labels[trained], minlength=len(table.classes)),
             train=len(train),
             val=len(val),
@@ -119,7 +120,7 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
     grey, decoded, spent = True, 0, 0.0
     for item in source.some(_SAMPLE):  # one at a time, since an image may have many megabytes
         began = time.perf_counter()
-        try:
+        with suppress(DataError):
             size, one_grey = probe(item)
             sizes.append(size)
             grey = grey and one_grey
@@ -127,8 +128,6 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
                 decode(item, rules)
                 decoded += 1
                 spent += time.perf_counter() - began
-        except DataError:
-            continue
     if not sizes:
         raise DataError(
             f"{source.name}: none of the images that were looked at can be read; `kitae data check` names them"
