@@ -53,7 +53,8 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
     """
     if len(images) < FEWEST_IMAGES:
         raise CompressionError(
-            f"calibration needs at least {FEWEST_IMAGES} training images (a few hundred are better), not {len(images)}"
+            f"calibration needs at least {FEWEST_IMAGES} training images (a few hundred are better), not "
+            f"{len(images)}; use --quantize none or dynamic"
         )
     calibration = require("onnxruntime.quantization.calibrate")
     extremes = method in ("minmax", "average")

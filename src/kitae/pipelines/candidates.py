@@ -18,7 +18,7 @@ from torch import nn
 
 from kitae import keyed
 from kitae.compression import quantize
-from kitae.compression.calibrate import FEWEST_IMAGES, Ranges, calibrate
+from kitae.compression.calibrate import Ranges, calibrate
 from kitae.compression.counting import count
 from kitae.compression.graph import constant_bytes, weighted_nodes
 from kitae.compression.spec import CompressSpec, Method, first_in_float
@@ -134,11 +134,6 @@ class Bench:
         self.scoring = Scoring(self.run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"))
         setup = networks.setup
         train = setup.shuffled_train[: self.spec.calibration_images]  # in a keyed order: the first few are a sample
-        if len(train) < FEWEST_IMAGES and {"static", "qat"} & set(self.spec.quantize):
-            raise CompressionError(
-                f"{self.run.path}: {len(train)} training images are too few to calibrate with, at least "
-                f"{FEWEST_IMAGES} are needed; use --quantize none or dynamic"
-            )
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)
         rows = self.validation.rows
