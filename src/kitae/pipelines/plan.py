@@ -196,10 +196,8 @@ class _Planner:
             return given if user_path(given).exists() else f"{given}, which is missing", ""
         name = self.choices.get("model")
         library, _, net = (name or f"timm:{NET}").rpartition(":")
-        if library == "torchvision":
-            return None, f"the published weights of {name} are pickles, which are not read"
         if library != "timm":
-            return None, f"{name} has no published weights"
+            return None, f"{name} has no published weights in a .safetensors file"
         if name is None and self.facts.tiny and self.facts.channels == 1:
             return None, f"grey images of {self.facts.side[0]} x {self.facts.side[1]} are not photographs"
         try:
