@@ -199,7 +199,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
 
     setup = Setup.of(finished)
     test = setup.image_set(setup.splits.open_test(lambda: None))
-    verdict = judge(outcome, test, CompressSpec(), Scoring())
+    verdict = judge(outcome, test, CompressSpec(), Scoring(test.labels[test.rows]))
     assert verdict.count == len(test)
     assert verdict.baseline.accuracy is not None
     assert verdict.winner.accuracy is not None
@@ -790,12 +790,14 @@ def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
 
 def test_more_images_are_only_advised_where_they_would_help() -> None:
     lines: list[str] = []
-    few = as_sure_as_possible(CompressSpec(max_drop=1.0), 100, 3.7, lines.append)
-    none = as_sure_as_possible(CompressSpec(max_drop=0.0), 100, 3.7, lines.append)
+    scoring = Scoring(np.zeros(100, np.int64))
+    assert scoring.least_drop == pytest.approx(3.7, abs=0.01)
+    few = as_sure_as_possible(CompressSpec(max_drop=1.0), scoring, lines.append)
+    none = as_sure_as_possible(CompressSpec(max_drop=0.0), scoring, lines.append)
     assert not few.sure
     assert not none.sure
     assert ["val_fraction" in line for line in lines] == [True, False]  # no number of them shows a drop of nothing
-    as_sure_as_possible(CompressSpec(max_drop=1.0), 100, 3.7, lines.append, np.arange(100) // 50)
+    as_sure_as_possible(CompressSpec(max_drop=1.0), replace(scoring, groups=np.arange(100) // 50), lines.append)
     assert "100 validation images of 2 groups are too few" in lines[-1]
     assert "more validation groups (data.val_fraction)" in lines[-1]
 
@@ -803,18 +805,18 @@ def test_more_images_are_only_advised_where_they_would_help() -> None:
 def test_a_file_that_forgets_a_rare_class_loses_more_than_its_share() -> None:
     labels = np.repeat([0, 1, 2], [990, 5, 5])
     forgets = np.where(labels == 1, 0, labels)
-    lost = Scoring().drop(labels, forgets, labels)
+    plain, balanced = Scoring(labels), Scoring(labels, balanced=True)
+    lost = plain.drop(labels, forgets)
     assert lost["drop"] == pytest.approx(0.5)
     assert within(lost["drop"], CompressSpec(max_drop=1.0))
-    balanced = Scoring(balanced=True)
-    lost = balanced.drop(labels, forgets, labels)
+    lost = balanced.drop(labels, forgets)
     assert lost["drop"] == pytest.approx(100 / 3)
     assert lost["drop_interval"][0] < 100 / 3 < lost["drop_interval"][1]
-    assert balanced.accuracy(forgets, labels)["accuracy"] == pytest.approx(2 / 3)
+    assert balanced.accuracy(forgets)["accuracy"] == pytest.approx(2 / 3)
     # Five images of a class show less than a thousand do.
-    assert balanced.least_drop(labels) > 10 * Scoring().least_drop(labels)
+    assert balanced.least_drop > 10 * plain.least_drop
     even = np.repeat([0, 1], 500)
-    assert balanced.drop(even, 1 - even, even)["drop"] == Scoring().drop(even, 1 - even, even)["drop"] == 100
+    assert all(Scoring(even, balanced=each).drop(even, 1 - even)["drop"] == 100 for each in (True, False))
 
 
 def test_a_drop_is_compared_by_groups_where_images_have_them(find: Finder) -> None:
@@ -822,9 +824,10 @@ def test_a_drop_is_compared_by_groups_where_images_have_them(find: Finder) -> No
     whole = networks.setup.store
     networks.setup = replace(networks.setup, store=replace(whole, groups=np.arange(len(whole)) // 500))
     bench, alone = Bench(networks, find.folder), Bench(find.networks(**FLOAT), find.folder)
-    assert bench.least_drop > alone.least_drop, "few groups say less"
+    least = bench.scoring.least_drop
+    assert least > alone.scoring.least_drop, "few groups say less"
     row = bench.candidates(networks.original)[0].row
-    assert row["drop_interval"] == [pytest.approx(-bench.least_drop), pytest.approx(bench.least_drop)]
+    assert row["drop_interval"] == [pytest.approx(-least), pytest.approx(least)]
     spread, narrow = (np.diff(of["accuracy_interval"])[0] for of in (row, alone.candidates(networks.original)[0].row))
     assert spread > narrow
 
@@ -837,7 +840,7 @@ def test_a_run_is_compressed_by_what_it_was_selected_by(
 ) -> None:
     spec = finished.recipe.train.model_copy(update={"select": select})
     monkeypatch.setattr(finished, "recipe", finished.recipe.model_copy(update={"train": spec}))
-    assert Bench(find.networks(**FLOAT), find.folder).scoring == Scoring(balanced)
+    assert Bench(find.networks(**FLOAT), find.folder).scoring.balanced == balanced
 
 
 def test_a_drop_as_large_as_the_budget_is_within_it() -> None:

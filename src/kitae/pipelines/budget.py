@@ -19,17 +19,7 @@ from kitae.compression.spec import CompressSpec
 from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
-from kitae.pipelines.candidates import (
-    NAMES,
-    Bench,
-    Candidate,
-    Groups,
-    Scoring,
-    hopeless,
-    lost,
-    predict,
-    within,
-)
+from kitae.pipelines.candidates import NAMES, Bench, Candidate, Scoring, hopeless, lost, predict, within
 from kitae.pipelines.networks import Network, Networks, percent
 from kitae.reporting.compression_results import CompressionRecord, Tested
 
@@ -113,7 +103,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         "stopped": stopped,
         "sure": spec.sure,
         "metric": bench.scoring.name,
-        "least_drop": bench.least_drop,
+        "least_drop": bench.scoring.least_drop,
         "left_out": [{"name": name, "why": why} for name, why in bench.left_out],
         "baseline": rows[0],
         "winner": next(row for row in rows if row["winner"]),
@@ -127,19 +117,18 @@ def search(networks: Networks, bench: Bench) -> Outcome:
     return Outcome(record, tuple(candidates), winner, network.shape, _filters(networks.original.model, network))
 
 
-def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring, groups: Groups = None) -> Tested:
-    """Open test, once, for the original and the winner; see `CompressionResult.test`. `groups`: of the test images."""
-    labels = test.labels[test.rows]
+def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring) -> Tested:
+    """Measure the original and the winner on test; see `CompressionResult.test`. `scoring`: of the test images."""
     original, winner = outcome.candidates[0], outcome.winner
     before, after = (
         predict(item.path.read_bytes(), test, item.precision).argmax(axis=1) for item in (original, winner)
     )
-    change = scoring.drop(before, after, labels, groups)
+    change = scoring.drop(before, after)
     return Tested.model_validate({
-        "baseline": {"name": original.name, **scoring.accuracy(before, labels, groups)},
-        "winner": {"name": winner.name, **scoring.accuracy(after, labels, groups)},
+        "baseline": {"name": original.name, **scoring.accuracy(before)},
+        "winner": {"name": winner.name, **scoring.accuracy(after)},
         **change,
-        "count": len(labels),
+        "count": len(test),
         "within_budget": within(change["drop"], spec),
     })  # fmt: skip
 

@@ -47,9 +47,6 @@ _TIMINGS = 50  # of each file
 _SAME_LATENCY = 1.05
 _FAILURES = (CompressionError, ExportError, TrainingError)  # of one file; others may be made
 
-Groups = NDArray[np.int64] | None
-"""int64 [N], equal for images of one group; None without groups."""
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -76,40 +73,49 @@ class Candidate:
     control: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scoring:
-    """How predictions are scored: by accuracy, or by its mean over the classes where that chose the run's best epoch.
+    """How predictions for some images are scored: by accuracy, or by its mean over the classes.
 
-    By plain accuracy, a file that never predicts a class with 1 % of the images would lose only 1 point.
+    The latter where it chose the run's best epoch: by plain accuracy, a file that never predicts a class with 1 % of
+    the images would lose only 1 point.
+
+    Attributes:
+        labels: int64 [N].
+        groups: int64 [N], equal for images of one group; None without groups.
     """
 
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
     balanced: bool = False
 
     @property
     def name(self) -> str:
         return "balanced accuracy" if self.balanced else "accuracy"
 
-    def accuracy(
-        self, predicted: NDArray[np.int64], labels: NDArray[np.int64], groups: Groups = None
-    ) -> dict[str, Any]:
+    def accuracy(self, predicted: NDArray[np.int64]) -> dict[str, Any]:
         """`accuracy` and `accuracy_interval`."""
-        right = predicted == labels
+        right = predicted == self.labels
         if not self.balanced:
-            return intervals.accuracy(right, groups)
-        score, interval = label_scores(predicted, labels), intervals.balanced(right, labels, groups)
+            return intervals.accuracy(right, self.groups)
+        score, interval = label_scores(predicted, self.labels), intervals.balanced(right, self.labels, self.groups)
         return {"accuracy": score["val_balanced_accuracy"], "accuracy_interval": interval and list(interval)}
 
-    def drop(
-        self, before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64], groups: Groups = None
-    ) -> dict[str, Any]:
+    def loss(self, outputs: NDArray[np.float32]) -> float:
+        """Mean negative log likelihood of probabilities [N, K], in nats."""
+        true = outputs[np.arange(len(self.labels)), self.labels].astype(np.float64)
+        return float(-np.log(np.maximum(true, 1e-12)).mean())
+
+    def drop(self, before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, Any]:
         """Points lost, with the paired interval; positive is worse."""
         compared = intervals.balanced_difference if self.balanced else intervals.paired_difference
-        difference, (low, high) = compared(before, after, labels, groups)
+        difference, (low, high) = compared(before, after, self.labels, self.groups)
         return {"drop": -100.0 * difference + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
 
-    def least_drop(self, labels: NDArray[np.int64], groups: Groups = None) -> float:
+    @property
+    def least_drop(self) -> float:
         """The smallest upper end that the interval of a drop can have on these images, in points: of no change."""
-        end: float = self.drop(labels, labels, labels, groups)["drop_interval"][1]
+        end: float = self.drop(self.labels, self.labels)["drop_interval"][1]
         return end
 
 
@@ -124,22 +130,20 @@ class Bench:
     Attributes:
         scoring: of all measurements.
         spec: without `sure` if there are too few validation images to show that any drop is within the budget.
-        least_drop: points that they can show at best; see `Scoring.least_drop`.
         left_out: candidates that could not be made, and why.
     """
 
     def __init__(self, networks: Networks, folder: Path) -> None:
         self.networks, self.folder = networks, folder
         self.run, self.spec, self.say = networks.run, networks.spec, networks.say
-        self.scoring = Scoring(self.run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"))
         setup = networks.setup
         train = setup.shuffled_train[: self.spec.calibration_images]  # in a keyed order: the first few are a sample
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)
         rows = self.validation.rows
-        self.labels, self.groups = setup.store.labels[rows], setup.store.groups_of(rows)
-        self.least_drop = self.scoring.least_drop(self.labels, self.groups)
-        self.spec = as_sure_as_possible(self.spec, len(self.validation), self.least_drop, self.say, self.groups)
+        balanced = self.run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1")
+        self.scoring = Scoring(setup.store.labels[rows], setup.store.groups_of(rows), balanced)
+        self.spec = as_sure_as_possible(self.spec, self.scoring, self.say)
         self.images, _ = self._sample(VERIFY_IMAGES)
         self.left_out: list[tuple[str, str]] = []
         self._card = card(self.run)
@@ -296,8 +300,8 @@ class Bench:
                 graph, found, target=self.spec.target, per_channel=self.spec.per_channel, float_layers=layers
             )
             outputs = predict(made.SerializeToString(), self.validation)
-            reached = self.scoring.accuracy(outputs.argmax(axis=1), self.labels)["accuracy"]
-            tried.append((reached, -_loss(outputs, self.labels), made, method, outputs))
+            reached = self.scoring.accuracy(outputs.argmax(axis=1))["accuracy"]
+            tried.append((reached, -self.scoring.loss(outputs), made, method, outputs))
         _, _, made, method, outputs = max(tried, key=lambda item: item[:2])
         return self._file(network, precision, made, about, method=method, outputs=outputs, float_layers=layers)
 
@@ -347,9 +351,9 @@ class Bench:
             "bytes": len(content),
             "weight_bytes": constant_bytes(graph),
             "packed_bytes": len(zlib.compress(content, 9)),
-            **self.scoring.accuracy(predicted, self.labels, self.groups),
-            "loss": _loss(outputs, self.labels),
-            **self.scoring.drop(self._original, predicted, self.labels, self.groups),
+            **self.scoring.accuracy(predicted),
+            "loss": self.scoring.loss(outputs),
+            **self.scoring.drop(self._original, predicted),
             "flips": float((predicted != self._original).mean()),
             "parity_error": parity.max_error,
             "parity_flips": parity.flips / parity.images,
@@ -361,21 +365,17 @@ class Bench:
         )
 
 
-def as_sure_as_possible(spec: CompressSpec, count: int, least: float, say: Say, groups: Groups = None) -> CompressSpec:
-    """The spec, without `sure` if there are too few validation images to show that any drop is within the budget.
-
-    Args:
-        least: points that they can show at best; see `Scoring.least_drop`.
-        groups: of the validation images.
-    """
-    if not spec.sure or least <= spec.max_drop:
+def as_sure_as_possible(spec: CompressSpec, scoring: Scoring, say: Say) -> CompressSpec:
+    """The spec, without `sure` if there are too few validation images to show that any drop is within the budget."""
+    if not spec.sure or scoring.least_drop <= spec.max_drop:
         return spec
+    groups = scoring.groups
     what = "images" if groups is None else "groups"
     advice = f"; more validation {what} (data.val_fraction) would help" if spec.max_drop else ""
     few = "" if groups is None else f" of {plural(len(np.unique(groups)), 'group')}"
     say(
-        f"note: {count} validation images{few} are too few to show that a drop is within {spec.max_drop:g} points, "
-        f"so the measured drop is used, which may be small by chance{advice}"
+        f"note: {len(scoring.labels)} validation images{few} are too few to show that a drop is within "
+        f"{spec.max_drop:g} points, so the measured drop is used, which may be small by chance{advice}"
     )
     return spec.model_copy(update={"sure": False})
 
@@ -405,7 +405,3 @@ def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np
     size = 1 if precision == NAMES["dynamic"] else quantize.at_once(session)
     batches = (images.gather(images.rows[start : start + size])[0] for start in range(0, len(images), size))
     return answers(session, batches)
-
-
-def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    return float(-np.log(np.maximum(outputs[np.arange(len(labels)), labels].astype(np.float64), 1e-12)).mean())

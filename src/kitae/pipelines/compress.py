@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -273,7 +273,8 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     if found.within_budget:
         say("opening test for the original and the winner")
         rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {winner}"))
-        test = judge(outcome, setup.image_set(rows), spec, bench.scoring, setup.store.groups_of(rows))
+        scoring = replace(bench.scoring, labels=setup.store.labels[rows], groups=setup.store.groups_of(rows))
+        test = judge(outcome, setup.image_set(rows), spec, scoring)
     about = {
         "format": COMPRESSION_FORMAT,
         "kitae": kitae.__version__,
