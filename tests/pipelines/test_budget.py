@@ -104,8 +104,7 @@ class Finder:
         return Networks(self.run, CompressSpec(**{**DEFAULTS, **fields}), stages or self.shared, self.lines.append)
 
     def __call__(self, *, stages: Path | None = None, **fields: Any) -> Outcome:
-        networks = self.networks(stages=stages, **fields)
-        return search(networks, Bench(networks, self.folder / "candidates"))
+        return search(Bench(self.networks(stages=stages, **fields), self.folder / "candidates"))
 
     def pruned(self, *ratios: float, stages: Path | None = None, **fields: Any) -> Network:
         """The network at the last of these ratios that removes something."""

@@ -20,7 +20,7 @@ from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
 from kitae.pipelines.candidates import NAMES, Bench, Candidate, Scoring, hopeless, lost, predict, within
-from kitae.pipelines.networks import Network, Networks, percent
+from kitae.pipelines.networks import Network, percent
 from kitae.reporting.compression_results import CompressionRecord, Tested
 
 _EQUAL = 1.01  # files that differ by a few names in their metadata are equally small
@@ -46,14 +46,14 @@ class Outcome:
     filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
 
 
-def search(networks: Networks, bench: Bench) -> Outcome:
+def search(bench: Bench) -> Outcome:
     """Prune, fine-tune, quantize, export and measure, and pick the smallest file within the budget.
 
     Raises:
         CompressionError: a network that cannot be pruned or quantized as asked, too few images.
         ExportError: the original's file does not compute what it should.
     """
-    spec, say = bench.spec, networks.say
+    networks, spec, say = bench.networks, bench.spec, bench.say
     say("exporting the original")
     reached = [networks.original]
     candidates = bench.candidates(networks.original)
@@ -89,7 +89,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
     if spec.controls and winner.ratio == 0 and spec.prune != "none":
         say("the controls are skipped: they use the winner's pruning ratio, and the winner is not pruned")
     elif spec.controls and winner.ratio > 0:
-        controls = _controls(winner, reached, networks, bench)
+        controls = _controls(winner, reached, bench)
         candidates += bench.timed([candidates[0], *controls])[0][1:]
     network = next(network for network in reached if network.ratio == winner.ratio)
     wanted = spec.sensitivity and {"static", "qat"} & set(spec.quantize)
@@ -138,12 +138,12 @@ def size_field(spec: CompressSpec) -> str:
     return "packed_bytes" if spec.prune == "unstructured" else "bytes"
 
 
-def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks, bench: Bench) -> list[Candidate]:
+def _controls(winner: Candidate, reached: Sequence[Network], bench: Bench) -> list[Candidate]:
     """Controls at the winner's precision, to compare its pruning with.
 
     All are trained for as many epochs as the winner; a network with less training would lose for that reason alone.
     """
-    spec, say = networks.spec, networks.say
+    networks, spec, say = bench.networks, bench.spec, bench.say
     original, *pruned = (network for network in reached if network.ratio <= winner.ratio)
     network, more = pruned[-1], spec.finetune_epochs * len(pruned)
 

@@ -264,7 +264,7 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     networks = Networks(run, spec, folder / "stages", say)
     bench = Bench(networks, folder / _CANDIDATES)
     try:
-        outcome = search(networks, bench)
+        outcome = search(bench)
     except TrainingInterruptedError as error:
         kept = f"{folder} keeps the finished ratios; run the same command again to resume"
         raise TrainingInterruptedError(f"{error.where} of a fine-tuning", kept) from error
