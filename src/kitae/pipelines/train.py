@@ -13,7 +13,6 @@ from torch import nn
 
 from kitae import console
 from kitae.data.sources import SOURCES
-from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import (
     KitaeError,
@@ -169,8 +168,8 @@ def _train(
             if world.is_main and run.recipe != Recipe.load(run.recipe_file):
                 run.splits(open_store(run.recipe.data, progress))  # raises an error where they are not the same
                 run.resolve(run.recipe)
-                for fold in run.fold(1).parent.glob("*/recipe.yaml"):
-                    _moved(fold.parent, run.recipe.data).save(fold)
+                for file in run.fold(1).parent.glob("*/recipe.yaml"):
+                    Recipe.load(file).located(run.recipe.data.source, run.recipe.data.cache).save(file)
             if run.recipe.data.fold is None:
                 watcher.note(f"{run.path} was finished before, so nothing was trained")
             return run
@@ -342,23 +341,20 @@ def _folds(
     shared = Features(run, setup, watcher, minutes, shared=True) if Features.shareable(run, setup) else None
     if shared is not None and not run.checkpoint.is_file():
         shared.prepare(model, world)
-    count, folds = run.recipe.data.folds or 0, []
+    data, folds = run.recipe.data, []
+    count = data.folds or 0
     for number in range(1, count + 1):
-        folder = run.fold(number)
-        begun = kind_of(folder) == "run"  # and the minutes may have cut it
-        recipe = _moved(folder, run.recipe.data) if begun else run.recipe.override(f"data.fold={number}")
+        folder, recipe = run.fold(number), run.recipe.override(f"data.fold={number}")
+        before: list[dict[str, Any]] = []
+        if kind_of(folder) == "run":  # the minutes may have cut it, and the images may have been moved since
+            begun = Run.open(folder)
+            recipe, before = begun.recipe.located(data.source, data.cache), begun.metrics()
         watcher.note(f"fold {number} of {count}")
         share = None if minutes is None else minutes.share(count + 2 - number)
-        before = Run.open(folder).metrics() if begun else []
         folds.append(_train(recipe, folder, world, minutes=share, resume=True, watcher=watcher, shared=shared))
         minutes = None if minutes is None else minutes.resumed(before)
     watcher.note(f"the model on everything: {len(setup.splits.train):,} images")
     return folds, minutes
-
-
-def _moved(fold: Path, whole: DataSpec) -> Recipe:
-    """The recipe of a fold that has begun, with the images where those of the whole run are now."""
-    return Run.open(fold).recipe.located(whole.source, whole.cache)
 
 
 def _finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:
