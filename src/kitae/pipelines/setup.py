@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -282,16 +283,14 @@ class Setup:
 
         def judge(model: nn.Module, some: NDArray[np.int64]) -> NDArray[np.float32]:
             mine = np.array_split(np.arange(len(some)), world.size)[world.rank]  # few shards for each process
-            local = np.empty((0, len(self.store.classes)), np.float32)
-            with evaluation_memory_named(batch_size):
-                try:
-                    if len(mine):
-                        local, _ = predict_logits(
-                            model, images.gather, some[mine], mean=mean, std=std, batch_size=batch_size,
-                            device=world.device,
-                        )  # fmt: skip
-                except TrainingError:  # outputs that are not finite: no score, so never the best epoch
-                    local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
+            # Stays NaN where outputs are not finite: no score, so never the best epoch.
+            local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
+            with evaluation_memory_named(batch_size), suppress(TrainingError):
+                if len(mine):
+                    local, _ = predict_logits(
+                        model, images.gather, some[mine], mean=mean, std=std, batch_size=batch_size,
+                        device=world.device,
+                    )  # fmt: skip
             return distributed.gather_rows(local, mine, len(some), world)
 
         def validate(model: nn.Module) -> dict[str, float]:
@@ -318,8 +317,7 @@ class Setup:
 
     def judgement(self, model: nn.Module) -> NDArray[np.float32] | None:
         """Logits of the validation images, if these weights were the best that this process has validated."""
-        known = bool(self._best) and self._best[0].weights == weights_digest(model)
-        return self._best[0].logits if known else None
+        return next((best.logits for best in self._best if best.weights == weights_digest(model)), None)
 
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> None:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
