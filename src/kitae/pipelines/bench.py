@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]
     share = shape.batch_size // world.size
     batch = FirstBatch(setup, share, world)
     inputs, targets = batch.make()
-    begun = time.perf_counter()
-    batch.make()
-    seconds = time.perf_counter() - begun
+    seconds = timeit(batch.make, number=1)
     chosen = spec.resolved_precision
     with memory_named(spec):
         step = float(np.median(step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=6)[chosen]))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from timeit import timeit
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -174,13 +174,8 @@ def pace_of(
 
     times = []
     for call in (judge, feature):
-        call()
-        taken = []
-        for _ in range(_STEPS):
-            started = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - started)
-        times.append(fmean(taken) / images)
+        call()  # compiles what has to be
+        times.append(timeit(call, number=_STEPS) / _STEPS / images)
     if before is not None:
         step = before.step * times[1] / before.feature
     return Pace(shape[1] * shape[2], times[0], times[1], step)
@@ -287,9 +282,7 @@ def fitted(
     # Each process has its part of a batch and of the validation, so an image takes a part of the time.
     batch = FirstBatch(setup, shape.batch_size // world.size, world)
     drawn, _ = batch.make()  # compiles what has to be
-    started = time.perf_counter()
-    batch.make()
-    drawing = (time.perf_counter() - started) / len(drawn)
+    drawing = timeit(batch.make, number=1) / len(drawn)
     share = progressive_share((drawn.shape[2], drawn.shape[3]), spec.progressive)
     each = shape.batch_size * shape.accumulate
     per_pass = len(setup.images) // each
