@@ -104,7 +104,7 @@ def search(bench: Bench) -> Outcome:
         "sure": spec.sure,
         "metric": bench.scoring.name,
         "least_drop": bench.scoring.least_drop,
-        "left_out": [{"name": name, "why": why} for name, why in bench.left_out],
+        "left_out": bench.left_out,
         "baseline": rows[0],
         "winner": next(row for row in rows if row["winner"]),
         "size": size,
@@ -218,7 +218,7 @@ def choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candida
     return closest, " and ".join(words for _, words in excess(closest))
 
 
-def front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> tuple[str, ...]:
+def front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> set[str]:
     """Names of candidates that no other beats. To beat means to be better in one respect and no worse in the others.
 
     Args:
@@ -240,8 +240,7 @@ def front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> 
     for candidate in sorted((c for c in candidates if not c.control), key=merits):
         if not any(beats(one, candidate) for one in kept):
             kept = [one for one in kept if not beats(candidate, one)] + [candidate]
-    names = {one.name for one in kept}
-    return tuple(candidate.name for candidate in candidates if candidate.name in names)
+    return {one.name for one in kept}
 
 
 def _filters(model: nn.Module, network: Network) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:

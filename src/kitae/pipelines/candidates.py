@@ -130,7 +130,7 @@ class Bench:
     Attributes:
         scoring: of all measurements.
         spec: without `sure` if there are too few validation images to show that any drop is within the budget.
-        left_out: candidates that could not be made, and why.
+        left_out: candidates that could not be made, each with a `name` and `why`.
     """
 
     def __init__(self, networks: Networks, folder: Path) -> None:
@@ -145,7 +145,7 @@ class Bench:
         self.scoring = Scoring(setup.store.labels[rows], setup.store.groups_of(rows), balanced)
         self.spec = as_sure_as_possible(self.spec, self.scoring, self.say)
         self.images, _ = self._sample(VERIFY_IMAGES)
-        self.left_out: list[tuple[str, str]] = []
+        self.left_out: list[dict[str, str]] = []
         self._card = card(self.run)
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
 
@@ -185,7 +185,7 @@ class Bench:
     def leave_out(self, name: str, why: str) -> None:
         """Report a candidate that could not be made, and record it in the result."""
         self.say(f"skipping {name}: {why}")
-        self.left_out.append((name, why))
+        self.left_out.append({"name": name, "why": why})
 
     def sensitivity(self) -> tuple[quantize.Sensitivity, ...]:
         """The effect of quantizing each layer of the original alone, on a sample of the validation images."""
