@@ -304,15 +304,15 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
 ) -> None:
     noted, revived = Setup.recover, list[int]()
 
-    def recover(self: Setup, model: nn.Module, *, after_step: Any, **options: Any) -> nn.Module:
+    def recover(self: Setup, model: nn.Module, *, tuning: Any, **options: Any) -> nn.Module:
         before = {name: layer.weight == 0 for name, layer in prunable_layers(model).items()}
 
         def both(model: nn.Module) -> None:
-            after_step(model)
+            tuning.after_step(model)
             now = prunable_layers(model)
             revived.append(sum(int((now[name].weight[zero] != 0).sum()) for name, zero in before.items()))
 
-        return noted(self, model, after_step=both, **options)
+        return noted(self, model, tuning=replace(tuning, after_step=both), **options)
 
     monkeypatch.setattr(Setup, "recover", recover)
     outcome = find(prune="unstructured", gradual=True, finetune_epochs=2, stages=tmp_path / "stages")
@@ -583,7 +583,7 @@ def test_no_8_bit_training_is_done_twice(
         "trained further, original int8-qat", "from scratch, 50 % int8-qat", "small net, resnet8 of width 4 int8-qat"
     ]  # fmt: skip
     # The 8-bit trainings are of the original, the pruned network and the three controls.
-    tuned = [(call["kind"] == "Simulated", call["rate"], call.get("keep", "best")) for call in trainings]
+    tuned = [(call["kind"] == "Simulated", call["rate"], call["tuning"].keep) for call in trainings]
     assert sorted(tuned) == 2 * [(False, 0.2, "best")] + 5 * [(True, 0.05, "best or start")]
     # Those from scratch have the recipe's two epochs and the fine-tuning's one.
     assert_taught(fits, *[(1, pytest.approx(0.005))] * 5, *[(1, pytest.approx(0.02))] * 2, *[(3, 0.1)] * 2)

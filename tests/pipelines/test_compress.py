@@ -459,7 +459,7 @@ def test_the_original_trained_on_is_a_control(finished: Run, tmp_path: Path, mon
 
     def noted(self: Setup, model: nn.Module, **options: Any) -> nn.Module:
         start = copy.deepcopy(model)
-        trainings.append((options["epochs"], options["rate"], start, options["teacher"].model))
+        trainings.append((options["epochs"], options["rate"], start, options["tuning"].teacher.model))
         return honest(self, model, **options)
 
     monkeypatch.setattr(Setup, "recover", noted)

@@ -131,6 +131,7 @@ def prune(
     from kitae.compression.masks import apply_masks, magnitude_masks
     from kitae.pipelines.setup import Setup
     from kitae.training.distributed import join
+    from kitae.training.fit import Tuning
 
     setup = Setup.of(run)
     model = run.load_model(free=True).to(join(run.recipe.train.device).device)
@@ -147,7 +148,7 @@ def prune(
     if epochs:
         # Not the seed of the training, but the same for every ratio, so that only the ratio differs.
         seed = keyed.derive_seed(run.recipe.train.seed, 0, 0, keyed.SLOT_TUNING) & 0xFFFFFFFF
-        model = setup.recover(model, epochs=epochs, seed=seed, after_step=hold)
+        model = setup.recover(model, epochs=epochs, seed=seed, tuning=Tuning(after_step=hold))
     counts = count(model)
     model = model.cpu()
 

@@ -200,9 +200,10 @@ class Networks:
         return self._like(network, key, train)
 
     def _recover(self, model: nn.Module, epochs: int, rate: float, seed: int, **options: Any) -> nn.Module:
-        """Fine-tune in place. The original is the teacher, unless `options` has another one."""
-        options = {"teacher": self._teacher, "watcher": _Epochs(self.say, epochs), **options}
-        return self.setup.recover(model, epochs=epochs, rate=rate, seed=seed, **options)
+        """Fine-tune in place; `options` are those of `Tuning`, with the original as the teacher by default."""
+        options = {"teacher": self._teacher, **options}
+        tuning, watcher = Tuning(**options), _Epochs(self.say, epochs)
+        return self.setup.recover(model, epochs=epochs, rate=rate, seed=seed, tuning=tuning, watcher=watcher)
 
     def _fresh(self, spec: ModelSpec | None = None) -> nn.Module:
         run, recipe = self.run, self.run.recipe

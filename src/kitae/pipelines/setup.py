@@ -36,9 +36,8 @@ from kitae.run import Run
 from kitae.training import distributed, precision
 from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
-from kitae.training.fit import Selection, Source, Tuning, Watcher, fit
+from kitae.training.fit import Source, Tuning, Watcher, fit
 from kitae.training.guards import evaluation_memory_named, keep_freed_memory
-from kitae.training.learner import Teacher
 from kitae.training.spec import Metric, ProbeSpec, TrainSpec, merit
 
 Progress = Callable[[int, int], None]
@@ -331,9 +330,8 @@ class Setup:
         fit(model, spec, source, world, spec.resolved_precision, **options)
 
     def recover(
-        self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1,
-        after_step: Callable[[nn.Module], None] | None = None, teacher: Teacher | None = None,
-        keep: Selection = "best", watcher: Watcher | None = None,
+        self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1, tuning: Tuning | None = None,
+        watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model with the same loop and a cosine, without warm-up, averaging or early stopping.
 
@@ -342,9 +340,6 @@ class Setup:
         Args:
             seed: the key of order, augmentation and dropout; different from the training's, to get other epochs.
             rate: the share of the recipe's learning rate to start with.
-            after_step: applies pruning masks. `teacher`: the unpruned model to learn from as well.
-            keep: which weights to keep: the best epoch's; the last one's, if the network changes during training; or
-                the initial ones, if no epoch is better.
         """
         spec = self.recipe.train
         world = World(0, 1, next(model.parameters()).device)
@@ -365,7 +360,7 @@ class Setup:
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )
-        self.fit(model, tuned, world, tuning=Tuning(teacher, after_step, keep), watcher=watcher)
+        self.fit(model, tuned, world, tuning=tuning, watcher=watcher)
         return model
 
 
