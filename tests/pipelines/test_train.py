@@ -624,13 +624,6 @@ def test_damaged_files_and_those_of_a_newer_version_are_named(
     refused(error, f"{name}.*{told}", read, Run.open(copied.path))
 
 
-def test_data_that_changed_are_noticed(tmp_path: Path) -> None:
-    source = write_parquet(tmp_path / "d.parquet")
-    made = train(tiny_of(f"parquet:{source}", "train.epochs=1"), tmp_path / "run")
-    write_parquet(source, train=21)
-    refused(DataError, "has changed since", made.evaluate, "val")
-
-
 def test_full_disk_is_one_line_and_keeps_the_last_state(
     tmp_path: Path, small: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
