@@ -84,11 +84,6 @@ def test_features_that_do_not_fit_into_the_minutes_are_left_out(
     assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
 
 
-def test_without_minutes_there_is_time_for_all_features(weights: str, tmp_path: Path) -> None:
-    whole = train(recipe(weights, "train.epochs=0", "train.probe={views: 2, folds: 3}"), tmp_path / "whole")
-    assert whole.recipe.train.probe == ProbeSpec(views=2, folds=3)
-
-
 def test_the_head_s_time_is_that_of_the_images_and_views_it_is_fitted_on(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
