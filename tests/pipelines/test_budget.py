@@ -63,7 +63,10 @@ class Clock:
             seconds = 0.004 * ratio * self.slower
             found[name] = {"seconds": seconds, "seconds_interval": [0.75 * seconds, 1.25 * seconds], "ratio": ratio,
                            "ratio_interval": [0.9 * ratio, 1.1 * ratio]}  # fmt: skip
-        report = {"reference": next(iter(calls)), "control": {"ratio": 1.0}, "noise": 0.0, "candidates": found}
+        report = {
+            "reference": next(iter(calls)), "rounds": repeats, "level": 0.95, "covers": "nothing", "noise": 0.0,
+            "control": {"ratio": 1.0, "ratio_interval": [1.0, 1.0]}, "candidates": found,
+        }  # fmt: skip
         return type("Report", (), {"to_dict": lambda _: report})()
 
 

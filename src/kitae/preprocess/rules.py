@@ -47,18 +47,18 @@ class PreprocessRules:
         size = self.image_size
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
         whole = len(sides) == 2 and all(map(_is_side, sides))
-        self._require("image_size", whole, f"an integer in [1, {_MAX_SIDE}] or two of these")
+        self._check("image_size", whole, f"an integer in [1, {_MAX_SIDE}] or two of these")
         object.__setattr__(self, "image_size", sides[0] if sides[0] == sides[1] else sides)
-        self._require("channels", self.channels in (1, 3), "1 or 3")
-        self._require("resize", self.resize in ("crop", "squash", "pad"), "crop, squash or pad")
-        self._require("depth", self.depth in DEPTHS, "8, 10, 12 or 16")
+        self._check("channels", self.channels in (1, 3), "1 or 3")
+        self._check("resize", self.resize in ("crop", "squash", "pad"), "crop, squash or pad")
+        self._check("depth", self.depth in DEPTHS, "8, 10, 12 or 16")
         covers = self.store_size is None or (_is_side(self.store_size) and self.store_size >= min(sides))
-        self._require("store_size", covers, f"an integer in [{min(sides)} (of image_size), {_MAX_SIDE}]")
+        self._check("store_size", covers, f"an integer in [{min(sides)} (of image_size), {_MAX_SIDE}]")
         share = isinstance(self.crop_pct, int | float) and 0 < self.crop_pct <= 1
-        self._require("crop_pct", share, "above 0 and at most 1")
-        self._require("crop_pct", self.crop_pct == 1 or self.resize != "pad", "1 with resize pad (the whole image)")
+        self._check("crop_pct", share, "above 0 and at most 1")
+        self._check("crop_pct", self.crop_pct == 1 or self.resize != "pad", "1 with resize pad (the whole image)")
 
-    def _require(self, name: str, fits: bool, rule: str) -> None:
+    def _check(self, name: str, fits: bool, rule: str) -> None:
         if not fits:
             raise DataError(f"{name} must be {rule}, not {getattr(self, name)!r}")
 
