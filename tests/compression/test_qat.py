@@ -137,6 +137,16 @@ def test_what_cannot_be_traced_or_quantized_is_said() -> None:
     refused(CompressionError, "cannot be traced", Simulated, Branches(), SHAPE)
 
 
+def test_a_network_that_loses_a_weight_in_tracing_is_said() -> None:
+    class Unused(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x))
+
+    net = Unused(nn.Flatten(), nn.Linear(3 * 144, 4), nn.Linear(4, 4))
+    words = r"the weight 2\.weight was lost in tracing; use --quantize static"
+    refused(CompressionError, words, Simulated(net, SHAPE).weights_into, net)
+
+
 def test_distance() -> None:
     p = np.float32([[0.9, 0.1], [0.2, 0.8]])
     assert distance(p, p) == (pytest.approx(0, abs=1e-7), 0)

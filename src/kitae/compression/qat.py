@@ -95,8 +95,10 @@ class Simulated(nn.Module):
         trained = copy.deepcopy(model)
         learnt, state = self.graph.state_dict(), trained.state_dict()
         for name in state:
-            if name in learnt or not name.endswith("num_batches_tracked"):  # which tracing may drop
+            if name in learnt:
                 state[name] = learnt[name]
+            elif not name.endswith("num_batches_tracked"):  # a layer that is unused, or used twice
+                raise CompressionError(f"the weight {name} was lost in tracing; use --quantize static instead of qat")
         trained.load_state_dict(state)
         return trained
 
