@@ -37,3 +37,6 @@ def test_a_shape_of_another_network() -> None:
     refused(CompressionError, "does not fit this network", reshape, TinyNet(), shape)
     with pytest.raises(ValidationError, match=r"attributes\.stem\.forward"):
         Shape.model_validate({"tensors": {}, "attributes": {"stem": {"forward": 1}}, "kept": {}})
+    for name in ("nowhere", "stem"):
+        other = Shape(tensors={}, attributes={name: {"num_parameters": 1}}, kept={})
+        refused(CompressionError, rf"names {name}\.num_parameters, which", reshape, TinyNet(), other)

@@ -59,6 +59,8 @@ def reshape(fresh: nn.Module, shape: Shape) -> nn.Module:
             modules[owner].register_buffer(leaf, cut, persistent=leaf not in modules[owner]._non_persistent_buffers_set)
     for name, attributes in shape.attributes.items():
         for attribute, value in attributes.items():
+            if not hasattr(modules.get(name), attribute):
+                raise CompressionError(f"the recorded shape names {name}.{attribute}, which this network does not have")
             setattr(modules[name], attribute, value)
     return fresh
 
