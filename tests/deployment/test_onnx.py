@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kitae
-from kitae.deployment.onnx import Card, export, serialize, to_onnx
+from kitae.deployment.onnx import Card, _culprit, export, serialize, to_onnx
 from kitae.deployment.verify import probe_images, torch_reference
 from kitae.errors import ExportError
 from kitae.runtime import Model, content_hash, metadata_checksum
@@ -87,6 +88,19 @@ def test_an_operation_without_counterpart_is_named(card: Card, tmp_path: Path) -
 
     refused(ExportError, "bessel_j0", export, Odd(), tmp_path / "model.onnx", card)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_in_a_ring_end() -> None:
+    outer, inner = ValueError("outer"), RuntimeError("inner")
+    outer.__cause__, inner.__context__ = inner, outer
+    assert _culprit(outer) == "inner"
+
+
+def test_a_card_that_fits_no_run_is_refused(card: Card) -> None:
+    refused(ExportError, "mean and std need 3 values, not 1 and 3", replace, card, mean=(0.5,))
+    for temperature in (0.0, -1.0, math.nan, math.inf):
+        words = f"temperature must be a positive number, not {temperature}"
+        refused(ExportError, words, replace, card, temperature=temperature)
 
 
 def test_weights_that_do_not_fit_into_one_file(card: Card) -> None:

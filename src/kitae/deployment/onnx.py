@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,13 @@ class Card:
     target: Literal["any", "vnni"] = "any"
     recipe: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        channels = self.rules.channels  # a run's model.json can be edited
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ExportError(f"mean and std need {channels} values, not {len(self.mean)} and {len(self.std)}")
+        if not 0 < self.temperature < math.inf:
+            raise ExportError(f"temperature must be a positive number, not {self.temperature}")
 
     def to_metadata(self, sha256: str) -> dict[str, Any]:
         """The JSON object of the file's metadata."""
@@ -193,7 +201,7 @@ def _strip(proto: onnx.ModelProto) -> None:
 def _culprit(error: BaseException) -> str:
     """The operation that could not be exported, or else the innermost error."""
     causes = [error]
-    while inner := causes[-1].__cause__ or causes[-1].__context__:
+    while (inner := causes[-1].__cause__ or causes[-1].__context__) and inner not in causes:  # they may form a ring
         causes.append(inner)
     operation = r"(?:<OpOverload\(op='|target=torch\.ops\.)([\w.]+)"
     if found := re.search(operation, "\n".join(map(str, causes))):
