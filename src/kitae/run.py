@@ -203,7 +203,11 @@ class Run:
     def require_finished(self) -> None:
         """Raise TrainingError if the run can still be resumed; test stays closed until it is finished."""
         if not self.finished:
-            raise TrainingError(f"{self.path}: is not finished, so it cannot be evaluated on test; {self._cure}")
+            raise self._error(f"is not finished, so it cannot be evaluated on test; {self._cure}")
+
+    def _error(self, problem: str) -> TrainingError:
+        cure = "give the whole path of the run if the program has changed its working folder"
+        return TrainingError(f"{self.path}: {problem if self.path.is_dir() else f'no such folder; {cure}'}")
 
     def require_split(self, split: str) -> None:
         """Require that `train`, `val` or `test` may be measured, before anything is read.
@@ -408,10 +412,8 @@ class Run:
 
         if not self.best.is_file():
             cure = f"train again from {self.recipe_file}" if self.finished else self._cure
-            gone = "no such folder; give the whole path of the run if the program has changed its working folder"
-            raise TrainingError(f"{self.path}: {f'has no best.safetensors; {cure}' if self.path.is_dir() else gone}")
-        recipe = self.recipe
-        model = build_seeded(recipe.model, recipe.train.seed, len(self.classes), self.rules, free=free)
+            raise self._error(f"has no best.safetensors; {cure}")
+        model = build_seeded(self.recipe.model, self.recipe.train.seed, len(self.classes), self.rules, free=free)
         try:
             model.load_state_dict(load_weights(self.best)[0])
         except RuntimeError as error:

@@ -356,6 +356,13 @@ def test_8_bit_training_that_diverged_is_left_out(
     assert why in result.facts["left_out"][0]["why"]
 
 
+def test_a_run_that_is_no_longer_there_is_said(tmp_path: Path) -> None:
+    gone = Run(tmp_path / "run", Recipe.load("fashion-mini"))
+    for call in (compress, export):
+        refused(TrainingError, "run: no such folder; give the whole path", call, gone)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_called_by_a_dot_is_exported(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(finished.path, tmp_path / "mine")
     finished.recipe.override("data.source=folder:/nowhere/any/more").save(tmp_path / "mine" / "recipe.yaml")
