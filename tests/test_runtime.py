@@ -176,7 +176,7 @@ BLACK = picture((0, 0, 0))
     [
         (np.zeros((2, 3, 9, 8), np.uint8), ExportError, r"\[N, 3, 8, 8\], not uint8 \[2, 3, 9, 8\]"),
         (np.zeros((2, 1, 8, 8), np.uint8), ExportError, r"\[N, 3, 8, 8\], not uint8 \[2, 1, 8, 8\]"),
-        (np.zeros((2, 3, 8, 8), np.float32), ExportError, "uint8"),
+        (np.zeros((2, 3, 8, 8), np.float32), ExportError, "uint8 with values 0 to 255, .*, not float32"),
         ([np.zeros((8, 8), np.float64)], DataError, "image 0: .*uint8.*float64"),
         ([np.zeros((3, 12, 12), np.uint8)], DataError, "image 0: "),
         ([BLACK, 3.5], DataError, "image 1: .*float"),

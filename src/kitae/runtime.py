@@ -208,8 +208,8 @@ def checked_batch(batch: NDArray[Any], shape: tuple[int, int, int], error: type[
     if batch.dtype != np.uint8 or batch.shape[1:] != shape:
         wanted = ", ".join(map(str, shape))
         raise error(
-            f"a batch for this model must be uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; give images "
-            "of other sizes as a list"
+            f"a batch for this model must be uint8 with values 0 to 255, [N, {wanted}], not {batch.dtype} "
+            f"{list(batch.shape)}; give images of other sizes as a list"
         )
     return batch
 
