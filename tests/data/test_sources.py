@@ -209,6 +209,12 @@ def test_folders_of_splits(make_folder: Maker, names: tuple[str, ...]) -> None:
     assert source.table.labels.tolist() == ([0] * 6 + [1] * 6) * len(names)
 
 
+def test_classes_of_splits_may_have_names_of_images(make_folder: Maker) -> None:
+    source = folder_source(make_folder(*(f"{split}/{label}" for split in ("train", "val") for label in ("a.png", "b"))))
+    assert source.table.classes == ("a.png", "b")
+    assert source.table.splits.tolist() == [TRAIN] * 12 + [VAL] * 12
+
+
 def test_a_class_that_two_systems_wrote_differently_is_one_class(make_folder: Maker) -> None:
     composed, decomposed = (unicodedata.normalize(form, "が") for form in ("NFC", "NFD"))
     assert composed != decomposed

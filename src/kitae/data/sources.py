@@ -225,7 +225,7 @@ def _check_links(folder: Path, name: str) -> None:
 
 def _has_images(folder: Path) -> bool:
     """Whether images lie in the folder itself, not in one inside it."""
-    return any(is_image(entry.name) for entry in folder.iterdir())
+    return any(is_image(entry.name) and not entry.is_dir() for entry in folder.iterdir())
 
 
 def _subfolders(folder: Path) -> list[Path]:
