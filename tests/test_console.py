@@ -79,13 +79,13 @@ def test_with_json_stdout_has_one_document_and_stderr_the_rest(capsys: pytest.Ca
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
 def test_json_is_json_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    value, written = {"caf\xe9": "\U0001f600"}, io.BytesIO()
+    value, written = {"caf\xe9": "\U0001f600", "file": "\udce9"}, io.BytesIO()
     output = io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace")  # as a command sets it
     monkeypatch.setattr(sys, "stdout", output)
     with console.json_only(True):
         console.answer(value)
     output.flush()
-    assert json.loads(written.getvalue().decode(encoding)) == value
+    assert json.loads(written.getvalue().decode(encoding)) == {**value, "file": "\ufffd"}
 
 
 def test_decimals_follow_the_error() -> None:

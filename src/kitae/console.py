@@ -129,10 +129,11 @@ def answer(value: Any) -> None:
     """Print the result of a command, which `files.plain` takes, as one JSON document if `json_only` asks for it."""
     if _json:
         _clear()
+        text = printable(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
         # In another encoding, a character that it lacks would be written as \xe9 or the like, which is no JSON.
-        escaped = (sys.stdout.encoding or "utf-8").lower() != "utf-8"
-        text = json.dumps(plain(value), indent=2, ensure_ascii=escaped, allow_nan=False)
-        sys.stdout.write(f"{printable(text)}\n")
+        if (sys.stdout.encoding or "utf-8").lower() != "utf-8":
+            text = json.dumps(json.loads(text), indent=2)
+        sys.stdout.write(f"{text}\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
