@@ -163,8 +163,22 @@ def test_an_error_after_the_end_of_training_is_not_waited_for() -> None:
             assert closed.wait(10)
             raise KeyError("row")
 
-    batches, _, _ = ahead(6, fails)
+    batches, _, made = ahead(6, fails)
     next(batches)
     batches.close()
     closed.set()
     assert ended()
+    assert made == [0]  # what was asked for and had not begun is dropped
+
+
+def test_an_error_before_the_first_batch_keeps_its_type(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(cuda: Cuda, device: torch.device) -> None:
+        raise torch.OutOfMemoryError("a context on this GPU")
+
+    monkeypatch.setattr(Cuda, "set_device", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="a context"):
+        next(ahead(6)[0])
+    assert ended()
+    assert caplog.text == ""

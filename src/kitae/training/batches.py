@@ -143,9 +143,10 @@ def _ahead(
     Args:
         cuda: has `set_device`, `Stream`, `stream` and `current_stream`.
     """
-    # A new thread is on the first GPU, where it would take memory from that process.
-    thread = ThreadPoolExecutor(1, "kitae-batches", initializer=cuda.set_device, initargs=(device,))
+    thread = ThreadPoolExecutor(1, "kitae-batches")
     try:
+        # A new thread is on the first GPU, where it would take memory from that process.
+        thread.submit(cuda.set_device, device).result()
         stream = thread.submit(cuda.Stream, device).result()
 
         def made(step: int) -> tuple[tuple[Tensor, Tensor], Any]:
