@@ -49,7 +49,11 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (("file,kind", "images/0.png,a"), r"no column 'label' or 'class' or .*label_column\); its columns are file"),
+        (
+            ("file,kind", "images/0.png,a"),
+            r"no column 'label' or 'class' or .*label_column\); its columns are file, kind",
+        ),
+        (("images/0.png,a",), r"columns are images/0\.png, a; name it in the first line, or set data\.image_column"),
         (("path,label", "images/0.png,a", "images/9.png,b", "8.png,b"), r"line 3.*9\.png, and 1 more; .*data fix"),
         (("path;label", "images/0.png;a"), "separated by ';'"),
         (("path;label", "images/0.png;a, b"), "separated by ';'"),

@@ -90,7 +90,7 @@ class Table:
         # Names may differ only in the spaces around them, or in bytes that are not UTF-8.
         twice, times = Counter(printable(name).strip() for name in self.classes).most_common(1)[0]
         if times > 1:
-            raise DataError(f"two classes are shown as {twice!r}; rename one")
+            raise DataError(f"two classes are shown as {twice!r} without the spaces around them; rename or unite them")
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if bad.size:
             raise DataError(

@@ -114,7 +114,7 @@ class CsvSource(FileSource):
                 raise DataError(f"{self.name}: its columns are separated by {other!r}; save it with commas")
             raise DataError(
                 f"{self.name}: has no column {' or '.join(map(repr, names))} ({field}); its columns are "
-                f"{', '.join(filter(None, header)) or 'none'}"
+                f"{', '.join(filter(None, header)) or 'none'}; name it in the first line, or set {field}"
             )
         return found
 

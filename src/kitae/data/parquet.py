@@ -280,8 +280,9 @@ def _classes(
     named = dict(enumerate(given))
     for label, name, image in zip(values, map(composed, class_names), names, strict=False):  # or no class names
         if named.setdefault(label, name) != name:
+            where = "in the metadata" if label < len(given) else "elsewhere"
             raise DataError(
-                f"{image}: label {label} is called {name!r} here and {named[label]!r} elsewhere; correct one of them"
+                f"{image}: label {label} is called {name!r} here and {named[label]!r} {where}; correct one of them"
             )
     if given:
         return given, np.array(values, np.int64)
