@@ -266,7 +266,7 @@ SCALE = OURS.index(np.float32(0.02).tobytes())
         (stamped(SAID | {"checksum": ""}), "hash differs"),
         (stamped(SAID | {"temperature": 2.0}), "hash differs"),
         (as_written(preprocess={"image_size": 8, "colour": "yes"}), "colour"),
-        (as_written(preprocess={"image_size": 8, "version": 99}), "version 99 is unknown.*; upgrade kitae"),
+        (as_written(preprocess={"image_size": 8, "version": 99}), "version 99 is unknown.*; upgrade kitae$"),
         (as_written(preprocess="abc"), "its metadata cannot be used"),
         (as_written(preprocess={"image_size": 9}), r"3, 8, 8\).*, its metadata says .*3, 9, 9\)"),
         (as_written(preprocess={"image_size": 8, "channels": 1}), r"3, 8, 8\).*, its metadata says .*1, 8, 8\)"),

@@ -131,7 +131,9 @@ class Model:
         try:
             self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
             self.rules = PreprocessRules.from_dict(self.metadata["preprocess"])
-        except (DataError, KeyError, TypeError, ValueError) as error:
+        except DataError as error:  # the file is undamaged, so they are rules of another version of Kitae
+            raise ExportError(f"{name}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
             raise ExportError(f"{name}: its metadata cannot be used ({error}); export the run again") from error
         if self.metadata.get("target") == "vnni" and has_vnni() is False:
             warnings.warn(
