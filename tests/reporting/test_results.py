@@ -70,6 +70,16 @@ def test_a_damaged_field_is_named(change: dict[str, Any], field: str, tmp_path: 
     refused(KitaeError, rf"compression\.json: is damaged \({field}: ", CompressionRecord.open, tmp_path)
 
 
+def test_a_compression_of_a_later_version_has_settings_that_this_one_does_not_know(tmp_path: Path) -> None:
+    facts = measured_compression()
+    facts["spec"]["later"] = 1
+    (tmp_path / "compression.json").write_text(json.dumps(facts))
+    assert CompressionRecord.open(tmp_path).spec.max_drop == facts["spec"]["max_drop"]
+    del facts["machine"]  # without it, pages could not say where times were taken
+    (tmp_path / "compression.json").write_text(json.dumps(facts))
+    refused(KitaeError, r"compression\.json: is damaged \(machine: ", CompressionRecord.open, tmp_path)
+
+
 def test_damaged_runs_are_named(make_run: Callable[..., Run]) -> None:
     one, other = make_run("one"), make_run("other")
     (one.path / "predictions.parquet").write_bytes(b"PAR1 no")

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from kitae.compression.spec import CompressSpec, first_in_float, winner_file
 from kitae.errors import CompressionError
@@ -118,6 +118,11 @@ class Layer(Record):
     accuracy: float
 
 
+def _known(spec: Any) -> Any:
+    """Without the settings that a later version has added."""
+    return {name: spec[name] for name in CompressSpec.model_fields if name in spec} if isinstance(spec, dict) else spec
+
+
 class CompressionRecord(Record, extra="allow"):
     """compression.json. `model_extra` holds what a later version adds."""
 
@@ -126,7 +131,7 @@ class CompressionRecord(Record, extra="allow"):
     run: str = ""
     run_path: str = ""  # relative to the folder
     recipe: str = ""
-    spec: CompressSpec
+    spec: Annotated[CompressSpec, BeforeValidator(_known)]
     machine: dict[str, Any] = Field(default_factory=dict)
     images: dict[str, int] = Field(default_factory=dict)
     within_budget: bool = False
@@ -157,7 +162,7 @@ class CompressionRecord(Record, extra="allow"):
         file = folder / SIGNS["compression"]
         facts = read_json(file, error=CompressionError)
         require_format(facts, COMPRESSION_FORMAT, file, CompressionError)
-        return cls.checked(facts, file, CompressionError)
+        return cls.checked({"machine": None, **facts}, file, CompressionError)
 
     @property
     def file(self) -> str:
