@@ -514,6 +514,17 @@ def test_study(study: Path) -> None:
     assert_told(page(study)[1], "not finished", f"kitae study {study / 'study.yaml'} --out {study}")
 
 
+def test_a_study_whose_files_were_edited(study: Path) -> None:
+    (study / "study.yaml").write_text("study:\n  name: mine\n  base: cifar10-quick\n  set:\n  contrasts:\n")
+    effects = json.loads((study / "effects.json").read_text())
+    best = {**effects["variants"][0], "overrides": {"train.ema": 0.99}}
+    (study / "effects.json").write_text(json.dumps({**effects, "variants": [best], "runs": {}}))
+    assert "--set train.ema=0.99" in page(study)[1], "and nothing else"
+    del effects["seeds"]
+    (study / "effects.json").write_text(json.dumps(effects))
+    refused(KitaeError, r"effects\.json: is damaged \(seeds: ", p.report, study)
+
+
 @pytest.mark.parametrize("name", ["ledger-precision", "ledger-small", "ledger-small-screening"])
 def test_a_page_says_an_effect_in_the_words_of_the_terminal(name: str, tmp_path: Path) -> None:
     published = Path(__file__).parents[2] / "studies" / "results" / name

@@ -199,7 +199,7 @@ def _training(best: Variant, study: Mapping[str, Any]) -> str:
     own = {field: value for field, value in best.overrides.items() if not field.startswith("after.")}
     if not own or not isinstance(base, str):
         return ""
-    shared = study.get("set", {}).items()
+    shared = (study.get("set") or {}).items()  # `set:` alone is null
     general = {field: v for field, v in shared if not field.startswith("after.") and field not in _OF_THESE_IMAGES}
     # A whole pipeline comes before changes to its ops, as in the study.
     fields = sorted({**general, **own}.items(), key=lambda field: field[0].startswith(OPS_BY_NAME))

@@ -131,7 +131,7 @@ class StudyRecord(Record):
             return None
         facts = read_json(file)
         require_format(facts, STUDY_FORMAT, file, KitaeError)
-        return cls.checked({**facts, "contrasts": study_of(folder).get("contrasts", {})}, file)
+        return cls.checked({"seeds": None, **facts, "contrasts": study_of(folder).get("contrasts") or {}}, file)
 
     def effect(self, metric: str, name: str) -> Effect | None:
         """The effect of this name on a metric; None if it was not measured."""
