@@ -145,6 +145,7 @@ def test_wrong_targets_are_named() -> None:
     refuse(r"targets \[N\] must be integer, not float64", aug, X, ROWS * 0.5, epoch=0, index=ROWS)
     refuse("targets have 4 classes, num_classes is 3", aug, X, np.ones((6, 4), np.float32), epoch=0, index=ROWS)
     refuse("need num_classes", Augment([]), X, ROWS, epoch=0, index=ROWS)
+    refuse("must be integer, not str_", Augment([]), X, [*"abcdef"], epoch=0, index=ROWS)
     _, targets = Augment([], num_classes=6)(X, ROWS, epoch=0, index=ROWS)
     np.testing.assert_array_equal(targets, np.eye(6, dtype=np.float32))
 
@@ -183,6 +184,7 @@ def test_wrong_functional_parameters_are_named() -> None:
     refuse("fill must be .*'red'", f.rotate, X, 10, fill="red")
     for key in (-1, 0.5, 2**53 + 1):
         refuse("key must be (whole|in)", f.gaussian_noise, X, 1.0, key=key)
+    refuse(r"key must be in \[0, 9007199254740991\]", f.gaussian_noise, X, 1.0, key=2**53)
     f.gaussian_noise(X, 1.0, key=[2**53 - 1, 0, 1, 2, 3, 4])
     for size in ((7.9, 3), 0, float("nan"), (4, 4, 4), ()):
         refuse(f"size must be one or two whole numbers from 1 on, not {re.escape(str(size))}", f.resize, X, size)

@@ -169,6 +169,7 @@ def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any]
                 f"targets have {array.shape[1]} classes, num_classes is {num_classes}: give one of the two"
             )
         return np.ascontiguousarray(array, np.float32)
+    labels = integers(array, "targets [N]", num_classes or 2**63)
     if num_classes is None:
         raise AugmentError("integer targets need num_classes; or give float32 [N, K]")
-    return integers(array, "targets [N]", num_classes)
+    return labels

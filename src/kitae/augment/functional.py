@@ -85,7 +85,7 @@ def _numbers(
     except (ValueError, AugmentError):
         raise AugmentError(f"{name} must be a number or one per sample, [{count}], not {value!r}") from None
     if count and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
-        bounds = f"in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else "finite"
+        bounds = f"in [{low:g}, {high:.16g}]" if math.isfinite(low) or math.isfinite(high) else "finite"
         raise AugmentError(f"{name} must be {bounds}, not {value!r}")
     if whole and (array != np.rint(array)).any():
         raise AugmentError(f"{name} must be whole, not {value!r}")
