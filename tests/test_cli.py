@@ -872,7 +872,7 @@ def test_of_equal_classes_the_first_is_shown_and_written(
 
 @pytest.mark.parametrize(
     "more",
-    [",split,group\n0.png,a,train,1", ",split,group\n0.png,a", ",x,y\n0.png,a,0.250000,0.750000"],
+    [",split,group\n0.png,a,train,1", ",split,group\n0.png,a", ",x,y\n0.png,a,0.250000,0.750000", ",a,b\n0.png,a,1,0"],
 )
 def test_a_list_of_labels_is_not_replaced_by_predictions(
     more: str, tmp_path: Path, classify: Callable[..., None]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import warnings
 from contextlib import nullcontext
@@ -310,6 +311,9 @@ def _check_out(out: Path) -> None:
             raise RecipeError(f"--out {out}: is a file of the run itself; choose another name")
 
 
+_SHARE = re.compile(r"[01]\.\d{6}")  # a probability in a .csv file
+
+
 def _head(classes: tuple[str, ...]) -> list[str]:
     """The columns of predictions in a .csv file."""
     return ["image", "class", *map(console.printable, views.class_columns(classes))]
@@ -318,12 +322,13 @@ def _head(classes: tuple[str, ...]) -> list[str]:
 def _are_predictions(file: Path, classes: tuple[str, ...]) -> bool:
     """Whether `predict` wrote a file for these classes, so that it may be replaced.
 
-    A list of labels that one trains with may begin with `image` and `class` too.
+    A list of labels that one trains with may begin with `image` and `class` too, and have a column of each class.
     """
     try:
         if file.suffix == ".csv":
             with file.open(encoding="utf-8", newline="") as text:
-                return next(csv.reader(text), None) == _head(classes)
+                rows = csv.reader(text)
+                return next(rows, None) == _head(classes) and all(map(_SHARE.fullmatch, next(rows, [])[2:]))
         with file.open("rb") as content:  # pyarrow itself only opens paths in UTF-8
             names = require("pyarrow.parquet").read_schema(content).names
         return bool(names == ["image", "class", "probabilities"])
