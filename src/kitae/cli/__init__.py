@@ -246,7 +246,7 @@ def _reworded(problem: CycloptsError) -> str:
         first = problem.prior_positional_or_keyword_supplied_as_keyword_arguments[0]
         names = [first.name.lstrip("-"), problem.argument.name.lstrip("-")]
         return f"--{names[0]}: {_without_option(names[0], chain, names)}"
-    if isinstance(problem, MissingArgumentError) and problem.keyword is None:
+    if isinstance(problem, MissingArgumentError) and getattr(problem, "keyword", None) is None:  # not in cyclopts 4.0
         argument = problem.argument
         if argument is not None and argument.field_info.is_positional:
             return f"{argument.name.lstrip('-').upper()} is missing; see {command} --help"
