@@ -184,7 +184,7 @@ def evaluate(
         f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
         f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
     )
-    if opened.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"):
+    if opened.recipe.train.by_class:
         console.say(
             f"balanced {split} accuracy "
             f"{console.percent(result['balanced_accuracy'], result['balanced_accuracy_interval'])}  "

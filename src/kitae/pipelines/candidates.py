@@ -141,8 +141,8 @@ class Bench:
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)
         rows = self.validation.rows
-        balanced = self.run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1")
-        self.scoring = Scoring(setup.store.labels[rows], setup.store.groups_of(rows), balanced)
+        by_class = self.run.recipe.train.by_class
+        self.scoring = Scoring(setup.store.labels[rows], setup.store.groups_of(rows), balanced=by_class)
         self.spec = as_sure_as_possible(self.spec, self.scoring, self.say)
         self.images, _ = self._sample(VERIFY_IMAGES)
         self.left_out: list[dict[str, str]] = []

@@ -325,3 +325,8 @@ class TrainSpec(GrowingSpec):
     def selection(self) -> Metric:
         """The metric that chooses the best epoch; accuracy if `auto` has not been resolved."""
         return "val_accuracy" if self.select == "auto" else self.select
+
+    @property
+    def by_class(self) -> bool:
+        """Whether that metric is a mean over the classes, so that rare ones count as much as common ones."""
+        return self.selection in ("val_balanced_accuracy", "val_macro_f1")
