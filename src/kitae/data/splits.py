@@ -78,11 +78,12 @@ class Splits:
         Raises:
             RecipeError: there are none.
         """
-        if not len(dict(self._parts)[split]):
+        rows = dict(self._parts)[split]
+        if not len(rows):
             raise RecipeError(
                 f"split: the run has no {split} images (data.folds); see out_of_fold in its evaluation.json"
             )
-        return self.open_test(counter) if split == "test" else dict(self._parts)[split]
+        return self.open_test(counter) if split == "test" else rows
 
     @property
     def held_out(self) -> str:
