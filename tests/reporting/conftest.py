@@ -58,6 +58,12 @@ def measured(classes: tuple[str, ...], n: int = 90) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def least_drop(count: int) -> float:
+    """The smallest upper end, in points, of Tango's interval of a drop: that of `count` images and no change."""
+    z = 1.959963984540054
+    return 100 * z**2 / (count + z**2)
+
+
 def measured_compression(name: str = "demo") -> dict[str, Any]:
     """compression.json as `kitae compress` wrote it; published figures move on, these do not."""
     found: dict[str, Any] = json.loads((Path(__file__).parent / "compressions" / f"{name}.json").read_text())

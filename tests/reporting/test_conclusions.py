@@ -15,7 +15,6 @@ import pytest
 
 from kitae.cli import app
 from kitae.errors import KitaeError
-from kitae.evaluation.intervals import least_drop
 from kitae.experiments.design import expand
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec, shipped
@@ -27,7 +26,7 @@ from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import StudyRecord, Variant, study_of
 from kitae.run import Run
 from tests.refusals import refused
-from tests.reporting.conftest import epochs, measured_compression
+from tests.reporting.conftest import epochs, least_drop, measured_compression
 
 CLASSES = ("cat", "dog", "owl")
 PUBLISHED = sorted((Path(__file__).parents[2] / "studies" / "results").iterdir())

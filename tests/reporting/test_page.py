@@ -25,7 +25,6 @@ from PIL import Image
 from kitae.compression.spec import CompressSpec
 from kitae.data.splits import Splits
 from kitae.errors import KitaeError
-from kitae.evaluation.intervals import least_drop
 from kitae.experiments.result import StudyResult
 from kitae.pipelines.compress import CompressionResult, compress, resolve_spec
 from kitae.pipelines.train import train
@@ -41,7 +40,7 @@ from kitae.reporting.values import large, significant, words
 from kitae.run import Run
 from tests.command import kitae
 from tests.refusals import refused
-from tests.reporting.conftest import HOSTILE, epochs, measured_compression
+from tests.reporting.conftest import HOSTILE, epochs, least_drop, measured_compression
 
 SPEC = CompressSpec().model_dump(mode="json")
 VOID = {"meta", "wbr", "img", "br", "hr", "link", "input"}  # and what closes itself, inside an SVG

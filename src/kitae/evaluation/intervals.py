@@ -242,11 +242,6 @@ def balanced_difference(
     return mean, (max(-1.0, mean - half), min(1.0, mean + half))
 
 
-def least_drop(count: int) -> float:
-    """The smallest upper end that the interval of a drop can have, in points: that of `count` images and no change."""
-    return 100 * _Z**2 / (count + _Z**2)
-
-
 def _tango(gained: float, lost: float, count: float) -> Interval:
     estimate = (gained - lost) / count
 
