@@ -5,10 +5,10 @@
 
 Sets: `trashnet`, `imagenette-small` and `cifar10` (2,500 training images; `cifar10-160` enlarges them to 160 px) of
 the data folder (KITAE_DATA), `textile` of the PyPI package conformal-clip-data, `photos-mini` and `fashion-mini` of
-this package, or a folder with one folder per class. `SET:200` keeps 200 images to train and validate with. A set's own
-test split is the test; else a fifth of each class is. A fifth of all (of what is not test, a quarter) validates. The
-lists are drawn for each seed, and written as CSV files that all contestants read. Nobody trains on validation images,
-and nobody opens test before the end.
+this package, or a folder with one folder per class. `trashnet-9x16` has its photographs cut to that shape, around the
+centre. `SET:200` keeps 200 images to train and validate with. A set's own test split is the test; else a fifth of each
+class is. A fifth of all (of what is not test, a quarter) validates. The lists are drawn for each seed, and written as
+CSV files that all contestants read. Nobody trains on validation images, and nobody opens test before the end.
 
 Contestants, each a process of its own that begins with nothing decoded, and has to end within the minutes:
 
@@ -39,6 +39,7 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -121,11 +122,11 @@ def read_set(name: str) -> tuple[list[Any], list[str], list[bool]]:
         return list(files), [file.parent.name for file in files], [False] * len(files)
     import pyarrow.parquet as pq
 
-    if name not in SETS:
+    if _CHANGED.sub("", name) not in SETS:
         raise SystemExit(f"quality.py: --sets {name}: must be a folder or one of {', '.join(SETS)}")
     assets = common.ROOT / "src" / "kitae" / "data" / "assets"
-    file = f"{name.removesuffix('-160')}.parquet"
-    path = (assets if name.endswith("-mini") else common.DATA) / file
+    base = _CHANGED.sub("", name)
+    path = (assets if base.endswith("-mini") else common.DATA) / f"{base}.parquet"
     if not path.is_file():
         raise SystemExit(f"quality.py: --sets {name}: there is no {path} (KITAE_DATA names the folder)")
     table = pq.read_table(path)
@@ -144,13 +145,24 @@ def _textile() -> Path:
     return Path(found.origin).parent / "data" / "textile_images" / "simulated"
 
 
-def _enlarged(data: bytes, side: int = 160) -> bytes:
-    """An image as a PNG file of another size."""
-    from PIL import Image
+_CHANGED = re.compile(r"-(160|(\d+)x(\d+))$")
+
+
+def _changed(data: bytes, change: re.Match[str]) -> bytes:
+    """An image as a PNG file: enlarged to 160 px, or its largest central window of a shape."""
+    from PIL import Image, ImageOps
 
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC).save(out, "PNG")
+        picture = image.convert("RGB")
+    if change[1] == "160":
+        picture = picture.resize((160, 160), Image.Resampling.BICUBIC)
+    else:
+        across, down = int(change[2]), int(change[3])
+        width = min(picture.width, round(picture.height * across / down))
+        size = (width, min(picture.height, round(width * down / across)))
+        picture = ImageOps.fit(picture, size)
+    picture.save(out, "PNG")
     return out.getvalue()
 
 
@@ -160,7 +172,7 @@ def write_lists(name: str, seeds: Sequence[int], folder: Path) -> dict[int, Path
     images, names, tests = read_set(base)
     classes = sorted(set(names))
     labels = [classes.index(one) for one in names]
-    most = int(limit) if limit else MOST.get(base)
+    most, change = int(limit) if limit else MOST.get(base), _CHANGED.search(base)
     here = folder / "".join(c if c.isalnum() else "-" for c in base).strip("-")
     here.mkdir(parents=True, exist_ok=True)
     lists = {}
@@ -172,9 +184,9 @@ def write_lists(name: str, seeds: Sequence[int], folder: Path) -> dict[int, Path
                 if isinstance(images[row], Path):
                     path = images[row].resolve()
                 else:
-                    path = here / f"{row:06d}{'.png' if base == 'cifar10-160' else _suffix(images[row])}"
+                    path = here / f"{row:06d}{'.png' if change else _suffix(images[row])}"
                     if not path.is_file():
-                        path.write_bytes(_enlarged(images[row]) if base == "cifar10-160" else images[row])
+                        path.write_bytes(_changed(images[row], change) if change else images[row])
                 lines.append([str(path), names[row], split])
         lists[seed] = here / f"{limit or 'all'}-{seed}.csv"
         with lists[seed].open("w", newline="") as file:

@@ -156,6 +156,18 @@ of the probe, and of what a run keeps. Fine-tuned, all stages are {mean:.1f} poi
 {high:+.1f}, a 95 % t interval over the pairs). Test was not used. Made by `python benchmarks/fine_tuning.py --variants
 last=model.features:last stages=model.features:stages`.
 """
+LONG = """\
+## What should be seen of long photographs?
+
+A plan squashes all photographs into the square but those that are nearly square. Validation accuracy of a linear head
+on the features of the frozen network, for each split: the upright photographs of TrashNet cut to narrower shapes, and
+cropped to their central square or squashed into it, at {size} px.
+
+An input of 256 x 192 px, in which photographs of 3:4 are not squashed at all, gains {mean:+.1f} points over a square of
+as many pixels ({low:+.1f} to {high:+.1f}, {pairs} pairs on {sets}). That shows no difference, so
+plans keep the square. Test was not used. Made by `python benchmarks/fine_tuning.py --steps 0`, with the fields that
+`benchmarks/results/fine_tuning.json` has.
+"""
 VARIANTS = {
     "short": "warm-up over 0.1 of the steps",
     "long": "over 0.4",
@@ -331,6 +343,35 @@ def seen(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def long(found: dict[str, Any]) -> str:
+    """The section on photographs far from square: pairs of runs, by split."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    rows = {(row["set"], row["variant"], row["seed"]): row for row in found["rows"] if not row["steps"]}
+    for kinds in (("crop", "squash"), ("square", "upright")):
+        for (name, kind, seed), row in rows.items():
+            if kind == kinds[0]:
+                other = rows[name, kinds[1], seed]
+                pair = (100 * row["val_accuracy"], 100 * other["val_accuracy"])
+                pairs.setdefault((kind, name), []).append(pair)
+    oblong = {name: found for (kind, name), found in pairs.items() if kind == "square"}
+    gains = [after - before for found in oblong.values() for before, after in found]
+    mean, low, high = mean_interval(gains)
+    sets = " and ".join(SETS[name].partition(" (")[0] for name in oblong)
+    size = next(row["size"] for row in rows.values())
+    lines = [
+        LONG.format(size=size, mean=mean, low=low, high=high, pairs=len(gains), sets=sets),
+        "| shape | crop | squash | squash - crop, points |", "|---" * 4 + "|",
+    ]  # fmt: skip
+    for (kind, name), scores in pairs.items():
+        if kind == "crop":
+            mean, low, high = mean_interval([after - before for before, after in scores])
+            across, down = name.rpartition("-")[2].split("x")
+            shape = f"{across}:{down}" if int(down) < 20 else f"1:{int(down) / int(across):g}"
+            cells = (", ".join(f"{value:.1f}" for value in values) + " %" for values in zip(*scores, strict=True))
+            lines.append(f"| {shape} | {' | '.join(cells)} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |")
+    return "\n".join([*lines, ""])
+
+
 def _difference(line: dict[str, Any]) -> str:
     if line["difference"] is None:
         return ""
@@ -444,7 +485,10 @@ def pages() -> dict[Path, str]:
         if path.is_file():
             found[DOCS / f"{name}.md"] = write(json.loads(path.read_text()))
     page = DOCS / "photographs.md"
-    sections = (("minutes", minutes_kept), ("settings", sizes), ("fine_tuning", fine_tuning), ("fine_tuning", seen))
+    sections = (
+        ("minutes", minutes_kept), ("settings", sizes), ("fine_tuning", fine_tuning), ("fine_tuning", seen),
+        ("fine_tuning", long),
+    )  # fmt: skip
     for result, section in sections:
         path = RESULTS / f"{result}.json"
         if path.is_file() and page in found:

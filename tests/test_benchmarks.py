@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import itertools
 import json
@@ -800,6 +801,16 @@ def test_the_schedules_of_quality_fill_the_time(
     done = quality._run_phase(phase, net, batches, loss, now[0] + steps, capped=capped)
     assert done == (min(steps, math.ceil(steps / seconds)) if capped else math.ceil(steps / seconds))
     assert max(group["lr"] for group in optimizer.param_groups) < 0.01 * highest
+
+
+def test_quality_cuts_photographs_to_a_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = module(monkeypatch, "quality").write_lists("photos-mini-2x1:20", [0], tmp_path)[0]
+    with file.open(newline="") as rows:
+        paths = [row["path"] for row in csv.DictReader(rows) if row["split"] == "train"]
+    assert paths
+    for path in paths:
+        with Image.open(path) as image:
+            assert abs(image.width - 2 * image.height) <= 1
 
 
 def test_quality_splits_class_by_class_and_pairs_seeds(monkeypatch: pytest.MonkeyPatch) -> None:

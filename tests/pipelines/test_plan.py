@@ -174,7 +174,7 @@ PLANS = [
     # what of a picture is seen
     Row(([20, 20], (96, 128)), {}, {"data.resize": "squash", "data.crop_pct": 1}),
     Row(([20, 20], (128, 96)), {}, {"data.resize": "squash", "data.crop_pct": 1}),
-    Row(([20, 20], (60, 200)), {}, {"data.resize": "crop", "data.crop_pct": 1}),
+    Row(([20, 20], (60, 200)), {}, {"data.resize": "squash", "data.crop_pct": 1}),
     Row(([20, 20], (100, 96)), {}, {"data.resize": "crop", "data.crop_pct": 0.875}),
     Row(([20, 20], (100, 96)), {"set": ("data.resize=pad",)}, {"data.resize": "pad", "data.crop_pct": 1}),
     # of an oblong size, the time is that of a square of as many pixels

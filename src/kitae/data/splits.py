@@ -226,7 +226,7 @@ def divide(table: Table, spec: DataSpec, twins: NDArray[np.int64] | None = None)
         if not len(parts[code]):
             raise DataError(
                 f"no {SPLIT_NAMES[code]} image can be held out of {len(labels)} images: each class needs 3 images or "
-                "more, in 3 groups where there are groups, and not all linked by identical images (kitae data fix "
+                "more, in 3 groups with data.groups, and not all linked by identical images (kitae data fix "
                 "writes the data without copies)"
             )
     train = _limited(table, parts[TRAIN], drawn, spec)
@@ -431,5 +431,5 @@ def _check_groups(table: Table, codes: NDArray[np.uint8]) -> None:
         other, one = int(crossing[0]), int(first[crossing[0]])
         raise DataError(
             f"{table.names[one]} ({SPLIT_NAMES[codes[one]]}) and {table.names[other]} ({SPLIT_NAMES[codes[other]]}) "
-            "are of the same group, which must not be in two splits; move one"
+            "are of the same group (data.groups), which must not be in two splits; move one"
         )

@@ -19,9 +19,10 @@ from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, probe
 
 _TINY = 64  # images with no side above this are not photographs; small networks take them at their own size
-# Aspect ratios of a median picture that is squashed into the square, since a crop would lose its edges. For pictures
-# that are nearly square, the centre is enlarged instead, as in the training of the weights (LOG.md, 2026-11-26).
-_SQUEEZED = (1.15, 1.7)
+# If the aspect ratio of a median picture is at least this, pictures are squashed into the square, since a crop loses
+# their edges: 1.7 points at 9:16, 5.6 at 1:2.4 (LOG.md, 2026-11-30). Of those that are nearly square, the centre is
+# enlarged instead, as in the training of the weights (LOG.md, 2026-11-26).
+_NEARLY_SQUARE = 1.15
 _CROP_PCT = 0.875
 LEAST = 8  # pixels of a side; resnet9 does not run on smaller images
 _SAMPLE = 48  # images that are sampled
@@ -139,10 +140,8 @@ def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any
     """The fields of `data` that choose what evaluation sees of a picture, unless `given` sets them."""
     if facts.tiny or given.resize != "crop" or given.crop_pct != 1:
         return {}
-    least, most = _SQUEEZED
-    if pretrained and facts.aspect < least:
-        return {"crop_pct": _CROP_PCT}
-    return {"resize": "squash"} if facts.aspect <= most else {}
+    nearly_square = facts.aspect < _NEARLY_SQUARE
+    return {"crop_pct": _CROP_PCT} if pretrained and nearly_square else {"resize": "squash"}
 
 
 def framed(data: DataSpec, size: int, *, resize: bool = False) -> DataSpec:
