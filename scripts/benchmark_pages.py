@@ -353,8 +353,8 @@ def long(found: dict[str, Any]) -> str:
                 other = rows[name, kinds[1], seed]
                 pair = (100 * row["val_accuracy"], 100 * other["val_accuracy"])
                 pairs.setdefault((kind, name), []).append(pair)
-    oblong = {name: found for (kind, name), found in pairs.items() if kind == "square"}
-    gains = [after - before for found in oblong.values() for before, after in found]
+    oblong = {name: scores for (kind, name), scores in pairs.items() if kind == "square"}
+    gains = [after - before for scores in oblong.values() for before, after in scores]
     mean, low, high = mean_interval(gains)
     sets = " and ".join(SETS[name].partition(" (")[0] for name in oblong)
     size = next(row["size"] for row in rows.values())
