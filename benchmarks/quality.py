@@ -122,11 +122,12 @@ def read_set(name: str) -> tuple[list[Any], list[str], list[bool]]:
         return list(files), [file.parent.name for file in files], [False] * len(files)
     import pyarrow.parquet as pq
 
-    if _CHANGED.sub("", name) not in SETS:
+    base = _SHAPE.sub("", name)
+    if base not in SETS:
         raise SystemExit(f"quality.py: --sets {name}: must be a folder or one of {', '.join(SETS)}")
     assets = common.ROOT / "src" / "kitae" / "data" / "assets"
-    base = _CHANGED.sub("", name)
-    path = (assets if base.endswith("-mini") else common.DATA) / f"{base}.parquet"
+    file = f"{base.removesuffix('-160')}.parquet"
+    path = (assets if base.endswith("-mini") else common.DATA) / file
     if not path.is_file():
         raise SystemExit(f"quality.py: --sets {name}: there is no {path} (KITAE_DATA names the folder)")
     table = pq.read_table(path)
@@ -145,23 +146,22 @@ def _textile() -> Path:
     return Path(found.origin).parent / "data" / "textile_images" / "simulated"
 
 
-_CHANGED = re.compile(r"-(160|(\d+)x(\d+))$")
+_SHAPE = re.compile(r"-(\d+)x(\d+)$")
 
 
-def _changed(data: bytes, change: re.Match[str]) -> bytes:
-    """An image as a PNG file: enlarged to 160 px, or its largest central window of a shape."""
+def _changed(data: bytes, shape: re.Match[str] | None) -> bytes:
+    """An image as a PNG file: its largest central window of a shape, or enlarged to 160 px."""
     from PIL import Image, ImageOps
 
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         picture = image.convert("RGB")
-    if change[1] == "160":
+    if shape is None:
         picture = picture.resize((160, 160), Image.Resampling.BICUBIC)
     else:
-        across, down = int(change[2]), int(change[3])
+        across, down = int(shape[1]), int(shape[2])
         width = min(picture.width, round(picture.height * across / down))
-        size = (width, min(picture.height, round(width * down / across)))
-        picture = ImageOps.fit(picture, size)
+        picture = ImageOps.fit(picture, (width, min(picture.height, round(width * down / across))))
     picture.save(out, "PNG")
     return out.getvalue()
 
@@ -172,7 +172,9 @@ def write_lists(name: str, seeds: Sequence[int], folder: Path) -> dict[int, Path
     images, names, tests = read_set(base)
     classes = sorted(set(names))
     labels = [classes.index(one) for one in names]
-    most, change = int(limit) if limit else MOST.get(base), _CHANGED.search(base)
+    most = int(limit) if limit else MOST.get(base)
+    shape = _SHAPE.search(base)
+    changed = shape is not None or base == "cifar10-160"
     here = folder / "".join(c if c.isalnum() else "-" for c in base).strip("-")
     here.mkdir(parents=True, exist_ok=True)
     lists = {}
@@ -184,9 +186,9 @@ def write_lists(name: str, seeds: Sequence[int], folder: Path) -> dict[int, Path
                 if isinstance(images[row], Path):
                     path = images[row].resolve()
                 else:
-                    path = here / f"{row:06d}{'.png' if change else _suffix(images[row])}"
+                    path = here / f"{row:06d}{'.png' if changed else _suffix(images[row])}"
                     if not path.is_file():
-                        path.write_bytes(_changed(images[row], change) if change else images[row])
+                        path.write_bytes(_changed(images[row], shape) if changed else images[row])
                 lines.append([str(path), names[row], split])
         lists[seed] = here / f"{limit or 'all'}-{seed}.csv"
         with lists[seed].open("w", newline="") as file:
