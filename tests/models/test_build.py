@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from kitae.errors import RecipeError
 from kitae.models.build import MODELS, build, build_seeded, normalization, supports
@@ -60,6 +62,23 @@ def test_weights_of_a_run_are_a_function_of_its_seed_alone() -> None:
     assert all(parameter.requires_grad for parameter in first.parameters())
     frozen = [not parameter.requires_grad for parameter in build_seeded(spec, 3, 7, PreprocessRules(16)).parameters()]
     assert any(frozen)
+
+
+def test_networks_that_threads_build_at_the_same_time_have_their_own_weights() -> None:
+    seeds, spec = range(8), ModelSpec(name="resnet8", width=4)
+
+    def built(seed: int) -> dict[str, Tensor]:
+        return build_seeded(spec, seed, 7, PreprocessRules(16)).state_dict()
+
+    expected, interval = [built(seed) for seed in seeds], sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(built, seeds))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(expected, found, strict=True):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_defaults_of_a_notebook_do_not_change_a_run_s_weights(monkeypatch: pytest.MonkeyPatch) -> None:
