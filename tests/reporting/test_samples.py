@@ -151,7 +151,7 @@ def test_a_run_on_shards_that_were_moved_has_a_page_without_pictures(
     run.recipe = run.recipe.override(f"data.source={source}", f"data.cache={tmp_path / 'cache'}", "data.image_size=8")
     run.recipe.save(run.recipe_file)
     store = open_store(run.recipe.data)
-    run.write_environment({"store": store.fingerprint})
+    run.write_environment({"store": store.fingerprint, "processes": "one"})  # edited by hand
     run.write_facts({**run.facts(), "mean": [0.5] * 3, "std": [0.25] * 3})
     run.splits(store)
     text = report(run).read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kitae.errors import KitaeError
 from kitae.reporting.results import RunRecord
 from kitae.reporting.style import Image
-from kitae.reporting.values import share
+from kitae.reporting.values import finite, share
 
 if TYPE_CHECKING:
     from kitae.data.splits import Splits
@@ -178,7 +178,7 @@ class Samples:
         rows, data = self.splits.train, begun_order(store.images, recipe.data)
         blocks = blocks_of(store.images, rows, data, recipe.train.batch_size)
         images = ImageSet(store.images, rows, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks)
-        shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
+        shape = epoch_shape(len(images), recipe.train, int(finite(self.record.environment.get("processes")) or 1))
         ended = max((row.epoch for row in self.record.epochs), default=0)  # fewer than planned where it stopped early
         # Of each epoch its first pass through the images.
         orders = {epoch: images.order(seed, epoch * shape.passes)[: shape.pass_steps * shape.batch_size]
