@@ -641,6 +641,14 @@ def test_bench_shows_where_the_time_goes(home: Path, what: tuple[str, ...], show
     assert all(part in out for part in shown)
 
 
+@pytest.mark.parametrize("command", [("data", "check"), ("show", "augment")])
+def test_pictures_are_not_written_where_they_would_be_a_class(home: Path, command: tuple[str, str]) -> None:
+    photos = write_folder(home / f"photos to {command[1]}", train=2, classes=2)
+    out = kitae(photos, *command, ".", "--out", "found", code=2)
+    assert "inside ., so its pictures would be read as data" in out.stderr
+    assert not (photos / "found").exists()
+
+
 def test_show_augment_draws_training_images_of_every_class(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is drawn is looked at in tests/reporting/test_gallery.py and, with this command's function, test_docs.py."""
     drawn = Mock(return_value=[Path("gallery/colour.png"), Path("gallery/noise.png")])

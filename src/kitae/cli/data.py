@@ -9,6 +9,7 @@ from typing import Any
 
 from kitae import console
 from kitae.cli.app import Sets, answering, data_app, require_writable
+from kitae.errors import KitaeError
 from kitae.files import user_path, with_name, write_json
 
 _SHOWN = 20  # images left out that are listed
@@ -29,9 +30,9 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """
     from kitae.data.check import check as run_check
 
-    if out is not None:
-        require_writable(out, folder=True)
     spec = data_spec(source, set_)
+    if out is not None:
+        require_outside(out, spec)
     with console.counting("reading images") as progress:
         report = run_check(
             spec, planned=_planned(set_), progress=progress, sheet=None if out is None else out / "contact-sheet.png"
@@ -129,6 +130,16 @@ def _planned(assignments: list[str] | None) -> bool:
     from kitae.recipe import assigns
 
     return not assigns(assignments or (), "data.val_fraction")
+
+
+def require_outside(out: Path, spec: Any) -> None:
+    """Refuse an `--out` for pictures that cannot be written, or where they would be read as data."""
+    from kitae.data.sources import path_of
+
+    require_writable(out, folder=True)
+    root = path_of(spec.source)
+    if root is not None and root.resolve() in out.resolve().parents:
+        raise KitaeError(f"--out {out}: is inside {root}, so its pictures would be read as data; choose another --out")
 
 
 def data_spec(source: str, assignments: list[str] | None) -> Any:

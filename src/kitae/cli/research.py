@@ -20,12 +20,11 @@ from kitae.cli.app import (
     answering,
     app,
     bench_app,
-    require_writable,
     show_app,
     study_app,
     write_page,
 )
-from kitae.cli.data import data_spec
+from kitae.cli.data import data_spec, require_outside
 from kitae.errors import KitaeError, RecipeError, did_you_mean, require
 
 _Recipe = Annotated[str, Parameter(help="A shipped recipe's name or a .yaml file.")]
@@ -238,7 +237,6 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
         out: The folder for the pictures.
         seed: Seed of the random parameters that are drawn.
     """
-    require_writable(out, folder=True)
     with console.status(f"show augment {data}"):
         import numpy as np
 
@@ -248,7 +246,9 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
         from kitae.recipe import assigns
         from kitae.reporting.gallery import draw_gallery
 
-        spec = framed(data_spec(data, set_), _GALLERY_SIZE, resize=assigns(set_ or (), "data.resize"))
+        given = data_spec(data, set_)
+        require_outside(out, given)
+        spec = framed(given, _GALLERY_SIZE, resize=assigns(set_ or (), "data.resize"))
         with console.counting("decoding images") as progress:
             store = open_store(spec, progress=progress)
         train = make_splits(store, spec).train
