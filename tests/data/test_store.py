@@ -473,18 +473,27 @@ def test_broken_images_are_named_or_left_out_when_asked(pets: Path, cache: Path)
     assert len(stores(cache)) == 1
 
 
-def test_an_error_of_the_machine_leaves_no_image_out(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), r"cannot be read now \(Too many open files\); try again"),
+        (MemoryError(), "not enough memory to decode it"),
+    ],
+)
+def test_an_error_of_the_machine_leaves_no_image_out(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
     """The store would lack a sound image ever after."""
     last, read = sorted(pets.rglob("*.png"))[-1], Image.open
 
     def opening(file: Any, *args: Any, **options: Any) -> Any:
         if file == last:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(file))
+            raise error
         return read(file, *args, **options)
 
     spec = DataSpec(source=f"folder:{pets}", image_size=16, on_corrupt="skip")
     monkeypatch.setattr(Image, "open", opening)
-    refused(KitaeError, rf"{last.name}: cannot be read now \(Too many open files\); try again", open_store, spec)
+    refused(KitaeError, f"{last.name}: {words}", open_store, spec)
     monkeypatch.undo()
     assert open_store(spec).skipped == ()
 

@@ -88,6 +88,8 @@ def naming(name: str, source: Encoded) -> Iterator[None]:
         raise DataError(f"{name}: {error.strerror}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_not_an_image(source)}") from error
+    except MemoryError as error:
+        raise KitaeError(f"{name}: not enough memory to decode it; free some, or remove the image") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _PASSING:
             raise KitaeError(f"{name}: cannot be read now ({error.strerror}); try again") from error
