@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kitae.data.check import check
+from kitae.data.check import SAME, check
 from kitae.data.fix import fix
 from kitae.data.sources import open_source, source_of
 from kitae.data.spec import DataSpec
@@ -73,6 +73,19 @@ def test_a_conflict_names_an_image_of_another_class(folder: Path, tmp_path: Path
     why = dict(fix(source, check(source), tmp_path / "fixed.csv").left_out)
     for name in ("cats/05.png", "cats/06.png"):
         assert "in conflict with dogs/conflict.png" in why[name]
+
+
+def test_only_copies_of_what_stays_are_left_out(tmp_path: Path) -> None:
+    """In a slow film many pictures are copies of the next one, but the last is none of the first."""
+    film = [encode(Image.blend(photo(90), photo(91), place / 19)) for place in range(20)]
+    others = [encode(photo(number)) for number in range(40)]
+    report = report_of(tmp_path, [*film, *others], [*[0] * 19, 1, *[0, 1] * 20])
+    copies = [{one.name for one in pair.images} for pair in report.near if pair.similarity >= SAME]
+    for row, why in report.excluded.items():
+        other = why.split()[3]  # a copy of OTHER, or in conflict with OTHER
+        assert {str(row), other} in copies, f"{row}: {why}"
+    assert "in conflict with 19" in report.excluded[18]
+    assert all({int(name) for name in pair} & report.excluded.keys() for pair in copies)
 
 
 def test_splits_are_kept_and_the_test_copy_stays(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kitae import keyed, views
 from kitae.console import counter, plural, printable
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
-from kitae.data.groups import HASH_BYTES, first_alike, linked, pixel_hash
+from kitae.data.groups import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
 from kitae.data.parallel import DecodeMemory, each_image
 from kitae.data.sources import open_source, source_named
@@ -359,19 +359,8 @@ def _report(
     thumbs = _stacked([look.thumb for look in looks.values()], 256)
     pairs, truncated = near_duplicates(hashes[first], thumbs[first])
     near = [(int(first[i]), int(first[j]), similarity) for i, j, similarity in pairs]
-    copies = np.array([(i, j) for i, j, similarity in near if similarity >= SAME], np.int64).reshape(-1, 2)
     excluded = dict.fromkeys(unreadable, "unreadable")
-    for members in _together(linked(np.r_[np.arange(len(rows)), copies[:, 0]], np.r_[alike, copies[:, 1]], len(rows))):
-        one = members[0]
-        other = next((m for m in members if labels[m] != labels[one]), None)
-        if other is None:
-            # The copy in test stays, else the one in validation, so that the test set loses few images.
-            stays = min(members, key=lambda position: (-int(codes[position]), position))
-            excluded |= {int(rows[m]): f"a copy of {ref(stays)}" for m in members if m != stays}
-            continue
-        for m in members:
-            conflicting = other if labels[m] == labels[one] else one
-            excluded[int(rows[m])] = f"in conflict with {ref(conflicting)}"
+    excluded |= {int(rows[position]): why for position, why in _left_out(labels, codes, alike, near, ref).items()}
     counts = {}
     for code, split in enumerate(SPLIT_NAMES):
         found = np.bincount(labels[codes == code], minlength=len(table.classes))
@@ -401,6 +390,42 @@ def _report(
         options="".join(f" --set {shlex.quote(f'data.{name}={one_line_yaml(value)}')}" for name, value in read.items()),
     )
     return report, set(rows[codes == TRAIN].tolist())
+
+
+def _left_out(
+    labels: NDArray[np.int64],
+    codes: NDArray[np.uint8],
+    alike: NDArray[np.int64],
+    near: list[tuple[int, int, float]],
+    ref: Callable[[int], ImageRef],
+) -> dict[int, str]:
+    """Position -> why `data fix` leaves the image out: an image that stays, or another label, is a copy of it.
+
+    Not a chain of copies: the first and the last picture of a slow film have little in common.
+    """
+    equal = {positions[0]: positions for positions in _together(alike)}
+    copies: dict[int, list[int]] = {one: [] for one in equal}
+    for i, j, similarity in near:
+        if similarity >= SAME:
+            copies.setdefault(i, []).append(j)
+            copies.setdefault(j, []).append(i)
+    members = {one: equal.get(one, [one]) for one in copies}
+    # The copy in test stays, else the one in validation, so that the test set loses few images.
+    best = {one: min(members[one], key=lambda position: (-int(codes[position]), position)) for one in copies}
+    labelled = {one: {int(labels[m]): m for m in reversed(members[one])} for one in copies}
+    out: dict[int, str] = {}
+    kept: set[int] = set()
+    for one in sorted(copies, key=lambda one: (-int(codes[best[one]]), best[one])):
+        found = {label: m for other in (*copies[one], one) for label, m in labelled[other].items()}
+        if len(found) > 1:
+            for m in members[one]:
+                out[m] = f"in conflict with {ref(next(found[label] for label in found if label != labels[m]))}"
+            continue
+        stays = next((best[other] for other in copies[one] if other in kept), best[one])
+        out |= {m: f"a copy of {ref(stays)}" for m in members[one] if m != stays}
+        if stays == best[one]:
+            kept.add(one)
+    return out
 
 
 def _stacked(rows: Sequence[bytes], size: int) -> NDArray[np.uint8]:
