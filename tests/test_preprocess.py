@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, load, one_or_several, picture, probe, view
@@ -478,6 +478,16 @@ def test_damaged_files_give_an_image_or_a_dataerror(kind: str, data: st.DataObje
             assert decode(bytes(whole[:cut]), RGB16, "x").shape == (3, 16, 16)
         except DataError as error:
             assert "\n" not in str(error)
+
+
+def test_half_an_image_is_an_error_whatever_a_program_tells_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    whole = encode(scene(400, 400), "JPEG")
+    half = whole[: len(whole) // 2]
+    with flattened(whole):  # while another image is read
+        refused(DataError, "half: cannot be decoded", decode, half, RGB16, "half")
+        refused(DataError, "half: cannot be decoded", decode, half, RGB16, "half")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES, "the program's own images are read as before"
 
 
 def test_bombs_are_refused_before_a_pixel_is_decoded() -> None:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -54,6 +55,9 @@ _OTHER_BYTE = {
     f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in _OTHER_ORDER.items()
 }
 
+_strict = threading.Lock()
+_truncated: list[bool] = []  # one for each image that is being read: the program's own setting
+
 
 @contextlib.contextmanager
 def opened(source: Encoded, name: str = "") -> Iterator[ImageFile.ImageFile]:
@@ -67,8 +71,23 @@ def opened(source: Encoded, name: str = "") -> Iterator[ImageFile.ImageFile]:
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with naming(name, source), Image.open(file, formats=FORMATS) as image:
+    with _never_half(), naming(name, source), Image.open(file, formats=FORMATS) as image:
         yield image
+
+
+@contextlib.contextmanager
+def _never_half() -> Iterator[None]:
+    """Truncated files are errors, also in a program that has told Pillow to accept them."""
+    with _strict:
+        _truncated.append(_truncated[0] if _truncated else ImageFile.LOAD_TRUNCATED_IMAGES)
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        with _strict:
+            given = _truncated.pop()
+            if not _truncated:
+                ImageFile.LOAD_TRUNCATED_IMAGES = given
 
 
 @contextlib.contextmanager
