@@ -181,6 +181,25 @@ def test_an_unusable_shard_is_named(content: list[Sample] | bytes, words: str, t
     refused(DataError, rf"set-1\.tar{words}", opened, source, cache)
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_samples_that_are_links_are_not_lost_without_a_word(kind: bytes, tmp_path: Path, cache: str) -> None:
+    """As GNU tar packs files with several names."""
+    source, links = shards(tmp_path, 1), tmp_path / "set-0.tar"
+    with tarfile.open(links, "a") as tar:
+        for ending in ("png", "cls"):
+            member = tarfile.TarInfo(f"x.{ending}")
+            member.type, member.linkname = kind, f"00003.{ending}"
+            tar.addfile(member)
+    words = r"set-0\.tar/x: its \.(png|cls) is a link or a sparse file; pack the file itself"
+    refused(DataError, words, opened, source, cache)
+    store = opened(source, cache, on_corrupt="skip")
+    assert len(store) == 15
+    assert [name for name, _ in store.skipped] == ["set-0.tar/x"]
+    with tarfile.open(links, "w") as tar:
+        tar.addfile(member)
+    refused(DataError, f"none of the samples can be used; the first: {words}", opened, source, cache, on_corrupt="skip")
+
+
 @pytest.mark.parametrize("on_corrupt", ["error", "skip"])
 def test_a_damaged_or_cut_header_loses_no_images_without_a_word(tmp_path: Path, cache: str, on_corrupt: str) -> None:
     source = one(tmp_path, *samples(0, 3), ("empty.txt", b""), *samples(3, 1))

@@ -56,7 +56,7 @@ _MAX_SHARDS = 100_000
 _DOWNLOADS = 8  # at a time
 _MAX_LABEL_BYTES = 1 << 20
 _TAIL = 1024  # last bytes of an image, which differ for nearly all; they lie next to a header that is read anyway
-_INDEX_FORMAT = 3
+_INDEX_FORMAT = 4
 _HEAD = 25  # bytes of a PNG up to its bits per channel
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -181,10 +181,8 @@ def scan(file: IO[bytes], name: str) -> ShardIndex:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them
-                if not member.isreg() or member.issparse():
-                    continue
                 key, extension = _split_name(member.name)
-                if extension not in IMAGES and extension not in LABELS:
+                if member.isdir() or (extension not in IMAGES and extension not in LABELS):
                     continue
                 if key != last and key in samples:
                     raise DataError(
@@ -195,6 +193,11 @@ def scan(file: IO[bytes], name: str) -> ShardIndex:
                 kind = "image" if extension in IMAGES else extension
                 if kind in parts:
                     problems[key] = f"{name}/{key}: has two files .{extension} or two images"
+                if not member.isreg() or member.issparse():
+                    problems[key] = (
+                        f"{name}/{key}: its .{extension} is a link or a sparse file; pack the file itself (GNU tar: "
+                        "--dereference --hard-dereference)"
+                    )
                 parts[kind] = (member.offset_data, member.size)
             end = tar.offset
         _check_end(file, end, name)
@@ -355,6 +358,8 @@ class ShardSource(Source):
     def load_table(self) -> Table:
         if self.problems and not self._skip:
             raise DataError(f"{self.problems[0]} {_SKIP_HINT}")
+        if not any(len(index.keys) for index in self.indexes):
+            raise DataError(f"none of the samples can be used; the first: {self.problems[0]}")
         classes, labels = _classes(self.indexes, self._names)
         pairs = zip(self._names, self.indexes, strict=True)
         names = Names.of(f"{name}/{key}" for name, index in pairs for key in index.keys)
@@ -422,8 +427,6 @@ def _splits(shards: Sequence[str]) -> list[int]:
 def _classes(indexes: Sequence[ShardIndex], names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     labels = [index.labels for index in indexes]
     kinds = {array.dtype.kind: name for array, name in zip(labels, names, strict=True) if len(array)}
-    if not kinds:
-        raise DataError("there are no images")
     if len(kinds) > 1:
         first, second = kinds.values()
         raise DataError(
