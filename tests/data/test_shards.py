@@ -165,6 +165,8 @@ with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
         ([("x.png", PNG), ("x.json", b'{"label": 1}'.ljust(1 << 21))], JSON),
         ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], "/x: has two files .* or two images"),
         ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ": the files of 'x' are not next to each other; sort"),
+        ([("x.1.png", PNG), ("x.1.cls", b"1")], r"/x\.1\.png: belongs to a sample 'x', .* that has no image; pack it"),
+        ([*samples(0, 2), ("a.b/x.1.png", PNG)], r"/a\.b/x\.1\.png: belongs to a sample 'a\.b/x'"),
         ([("readme.txt", b"hello")], ": has no samples; expected images"),
         ([("x.png", PNG), ("x.json", b'{"label": "dog"}')], " are of different kinds: integers in one, names in the"),
         (b"\x1f\x8b compressed", r": is compressed, .*; unpack it \(gunzip\)"),

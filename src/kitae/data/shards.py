@@ -173,6 +173,7 @@ def scan(file: IO[bytes], name: str) -> ShardIndex:
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     problems: dict[str, str] = {}
+    dotted: dict[str, str] = {}  # key -> a file such as x.mask.png, which is not the image of x
     try:
         if file.read(2) == b"\x1f\x8b":
             raise DataError(f"{name}: is compressed, so samples cannot be found in it; unpack it (gunzip)")
@@ -183,6 +184,8 @@ def scan(file: IO[bytes], name: str) -> ShardIndex:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them
                 key, extension = _split_name(member.name)
                 if member.isdir() or (extension not in IMAGES and extension not in LABELS):
+                    if extension.rpartition(".")[2] in IMAGES:
+                        dotted.setdefault(key, member.name)
                     continue
                 if key != last and key in samples:
                     raise DataError(
@@ -201,6 +204,11 @@ def scan(file: IO[bytes], name: str) -> ShardIndex:
                 parts[kind] = (member.offset_data, member.size)
             end = tar.offset
         _check_end(file, end, name)
+        for key in sorted(dotted.keys() - samples.keys()):
+            problems[key] = (
+                f"{name}/{dotted[key]}: belongs to a sample {key!r}, as names end at the first dot, that has no image; "
+                "pack it under a name without dots"
+            )
         return _indexed(file, name, samples, problems)
     except tarfile.TarError as error:
         what = "truncated" if "unexpected end" in str(error) else f"not a tar file ({one_line(error)})"
@@ -245,7 +253,7 @@ def _indexed(
         hashes += hashlib.blake2b(size.to_bytes(8, "little") + tail, digest_size=HASH_BYTES).digest()
         places.append((offset, size))
         keys.append(key)
-    if not samples:
+    if not samples and not problems:
         raise DataError(f"{name}: has no samples; expected images (.{', .'.join(sorted(IMAGES))}) beside .cls or .json")
     if len({type(label) for label in labels}) > 1:
         raise DataError(f"{name}: some labels are integers and some are names; use one kind")
