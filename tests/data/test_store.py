@@ -120,6 +120,29 @@ def test_a_link_to_nothing_is_an_image_that_cannot_be_read(pets: Path) -> None:
     assert store.path != before.path
 
 
+def test_an_image_is_not_left_out_once_there_is_permission_to_read_it(
+    pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which changes neither its size nor its time."""
+    (pets / "list.csv").write_text(
+        "path,label\n" + "".join(f"{p},{p.parent.name}\n" for p in sorted(pets.rglob("*.png")))
+    )
+    last, read, access = sorted(pets.rglob("*.png"))[-1], Image.open, os.access
+
+    def opening(file: Any, *args: Any, **options: Any) -> Any:
+        if file == last:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return read(file, *args, **options)
+
+    for source in (f"folder:{pets}", f"csv:{pets / 'list.csv'}"):
+        spec = DataSpec(source=source, image_size=16, on_corrupt="skip")
+        with monkeypatch.context() as patched:  # nothing keeps the superuser from reading
+            patched.setattr(Image, "open", opening)
+            patched.setattr(os, "access", lambda file, mode: file != last and access(file, mode))
+            assert [Path(name).name for name, _ in open_store(spec).skipped] == [last.name]
+        assert open_store(spec).skipped == ()
+
+
 def test_names_that_are_empty_become_rows(tmp_path: Path) -> None:
     """The hub writes an empty path where images had none."""
     images = [{"bytes": encode(picture(i % 2, i, (16, 16))), "path": ""} for i in range(4)]

@@ -119,7 +119,7 @@ class CsvSource(FileSource):
         return found
 
     def files(self) -> list[Path]:
-        return [self.path, *(path for path in self._files if os.path.isfile(path))]
+        return [self.path, *(path for path in self._files if os.path.isfile(path) and os.access(path, os.R_OK))]
 
     def identity(self) -> dict[str, Any]:
         # A list that was written again may have its old size and time, and change while its images are looked for.

@@ -106,8 +106,9 @@ class FolderSource(FileSource):
         self._labels: list[int] = []
         self._splits: list[int] = []
         self._classes = self._scan()
-        # A link to nothing is an image that cannot be read, not a folder that cannot be opened.
-        self._gone = {path for path in self._files if not os.path.exists(path)}
+        # A link to nothing is an image that cannot be read, not a folder that cannot be opened. Nor must a store that
+        # lacks an image without permission be taken once it has been given, which changes neither size nor time.
+        self._gone = {path for path in self._files if not os.access(path, os.R_OK)}
 
     def _parts(self) -> list[tuple[int, Path]]:
         """Each split and the folder of its classes: the root, as train, unless all folders have the names of splits."""
