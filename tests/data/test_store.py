@@ -500,6 +500,7 @@ def test_broken_images_are_named_or_left_out_when_asked(pets: Path, cache: Path)
     ("error", "words"),
     [
         (OSError(errno.EMFILE, "Too many open files"), r"cannot be read now \(Too many open files\); try again"),
+        (OSError(errno.EIO, "Input/output error"), r"cannot be read now \(Input/output error\); try again, or remove"),
         (MemoryError(), "not enough memory to decode it"),
     ],
 )

@@ -45,7 +45,10 @@ _OF_SYSTEMS = frozenset((
 ))  # fmt: skip
 
 # Errors of a busy machine or of a network disk. They say nothing about an image, which must not be left out for them.
-_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT))
+# EIO is what most network disks say; a local disk is failing then, and the image must be removed by hand.
+_PASSING = frozenset((
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EHOSTDOWN, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
+))  # fmt: skip
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags of the sides as stored
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -111,7 +114,7 @@ def naming(name: str, source: Encoded) -> Iterator[None]:
         raise KitaeError(f"{name}: not enough memory to decode it; free some, or remove the image") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _PASSING:
-            raise KitaeError(f"{name}: cannot be read now ({error.strerror}); try again") from error
+            raise KitaeError(f"{name}: cannot be read now ({error.strerror}); try again, or remove it") from error
         raise DataError(f"{name}: cannot be decoded ({one_line(error)})") from error
 
 
