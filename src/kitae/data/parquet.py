@@ -203,6 +203,11 @@ class ParquetSource(Source):
         with self._reading(path) as file:
             schema = file.schema_arrow
             image, fields = self._image_column(path, schema)
+            if fields and _is_null(file.metadata, f"{image}.bytes"):
+                raise DataError(
+                    f"{path}: column {image!r} has no bytes in any row, only paths, which are not followed; write the "
+                    "images into the file, or give their folder"
+                )
             label = self._column(path, schema, "label_column")
             kinds = ("class_name", "split", "path", KEY)
             columns = {kind: kind for kind in kinds if kind in schema.names and kind != label}
@@ -244,6 +249,14 @@ def _check_single(path: Path, names: list[str], *columns: str) -> None:
     twice = next((column for column in columns if names.count(column) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: has {names.count(twice)} columns {twice!r}; remove or rename one")
+
+
+def _is_null(metadata: Any, leaf: str) -> bool:
+    """Whether there are rows, and no row has a value in this column, by the statistics of the file."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(metadata.num_columns)]
+    mine = [chunk for chunk in chunks if chunk.path_in_schema == leaf and chunk.num_values]
+    return bool(mine) and all(c.statistics is not None and c.statistics.null_count == c.num_values for c in mine)
 
 
 def _spread(whole: list[T], count: int) -> list[T]:
