@@ -454,6 +454,7 @@ def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
     odd = tmp_path / "two\nlines.png"
     odd.write_bytes(b"x")
     refused(DataError, r"two\?lines\.png", decode, odd, RGB16)
+    refused(DataError, "^猫\u3000\u202f👩\u200d🔬: the file is empty", decode, b"", RGB16, "猫\u3000\u202f👩\u200d🔬")
 
 
 def test_an_open_file_is_its_content(tmp_path: Path) -> None:

@@ -496,6 +496,12 @@ def test_broken_images_are_named_or_left_out_when_asked(pets: Path, cache: Path)
     assert len(stores(cache)) == 1
 
 
+def test_the_reason_does_not_repeat_the_name_whatever_is_in_it(pets: Path) -> None:
+    for name in ("two\nlines.png", "spaces\u3000\u202f.png", "raw\udcff.png"):
+        (pets / "cats" / name).write_bytes(b"")
+    assert {why for _, why in open_store(of(pets, on_corrupt="skip")).skipped} == {"the file is empty"}
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

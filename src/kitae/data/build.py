@@ -32,7 +32,7 @@ from kitae.data.pictures import level_sums
 from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
 from kitae.files import storage_errors, user_path
-from kitae.preprocess import Depth, PreprocessRules, depth_of, picture, probe, sides
+from kitae.preprocess import Depth, PreprocessRules, depth_of, on_one_line, picture, probe, sides
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -281,7 +281,7 @@ def _readable(job: Job, written: _Written, results: Iterable[T | DataError]) -> 
         else:
             name = source.table.names[row]
             written.kept[row] = False
-            written.skipped.append((name, str(result).removeprefix(f"{name}: ")))
+            written.skipped.append((name, str(result).removeprefix(f"{on_one_line(name)}: ")))
     if not written.kept.any():
         name, why = written.skipped[0]
         raise DataError(f"{source.name}: none of its {len(source)} images can be read; the first: {name}: {why}")

@@ -22,12 +22,12 @@ It only needs NumPy and Pillow, so that the runtime of an exported model uses th
 
 from __future__ import annotations
 
-from kitae.preprocess.files import ImageLike, image_files, is_hidden, is_image, list_images, visible_files
+from kitae.preprocess.files import ImageLike, image_files, is_hidden, is_image, list_images, on_one_line, visible_files
 from kitae.preprocess.reading import decode, flattened, load, one_or_several, paths_of, picture, probe, view, windowed
 from kitae.preprocess.rules import VERSION, Depth, PreprocessRules, Size, depth_of, sides
 
 __all__ = [
     "VERSION", "Depth", "ImageLike", "PreprocessRules", "Size", "decode", "depth_of", "flattened", "image_files",
-    "is_hidden", "is_image", "list_images", "load", "one_or_several", "paths_of", "picture", "probe", "sides", "view",
-    "visible_files", "windowed",
+    "is_hidden", "is_image", "list_images", "load", "on_one_line", "one_or_several", "paths_of", "picture", "probe",
+    "sides", "view", "visible_files", "windowed",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -101,7 +102,7 @@ def naming(name: str, source: Encoded) -> Iterator[None]:
         DataError: the file is bad.
         KitaeError: the machine or the network failed, not the file.
     """
-    name = "".join(c if c.isprintable() else "?" for c in name)
+    name = on_one_line(name)
     try:
         yield
     except DataError as error:
@@ -116,6 +117,11 @@ def naming(name: str, source: Encoded) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _PASSING:
             raise KitaeError(f"{name}: cannot be read now ({error.strerror}); try again, or remove it") from error
         raise DataError(f"{name}: cannot be decoded ({one_line(error)})") from error
+
+
+def on_one_line(name: str) -> str:
+    """A name as errors show it: `?` for control characters, ends of lines, and bytes that are not UTF-8."""
+    return "".join("?" if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in name)
 
 
 def _not_an_image(source: Encoded) -> str:
