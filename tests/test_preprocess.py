@@ -481,6 +481,12 @@ def test_damaged_files_give_an_image_or_a_dataerror(kind: str, data: st.DataObje
             assert "\n" not in str(error)
 
 
+def test_avif_is_not_called_supported_where_pillow_does_not_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kitae.preprocess.files.FORMATS", tuple(name for name in FORMATS if name != "AVIF"))
+    avif = b"\0\0\0\x20ftypavif"
+    refused(DataError, r"not an image, .*JPEG 2000; AVIF from Pillow 11\.3 on\)$", decode, avif, RGB16)
+
+
 def test_half_an_image_is_an_error_whatever_a_program_tells_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     whole = encode(scene(400, 400), "JPEG")

@@ -134,7 +134,8 @@ def _not_an_image(source: Encoded) -> str:
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"heif"):
         return "HEIC is not supported; convert it to JPEG or PNG"
-    return "not an image, or damaged at its start (supported: JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, JPEG 2000, AVIF)"
+    avif = ", AVIF" if "AVIF" in FORMATS else "; AVIF from Pillow 11.3 on"
+    return f"not an image, or damaged at its start (supported: JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, JPEG 2000{avif})"
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
