@@ -264,6 +264,17 @@ def test_a_variant_that_scatters_gets_its_interval_from_its_own_pairs() -> None:
     assert not any(effect.uneven for name, effect in effects.items() if name != "v2")
 
 
+def test_a_variant_that_scatters_alone_is_seen() -> None:
+    """Only one variant ever recognises a rare class: the others' zeros say nothing about how much it scatters."""
+    made, name = design("compare", 5), "test.per_class.rare.accuracy"
+    table = pd.DataFrame([{"variant": v.name, "seed": seed, name: 0.0} for seed in SEEDS for v in made.variants])
+    table.loc[table["variant"] == "v2", name] = [0.04, 0.0, 0.02]
+    v2 = next(effect for effect in analyse(table, made, name).effects if effect.name == "v2")
+    assert v2.uneven
+    assert v2.p == pytest.approx(scipy_stats.ttest_1samp([4.0, 0.0, 2.0], 0.0).pvalue)
+    assert not v2.shown
+
+
 def test_pairs_that_are_close_by_chance_do_not_narrow_an_interval() -> None:
     made = design("compare", 11)
     rng = np.random.default_rng(27)

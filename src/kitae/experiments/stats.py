@@ -224,10 +224,11 @@ def _scattering(fit: _Blocks, negligible: float) -> set[str]:
     for name in fit.names:
         whole, rest = fit.noise, fit.without(name).noise
         own = whole.df - rest.df  # degrees of freedom that the variant adds
-        if own < 1 or rest.df <= own or not rest.value > 0:
+        if own < 1 or rest.df <= own:
             continue
         more = (whole.value * whole.df - rest.value * rest.df) / own
-        if math.sqrt(max(more, 0.0)) > negligible and special.fdtrc(own, rest.df, more / rest.value) < UNEVEN:
+        times = more / rest.value if rest.value > 0 else math.inf  # the others may all be at 0 %
+        if math.sqrt(max(more, 0.0)) > negligible and special.fdtrc(own, rest.df, times) < UNEVEN:
             found.add(name)
     return found
 
