@@ -252,6 +252,7 @@ def test_a_published_study_is_resumed_only_on_its_images(folder: Path) -> None:
     table.loc[table["status"] == "done", "store"] = "of other images"
     table.to_parquet(folder / "runs.parquet", index=False)
     refused(folder, None, "images of fashion-mini", "--overwrite")
+    refused(folder, make(seeds=[0, 1, 2, 3]), "images of fashion-mini", "--overwrite")  # and has no more seeds then
 
 
 def test_a_failed_run_is_reported_and_repeated_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,22 +101,25 @@ def study(
     say = console.reporter(report)
     each = threads_each(threads, workers)
     with STUDY_FOLDER.locked(folder, check=overwrite or not (folder / STUDY).is_file()):
-        plan, content = _written_plan(folder, asked, workers, each, measure, overwrite)
-        say(plan.text())
-        if threads is not None and plan.run_threads != (threads,):
-            kept = " and ".join(str(number) for number in plan.run_threads)
-            say(f"threads: {threads} is ignored; this study's runs use {kept}, from its first start or its recipes")
+        plan, content, added = _written_plan(folder, asked, workers, each, measure, overwrite)
         outcomes = read_outcomes(folder, plan)
         todo = [job for job in plan.jobs if not done(outcomes, job)]
-        if 0 < len(todo) < len(plan.jobs):
-            finished = len(plan.jobs) - len(todo)
-            say(f"resuming: {finished} of {len(plan.jobs)} runs are done (started {content['written']})")
+        finished = len(plan.jobs) - len(todo)
         if todo:
             check_numerics(folder, content)
             check_images(
                 folder,
                 ((job.recipe.data, outcomes[job.fingerprint]) for job in plan.jobs if done(outcomes, job)),
             )
+        if added:  # only now: seeds that cannot be run could not be removed again
+            content = add_seeds(folder, content, plan, added, finished)
+        say(plan.text())
+        if threads is not None and plan.run_threads != (threads,):
+            kept = " and ".join(str(number) for number in plan.run_threads)
+            say(f"threads: {threads} is ignored; this study's runs use {kept}, from its first start or its recipes")
+        if 0 < len(todo) < len(plan.jobs):
+            say(f"resuming: {finished} of {len(plan.jobs)} runs are done (started {content['written']})")
+        if todo:
             (folder / "effects.json").unlink(missing_ok=True)  # of the runs before; its table stays, for resuming
             needs_test = asked.after or any(number.startswith("test.") for _, number in asked.wanted)
             train = train or (TRAIN if needs_test else TRAIN_WITHOUT_TEST)
@@ -147,13 +150,16 @@ def _spec(spec: StudySpec | str | Path, overrides: Sequence[str], tiny: bool) ->
 
 def _written_plan(
     folder: Path, spec: StudySpec, workers: int, threads: int, measure: str | None, overwrite: bool
-) -> tuple[Plan, dict[str, Any]]:
-    """The plan as written down before the first run, and what study.yaml says; written now if there is none."""
+) -> tuple[Plan, dict[str, Any], list[int]]:
+    """The plan as written down before the first run, and what study.yaml says; written now if there is none.
+
+    Also the seeds of the plan that study.yaml does not have yet.
+    """
     content = None if overwrite else read_study(folder)
     if content is None:
         plan = plan_study(spec, workers=workers, threads=threads, measure=measure)
         STUDY_FOLDER.remove(folder)  # only now: a mistake in the new study must not cost the old one
-        return plan, write_study(folder, plan)
+        return plan, write_study(folder, plan), []
     before = content["study"]["seeds"]
     removed = [str(seed) for seed in before if seed not in spec.seeds]
     added = [seed for seed in spec.seeds if seed not in before]
@@ -174,11 +180,7 @@ def _written_plan(
                 f"{folder}: {job.variant!r} has changed since the study was started (its recipe, or the order of the "
                 f"variants, the factors or their fields); restore it, or {ANOTHER_OUT}"
             )
-    if added:
-        check_numerics(folder, content)
-        outcomes = read_outcomes(folder, plan)
-        content = add_seeds(folder, content, plan, added, sum(done(outcomes, job) for job in plan.jobs))
-    return plan, content
+    return plan, content, added
 
 
 def _headline(name: str, outcome: Outcome) -> str:
