@@ -566,6 +566,15 @@ def test_settings_have_the_number_of_images_that_a_limit_leaves(folder: Path, li
     assert StudyResult.open(folder).settings["images"] == images
 
 
+def test_levels_that_are_only_numbered_are_no_numbers(folder: Path) -> None:
+    """Two levels share the value of the first field, so 0, 1 and 2 are their names, and no places on an axis."""
+    fields = {"train.label_smoothing": [0.0, 0.0, 0.1], "train.clip_norm": [1.0, 2.0, 2.0]}
+    cut(folder, 0, make(design="sweep", factors={"both": fields}))
+    assert StudyResult.open(folder).data()["numeric"] == []
+    cut(folder, 0, make(design="sweep", factors={"clip": {"train.clip_norm": [1.0, 2.0, 3.0]}}), overwrite=True)
+    assert StudyResult.open(folder).data()["numeric"] == ["clip"]
+
+
 def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)

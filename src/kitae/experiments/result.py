@@ -31,6 +31,7 @@ from kitae.files import plain, read_json, user_path, write_json, write_parquet
 from kitae.reporting.effects import Analysis, Effect, amount, interval, metric, noise_line, sentence
 from kitae.reporting.study_labels import effect_label
 from kitae.reporting.study_results import StudyRecord
+from kitae.reporting.values import finite
 
 Verdict = Literal["confirmed", "not shown", "refuted"]
 
@@ -271,7 +272,7 @@ class StudyResult:
             "curves": self._curves(),
             "levels": {v.name: v.levels for v in self.design.variants},
             "factors": self.design.factors,
-            "numeric": [name for name in self.design.factors if _is_numeric(self.spec, name)],
+            "numeric": [name for name in self.design.factors if _is_numeric(self.spec, self.design, name)],
             "aliases": {
                 name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
             },
@@ -375,10 +376,10 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     }
 
 
-def _is_numeric(spec: StudySpec, factor: str) -> bool:
-    """Whether a factor's levels are numbers, rather than numbered because they have no short names."""
+def _is_numeric(spec: StudySpec, design: Design, factor: str) -> bool:
+    """Whether a factor's levels are numbers, rather than numbered because they have no short names of their own."""
     values = next(iter(spec.factors[factor].values()))
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(finite(value) is not None for value in values) and design.factors[factor] == tuple(map(str, values))
 
 
 def judge(
