@@ -213,6 +213,13 @@ def test_set_may_change_a_part_of_a_technique_of_the_recipe(tmp_path: Path, tiny
     assert {(job.recipe.train.epochs, job.after["prune"]["epochs"]) for job in plan.jobs} == {(1 if tiny else 7, 1)}
 
 
+@pytest.mark.parametrize("tiny", [False, True])
+def test_mixed_precision_may_be_one_of_the_techniques_of_a_list(tmp_path: Path, tiny: bool) -> None:
+    text = "factors: [mixed precision, mixing]\nset: {train.precision: bf16}\n"
+    file = written(tmp_path, OF_RECIPE + text, "cifar10-strong")
+    assert StudySpec.load(file, tiny=tiny).factors["mixed precision"] == {"train.precision": ["fp32", "bf16"]}
+
+
 def test_a_date_in_a_study_is_text() -> None:
     own = "tests.experiments.fake_train:after_step"
     given = yaml.safe_load("{since: 2026-11-27, at: 2026-11-27T10:00:00Z}")

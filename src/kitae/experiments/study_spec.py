@@ -416,6 +416,8 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     groups = [group for block in blocks if isinstance(block, Mapping) for group in block.values()]
     varied = [field for group in groups if isinstance(group, Mapping) for field in group]
     small = {name: value for name, value in TINY.items() if not any(name.startswith(f"{field}.") for field in varied)}
+    if isinstance(names := result.get("factors"), list) and "mixed precision" in names:
+        small.pop("train.precision", None)  # in fp32, the recipe would not use this technique
     return {**result, "set": {**(content.get("set") or {}), **small, **of_set}}
 
 
