@@ -208,6 +208,23 @@ def test_a_damaged_table_is_named(folder: Path) -> None:
     assert files(folder) == before
 
 
+def test_names_that_are_not_utf8_fit_into_the_tables(folder: Path) -> None:
+    run(folder)
+    done, failed, *_ = sorted((folder / "runs").glob("*.json"))
+    name = os.fsdecode(b"caf\xe9")
+    for file, changed in (
+        (done, {"numbers": {"test.accuracy": 0.7, f"test.per_class.{name}.accuracy": 0.5}}),
+        (failed, {"status": "failed", "error": f"{name}.png: is broken"}),
+    ):
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    for table in ("effects.json", "runs.parquet"):
+        (folder / table).unlink()
+    StudyResult.open(folder).write()
+    again = StudyResult.open(folder)
+    assert again.runs["test.per_class.caf\ufffd.accuracy"].dropna().tolist() == [0.5]
+    assert again.failed["error"].tolist() == ["caf\ufffd.png: is broken"]
+
+
 def test_a_study_covers_the_groups_of_its_test_images(folder: Path) -> None:
     found = run(folder, make(cover="both"), train="tests.experiments.fake_train:train_on_patients")
     by_group = {effect.name: effect for effect in found.analyses["test.accuracy"].effects}["mixing"]

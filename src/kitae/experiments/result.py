@@ -333,15 +333,19 @@ class StudyResult:
 
 def _table(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """A row per planned run, in the plan's order."""
-    names = sorted({name for outcome in outcomes.values() for name in outcome["numbers"]})
+    # Names of classes and files need not be UTF-8, but those in a table do.
+    numbers = {of: {printable(name): n for name, n in one["numbers"].items()} for of, one in outcomes.items()}
+    names = sorted({name for found in numbers.values() for name in found})
     missing: Outcome = {"status": "missing", "error": None, "numbers": {}, "epochs": [], "correct": None, "machine": {}}
     rows = []
     for job in jobs:
-        outcome = outcomes.get(job.fingerprint, missing)
+        outcome, found = outcomes.get(job.fingerprint, missing), numbers.get(job.fingerprint, {})
+        error = outcome["error"]
         rows.append({
-            "variant": job.variant, "seed": job.seed, "status": outcome["status"], "error": outcome["error"],
+            "variant": job.variant, "seed": job.seed, "status": outcome["status"],
+            "error": None if error is None else printable(error),
             "run": job.name, "fingerprint": job.fingerprint,
-            **{name: outcome["numbers"].get(name) for name in names},
+            **{name: found.get(name) for name in names},
             "epochs": json.dumps(outcome["epochs"]), "correct": outcome["correct"],
             "machine": json.dumps(outcome["machine"]), "store": outcome.get("store"),
         })  # fmt: skip
