@@ -174,7 +174,7 @@ def test_a_variant_that_never_finished_is_said_to_be_unknown() -> None:
     effects = analyse(table[table["variant"] != "v1"], made, METRIC).effects
     assert math.isnan(effects[0].estimate)
     assert not math.isnan(effects[1].low)
-    assert sentence(effects[0], 3) == "v1: nothing can be said, too few of its runs finished"
+    assert sentence(effects[0], 3) == "v1: nothing can be said, too few of its runs have a value of test.accuracy"
     nothing = analyse(table.iloc[:0], made, METRIC)
     assert all(math.isnan(effect.estimate) for effect in nothing.effects)
     assert nothing.runs == 0
@@ -439,7 +439,7 @@ def test_a_difference_that_the_finished_runs_do_not_determine_is_unknown() -> No
     assert math.isnan(unknown.low)
     assert not unknown.shown
     assert unknown.pairs == 0
-    assert sentence(unknown, 3) == "v1: nothing can be said, too few of its runs finished"
+    assert sentence(unknown, 3) == "v1: nothing can be said, too few of its runs have a value of test.accuracy"
     assert known.low < known.estimate < known.high
     assert "2 of 3 seeds" in sentence(known, 3)
     joined = table[~((table["variant"] == "v1") & (table["seed"] != 2))]  # all of them in seed 2

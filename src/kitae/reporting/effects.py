@@ -248,7 +248,7 @@ def sentence(effect: Effect, seeds: int, runs: int | None = None) -> str:
     'mixing: no difference could be shown with 3 seeds (interval -0.4 to +0.6)'
     """
     if not effect.known:
-        return f"{effect.name}: nothing can be said, too few of its runs finished"
+        return f"{effect.name}: nothing can be said, too few of its runs have a value of {effect.metric}"
     paired = f"{effect.pairs} of " if effect.kind == "difference" and effect.pairs != seeds else ""
     with_seeds = f"{paired}{plural(seeds, 'seed')}"
     if effect.kind != "difference" and runs is not None and effect.pairs != runs:
