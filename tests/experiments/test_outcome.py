@@ -12,7 +12,7 @@ SPLIT = {
 
 
 def test_numbers_of_an_evaluation_leave_out_what_is_no_result() -> None:
-    found = numbers({"test": SPLIT, "temperature": 1.5}, [])
+    found = numbers({"test": SPLIT, "temperature": 1.5, "test_openings": 2}, [])  # 2, if a step after it was cut
     assert found == {"test.accuracy": 0.9, "test.per_class.count.accuracy": 0.5, "temperature": 1.5}
 
 

@@ -30,7 +30,8 @@ OF_RUN = (
 )  # fmt: skip
 # A point for each epoch that has it.
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
-_LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
+# Of evaluation.json: no results. How often test was opened also depends on how often the study was cut.
+_LEFT_OUT = ("intervals", "confusion", "classes_absent", "count", "test_openings")
 
 
 def known(name: str, steps: Collection[str] = ()) -> bool:
