@@ -263,12 +263,27 @@ def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Ru
          "with random crops, flips and colour jitter"),
         ("my_own", {"augment.train": [{"horizontal_flip": {}}] * 5}, "my own"),
         ("strong", {"augment.train": [{"horizontal_flip": {}}] * 5}, "with strong augmentation"),
+        ("strong", {"model.dropout": 0.5, "train.clip_norm": 1.0}, "strong"),  # of something else
+        ("full", {"augment.train": [{"horizontal_flip": {}}] * 5, "train.clip_norm": 1.0}, "with everything"),
         ("my_own", {"augment.train": "<b>"}, "my own"),
         ("reference", {}, "reference"),
     ],
 )  # fmt: skip
 def test_variants_in_words(name: str, overrides: dict[str, Any], told: str) -> None:
     assert study_labels.variant_label(name, overrides) == told
+
+
+def test_a_factor_without_words_is_called_by_its_name() -> None:
+    """Also where variants of that name are told in words of augmentation."""
+    record = StudyRecord.model_validate({
+        "name": "s", "metric": "test.accuracy", "design": "one_in", "factors": {"strong": ["off", "on"]},
+        "levels": {"none": {"strong": 0}, "only strong": {"strong": 1}},
+        "variants": [
+            {"name": "none", "runs": 1, "overrides": {"train.clip_norm": None, "model.dropout": 0.0}},
+            {"name": "only strong", "runs": 1, "overrides": {"train.clip_norm": 1.0, "model.dropout": 0.5}},
+        ],
+    })  # fmt: skip
+    assert study_labels.effect_label(record, "strong") == "with strong"
 
 
 def effect(

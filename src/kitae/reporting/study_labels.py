@@ -75,14 +75,17 @@ def variant_labels(record: StudyRecord) -> dict[str, str]:
     found = {
         variant.name: variant_label(variant.name, variant.overrides)
         if not fields or fields == set(variant.overrides)
-        else _named(variant.name)
+        else _named(variant.name, variant.overrides)
         for variant in record.variants
     }
     others = [variant.overrides for variant in record.variants if variant.name != reference]
     if reference == "none" and not fields and others and all("augment.train" in changes for changes in others):
         found["none"] = "without augmentation"
     used = Counter(found.values())
-    return {name: label if used[label] == 1 else _named(name) for name, label in found.items()}
+    return {
+        one.name: found[one.name] if used[found[one.name]] == 1 else _named(one.name, one.overrides)
+        for one in record.variants
+    }
 
 
 def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
@@ -100,14 +103,16 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
         if not found and unknown and len(overrides) == 1:
             found = [f"with {field} {words(value)}"]
         if not found:
-            return _named(name)
+            return _named(name, overrides)
         parts += found
-    return _together(parts) if 0 < len(parts) <= _MOST else _named(name)
+    return _together(parts) if 0 < len(parts) <= _MOST else _named(name, overrides)
 
 
-def _named(name: str) -> str:
-    """A name of a study file in words."""
-    return _NAMES.get(name) or name.replace("_", " ")
+def _named(name: str, overrides: Mapping[str, Any] | None = None) -> str:
+    """A name of a study file in words: of a variant with what it changes, which may be no augmentation."""
+    augments = bool(overrides) and all(field.startswith("augment.") for field in overrides or ())
+    known = _NAMES.get(name) if augments or (name == "full" and overrides is not None) else None
+    return known or name.replace("_", " ")
 
 
 def _bare(label: str) -> str:
