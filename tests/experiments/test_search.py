@@ -30,6 +30,7 @@ from kitae.experiments.executors import Inline
 from kitae.experiments.search import FRESH_SEED, _verdict, search
 from kitae.experiments.search_result import Arm, SearchResult
 from kitae.experiments.space import PRESETS, SUBSET, apply, suggest
+from kitae.experiments.study import study
 from kitae.recipe import Recipe
 from tests.experiments import fake_train
 from tests.refusals import refused, unchanged
@@ -269,7 +270,7 @@ def test_failed_runs_of_the_rematch_are_counted(
 @pytest.mark.parametrize(("estimate", "words"), [(0.0, "both scored alike"), (0.4, r"the difference was the same \(")])
 def test_equal_differences_on_two_seeds_are_no_failure(estimate: float, words: str) -> None:
     effect = SimpleNamespace(low=math.nan, estimate=estimate, ratio=False, metric="val.accuracy")
-    rematch = SimpleNamespace(analyses={"m": SimpleNamespace(effects=[effect])}, failed=[], runs=[1] * 4)
+    rematch = SimpleNamespace(analyses={"m": SimpleNamespace(effects=[effect])}, failed=[], runs=[1] * 4, added=())
     preset = SimpleNamespace(name="p", recipe=Recipe())
     verdict, won = _verdict(rematch, "m", preset, 2)
     assert not won
@@ -314,6 +315,19 @@ def test_a_search_that_was_cut_ends_the_same(tmp_path: Path, monkeypatch: pytest
     before, after = ((tmp_path / name / "search.json").read_text() for name in ("whole", "cut"))
     assert before == after
     assert {len(path.read_text()) for path in (tmp_path / "cut" / "arms").glob("*/trained")} == {1}
+
+
+def test_seeds_that_were_added_to_the_rematch_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of the rematch says how to add seeds; the search is then resumed with them."""
+    monkeypatch.setenv("FAKE_SUBSET", "0.05")
+    rematch = run(tmp_path / "s", rematch_seeds=2).rematch
+    seeds = [*rematch.spec.seeds, 2000]
+    study(rematch.path / "study.yaml", rematch.path, f"study.seeds={seeds}", **{"executor": Inline(), **FAKE})
+    again = run(tmp_path / "s", rematch_seeds=2)
+    assert again.rematch.spec.seeds == tuple(seeds)
+    assert "on 3 fresh seeds" in again.verdict
+    assert "Seeds 2000 were added" in again.verdict
+    assert kt.load(tmp_path / "s").verdict == again.verdict
 
 
 def test_the_folder_is_taken_until_the_rematch_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

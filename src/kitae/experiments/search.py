@@ -43,6 +43,7 @@ from kitae.experiments.folder import (
     check_images,
     check_numerics,
     first_difference,
+    read_study,
     run_jobs,
     write_settings,
 )
@@ -221,7 +222,7 @@ def search(
                 *_rematch(setting, best, preset, rematch_seeds), workers=workers, threads=kept,
                 executor=executor, report=report, train=train, measure=None,
             )  # fmt: skip
-            verdict, won = _verdict(rematch, setting.metric, preset, rematch_seeds)
+            verdict, won = _verdict(rematch, setting.metric, preset, len(rematch.spec.seeds))
             winner = best if won else preset
         # Without what was resolved for this machine, since it may be trained on another one.
         own = {name: getattr(asked.train, name) for name in ("precision", "threads", "early_stopping", "select")}
@@ -374,7 +375,10 @@ def _rematch(setting: _Setting, best: Arm, preset: Arm, seeds: int) -> tuple[Stu
     )
     # A different pair (an arm that failed before may have changed it) has a different folder.
     pair = hashlib.sha256(json.dumps(spec.dump(), sort_keys=True).encode()).hexdigest()[:8]
-    return spec, setting.folder / "rematch" / pair
+    folder = setting.folder / "rematch" / pair
+    if (begun := read_study(folder)) is not None:  # its page says how to add seeds
+        spec = spec.model_copy(update={"seeds": tuple(begun["study"]["seeds"])})
+    return spec, folder
 
 
 def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tuple[str, bool]:
@@ -401,4 +405,6 @@ def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tupl
         verdict = f"The search {'won' if won else 'did not win'}: {size} {where}.{'' if won else ' Use the preset.'}"
     if _has_own_validation(preset.recipe):
         verdict += " The source has its own validation images, so the same images judged search and rematch."
+    if rematch.added:
+        verdict = " ".join([verdict, *rematch.notes])
     return verdict, won
