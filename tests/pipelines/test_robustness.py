@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,21 @@ def test_one_run_is_measured_as_those_of_a_study_are(run: Run) -> None:
     assert (val["count"], val["clean"]["accuracy"]) == (whole["count"], whole["accuracy"])
     assert val["clean"]["accuracy_interval"] == whole["accuracy_interval"]
     assert run.test_openings == opened, "only for images of test"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_images_that_are_all_right_or_all_wrong_leave_the_accuracy_open(
+    run: Run, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a good model under a mild corruption: a normal interval has no width there."""
+    module = importlib.import_module("kitae.pipelines.robustness")
+    wanted = [(name, severity) for name, (_, severities, *_rest) in CORRUPTIONS.items() for severity in severities]
+    hits = np.full(40, right)
+    monkeypatch.setattr(module, "classified", lambda *_, **__: dict.fromkeys([("clean", 0.0), *wanted], hits))
+    found = robustness(run, "val", images=40)
+    assert found["clean"]["accuracy_interval"] == pytest.approx((0.9124, 1.0) if right else (0.0, 0.0876), abs=1e-4)
+    for row in found["corruptions"].values():
+        assert row == {name: pytest.approx(value) for name, value in found["clean"].items()}
 
 
 def test_the_command_prints_each_corruption(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def robustness(run: Run | str | Path, split: str = "test", *, images: int = 1000
     Returns:
         `count` of images; `clean`, and under `corruptions` each of `CORRUPTIONS`: `accuracy` and `accuracy_interval`,
         95 % over the choice of images, or of groups where they have some. Those of a corruption are means over its
-        severities, with a normal interval.
+        severities, with a normal interval; with Wilson's where all images have the same mean.
 
     Raises:
         RecipeError: there is no such split, the run has no images of it, or `images` is below 1.
@@ -86,9 +86,14 @@ def robustness(run: Run | str | Path, split: str = "test", *, images: int = 1000
     found = {}
     for name, (_, severities, *_) in CORRUPTIONS.items():
         shares = np.mean([right[name, severity] for severity in severities], axis=0)
-        ends = intervals.normal_mean(shares, groups)
+        mean = float(shares.mean())
+        if np.ptp(shares):
+            ends = intervals.normal_mean(shares, groups)
+        else:  # where all images are right, for example, a normal interval would have no width
+            count = intervals.effective(shares, groups)
+            ends = intervals.wilson(mean * count, count)
         found[name] = {
-            "accuracy": float(shares.mean()),
+            "accuracy": mean,
             "accuracy_interval": None if ends is None else [max(0.0, ends[0]), min(1.0, ends[1])],
         }
     return {"count": len(clean), "clean": intervals.accuracy(clean, groups), "corruptions": found}
