@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kitae.errors import RecipeError, TrainingInterruptedError
+from kitae.errors import DataError, KitaeError, RecipeError, TrainingInterruptedError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.pipelines import pace
@@ -25,6 +26,7 @@ from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.fit import Unwatched
 from kitae.training.spec import ProbeSpec
+from tests.refusals import refused
 from tests.watchers import Signal, Watcher
 
 TINY = (
@@ -232,6 +234,21 @@ def test_where_there_is_nothing_to_probe(weights: str, tmp_path: Path) -> None:
         recipe(weights, "train.probe=null", "train.epochs=0")
     without = train(recipe(weights, "train.probe=null"), tmp_path / "without")
     assert [row["epoch"] for row in without.metrics()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("field", "processes", "error"),
+    [("train.optimizer.name=adamv", 1, RecipeError), ("train.batch_size=32", 3, DataError)],
+)
+def test_what_cannot_be_trained_is_refused_before_the_features_are_computed(
+    weights: str, tmp_path: Path, field: str, processes: int, error: type[KitaeError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may take minutes, and a folder with work in it is kept, which the corrected recipe could not have."""
+    training = importlib.import_module("kitae.pipelines.train")
+    monkeypatch.setattr(training, "begin", lambda _: World(0, processes, torch.device("cpu")))
+    monkeypatch.setattr(training.distributed, "from_main", lambda value, _: value)
+    refused(error, field.partition("=")[0].replace(".", r"\."), train, recipe(weights, field), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_minutes_do_not_fine_tune_where_the_plan_wants_the_probe_alone(weights: str, tmp_path: Path) -> None:

@@ -39,8 +39,10 @@ from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe, assignments
 from kitae.run import Run
 from kitae.training import distributed
+from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
 from kitae.training.fit import Record, Tuning, Unwatched, Watcher
+from kitae.training.optim import build_optimizer
 from kitae.training.spec import ProbeSpec, TrainSpec
 
 
@@ -177,6 +179,9 @@ def _train(
         # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
         begun = resume and run.checkpoint.is_file()
         model = setup.initial_model(world, pretrained=not begun)
+        # What the loop would refuse, before a probe, whose features take minutes and are kept.
+        epoch_shape(len(setup.images), run.recipe.train, world.size)
+        build_optimizer(model, run.recipe.train.optimizer)
         for line in notes_of(setup, model):
             watcher.note(line)
         if world.is_main:
