@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kitae.errors import DataError, KitaeError, RecipeError, TrainingInterruptedError
+from kitae.errors import DataError, KitaeError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.pipelines import pace
@@ -249,6 +249,18 @@ def test_what_cannot_be_trained_is_refused_before_the_features_are_computed(
     monkeypatch.setattr(training.distributed, "from_main", lambda value, _: value)
     refused(error, field.partition("=")[0].replace(".", r"\."), train, recipe(weights, field), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_memory_for_the_features_does_not_blame_the_batch(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are computed in batches of the same size whatever `train.batch_size` is."""
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(pipeline, "predict_logits", exhausted)
+    refused(TrainingError, r"^out of memory at train\.probe: lower", train, recipe(weights), tmp_path / "run")
 
 
 def test_minutes_do_not_fine_tune_where_the_plan_wants_the_probe_alone(weights: str, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from kitae.training import distributed, precision
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
 from kitae.training.fit import Watcher
-from kitae.training.guards import SignalFlag, memory_named
+from kitae.training.guards import SignalFlag, probe_memory_named
 from kitae.training.precision import Precision
 from kitae.training.probe import Head, fit_head
 from kitae.training.spec import ProbeSpec
@@ -88,7 +88,7 @@ class Features:
     def prepare(self, model: nn.Module, world: World) -> None:
         """Compute what is missing, in the main process. `model`: the network before any training."""
         if world.is_main:
-            with SignalFlag() as interrupted, memory_named(self.run.recipe.train):
+            with SignalFlag() as interrupted, probe_memory_named():
                 self.read(model, world.device, interrupted)
                 _check(interrupted)
         self.run.recipe = distributed.from_main(self.run.recipe, world)
@@ -261,7 +261,7 @@ def probe(
         own = Features(run, setup, watcher, clock)
         source = shared or own
         waited = source.waited
-        with SignalFlag() as interrupted, memory_named(run.recipe.train):
+        with SignalFlag() as interrupted, probe_memory_named():
             features = source.read(model, world.device, interrupted)
             rows = own.rows  # once they are read, since there may be fewer
             features = features[:, torch.from_numpy(np.searchsorted(source.rows, rows))]

@@ -62,6 +62,11 @@ def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.
     )
 
 
+def probe_memory_named() -> contextlib.AbstractContextManager[None]:
+    """As `memory_named`, for a probe, which keeps all its features, and whose batches are always as large."""
+    return _memory_named("train.probe: lower its limit or its views, or data.image_size")
+
+
 def evaluation_memory_named(batch_size: int) -> contextlib.AbstractContextManager[None]:
     """As `memory_named`, for an evaluation, which has its own batch size."""
     return _memory_named(f"evaluate.batch_size {batch_size}: halve it; only memory use changes")
