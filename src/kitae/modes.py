@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+GENERATORS = threading.Lock()
+"""Held while torch's global generators are seeded and drawn from: all threads of a process share them."""
 
 _WHOLE = ("none", "ieee")  # settings with which float32 is not rounded
 

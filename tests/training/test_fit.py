@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from kitae.training.guards import SignalFlag
 from kitae.training.learner import Teacher
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
 from tests.refusals import refused
-from tests.training.toy_world import ToyData, fit, toy_net
+from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, fit, toy_net
 from tests.watchers import DiesHereError, KillAt, Signal
 
 
@@ -133,6 +135,26 @@ def test_two_runs_are_bit_identical_and_another_seed_is_not(toy: dict[str, Any])
         states.append(model.state_dict())
     assert same(states[0], states[1])
     assert not same(states[0], states[2])
+
+
+def test_trainings_in_threads_draw_dropout_by_their_own_seeds() -> None:
+    start = toy_net()
+
+    def trained(seed: int) -> dict[str, Tensor]:
+        data, model = ToyData(), copy.deepcopy(start)
+        parts: dict[str, Any] = {"data": data, "augment": ToyAugment(), "validate": ToyValidate(data)}
+        fit(model, spec=spec(seed=seed), world=WORLD, precision="fp32", **parts)
+        return model.state_dict()
+
+    seeds, threads = range(4), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = [trained(seed) for seed in seeds]
+        with ThreadPoolExecutor(4, initializer=partial(torch.set_num_threads, 1)) as pool:
+            found = list(pool.map(trained, seeds))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(same, expected, found))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,6 @@ same seed, networks share the values of all parameters of the same name, shape a
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,13 +28,11 @@ from kitae.models.stages import StageFeatures
 from kitae.models.starts import is_identity, start_as_identities, whitens
 from kitae.models.structure import REFUSALS, classifier_names, inside, layer_groups, probed
 from kitae.models.weights import Weights, load
-from kitae.modes import torch_defaults
+from kitae.modes import GENERATORS, torch_defaults
 from kitae.preprocess import PreprocessRules, Size, sides
 
 SMALL_STEM_UP_TO = 64
 """`stem: auto` uses the small stem for images up to this many pixels."""
-
-_SEEDING = threading.Lock()  # all threads of a process share torch's global generator
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -172,7 +169,7 @@ def build_seeded(
     """
     spec = spec.model_copy(update={} if weights is not None else {"pretrained": False})
     spec = spec.model_copy(update={"freeze": "none", "freeze_first": 0}) if free else spec
-    with _SEEDING, torch_defaults(), torch.random.fork_rng(devices=[]):
+    with GENERATORS, torch_defaults(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which also seeds the generators of all GPUs.
         torch.default_generator.manual_seed(keyed.derive_seed(seed, 0, 0, keyed.SLOT_MODEL))
         return build(spec, classes=classes, channels=rules.channels, image_size=rules.image_size, weights=weights)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kitae import keyed
+from kitae.modes import GENERATORS
 from kitae.training import distributed
 from kitae.training.batches import EpochShape
 from kitae.training.checkpoint import Progress
@@ -115,8 +116,9 @@ class Learner:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for generator, state in zip(self._generators, self._states_before, strict=True):
-            generator.set_state(state)
+        with GENERATORS:  # another thread may be between its seed and its draws
+            for generator, state in zip(self._generators, self._states_before, strict=True):
+                generator.set_state(state)
         for hook in self._hooks:
             hook.remove()
         if self._unsync is not None:
@@ -137,12 +139,12 @@ class Learner:
         last = (at.step + 1) % self.shape.accumulate == 0
         number = at.epoch * self.shape.steps + at.step
         seed = keyed.derive_seed(self.spec.seed, self.world.rank, number, keyed.SLOT_STEP)
-        for generator in self._generators:
-            generator.manual_seed(seed)
         # Processes exchange gradients once per update, at its last batch.
         exchange = contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync()
         with exchange, compilation_named() if self.spec.compile else contextlib.nullcontext():
-            with autocast(self.precision, self.world.device), self._gradients:
+            with GENERATORS, autocast(self.precision, self.world.device), self._gradients:
+                for generator in self._generators:
+                    generator.manual_seed(seed)
                 logits = self._forward(images)
                 loss = self._loss(images, logits, targets)
             share = loss if self.shape.accumulate == 1 else loss / self.shape.accumulate
