@@ -892,6 +892,11 @@ def test_an_estimate_times_a_process_s_share_of_a_batch(monkeypatch: pytest.Monk
     assert timed == [16]
 
 
+def test_a_precision_that_no_training_has_is_not_timed() -> None:
+    told = r"train\.precision: fp16 is not possible on cpu; set it to auto or fp32 or bf16"
+    refused(RecipeError, told, bench.bench_train, tiny("train.device=cpu", "train.precision=fp16"))
+
+
 def test_a_batch_larger_than_the_data_shrinks_and_is_noted(tmp_path: Path) -> None:
     recipe = tiny("train.batch_size=4096")
     assert any("train.batch_size: 4096 with 200 images" in note for note in noted(Setup.without_run(recipe)))

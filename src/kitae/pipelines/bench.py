@@ -126,13 +126,14 @@ def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, A
         `augment`, `forward`, `backward`, `optimizer` and `other`.
 
     Raises:
+        RecipeError: a precision that the device cannot train in.
         TrainingError: no step gives a finite loss.
     """
     setup, world, batch, facts = _begun(recipe, progress)
-    kind = precision.choose(world.device) if recipe.train.precision == "auto" else recipe.train.precision
+    model = setup.initial_model(world, pretrained=False)
+    kind = resolved(recipe, setup, world, model).train.resolved_precision
     images, labels = batch.read()
     timed = latency.measure({"data": batch.read, "augment": lambda: batch.augment(images, labels)}, repeats=_REPEATS)
-    model = setup.initial_model(world, pretrained=False)
     times = step_times(model, recipe.train, *batch.make(), world, precisions=(kind,), steps=_REPEATS, parts=True)[kind]
     seconds = {name: timed.median(name) for name in timed.seconds}
     seconds |= dict(zip(PARTS, np.median(times, axis=0).tolist(), strict=True))
