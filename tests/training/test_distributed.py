@@ -148,6 +148,12 @@ def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch: pytest.Monke
     refused(TrainingError, r"process 1 of this machine has no GPU, torch sees 1; .*--nproc_per_node", join, "auto")
 
 
+def test_a_number_of_processes_that_torchrun_did_not_start_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    refused(TrainingError, r"WORLD_SIZE is 2, but .* RANK expected.*; start them with torchrun, or unset", join, "cpu")
+
+
 if __name__ == "__main__":
     here = distributed.join("cpu")
     assert distributed.from_main(f"of {here.rank}", here) == "of 0"

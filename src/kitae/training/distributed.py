@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kitae.errors import RecipeError, TrainingError
+from kitae.errors import RecipeError, TrainingError, one_line
 
 # What gloo and nccl say when a peer is gone or late.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL")
@@ -45,6 +45,9 @@ def join(device: str, timeout: float | None = None) -> World:
     Args:
         device: `auto`, `cpu` or `cuda`.
         timeout: seconds that a process waits for the others before it gives up; None is torch's own.
+
+    Raises:
+        TrainingError: there is no such device for this process, or torchrun did not start it and WORLD_SIZE says more.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device: cuda, but torch sees no CUDA device; use auto or cpu")
@@ -61,7 +64,13 @@ def join(device: str, timeout: float | None = None) -> World:
         torch.cuda.set_device(place)
     if size > 1 and not dist.is_initialized():
         patience = None if timeout is None else timedelta(seconds=timeout)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=patience)
+        try:
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=patience)
+        except ValueError as error:  # torchrun sets all variables that torch needs; a cluster may set this one alone
+            raise TrainingError(
+                f"the environment variable WORLD_SIZE is {size}, but torch cannot find the other processes "
+                f"({one_line(error)}); start them with torchrun, or unset WORLD_SIZE to train with one"
+            ) from error
     return World(rank, size, place)
 
 
