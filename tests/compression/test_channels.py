@@ -204,6 +204,22 @@ def test_no_layer_collapses(trained: nn.Module) -> None:
             assert left == fewest if scope == "layer" else left >= fewest
 
 
+@pytest.mark.parametrize(("round_to", "fewest"), [(1, 4), (16, 16)])
+def test_ranked_together_step_by_step_layers_keep_a_tenth_and_packs_of_the_original(round_to: int, fewest: int) -> None:
+    torch.manual_seed(0)
+    net = TinyNet(width=40).eval()
+    with torch.no_grad():
+        net.conv1.weight[1:] *= 1e-3  # all but one channel of 40 come first
+    widths = {name: layer.out_channels for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    for ratio in (0.3, 0.5):
+        net = remove_channels(
+            net, SHAPE, ratio, scope="global", importance="magnitude", round_to=round_to, widths=widths, batches=NOISE
+        ).model
+        assert net.conv1.out_channels == fewest, ratio
+    left = [net.get_submodule(name).out_channels for name in ("stem", "conv1", "point")]
+    assert round_to > 1 or sum(left) == 80, "half of 40 + 40 + 80"
+
+
 def test_round_to(trained: nn.Module) -> None:
     result = remove_channels(trained, SHAPE, 0.4, round_to=6, batches=NOISE)
     assert result.model.point.out_channels == 12, "24 would keep 14, and 12 is the nearest multiple"

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from kitae.compression import channels, quantize
-from kitae.compression.counting import prunable_layers, weight_of
+from kitae.compression.channels import whole_packs
+from kitae.compression.counting import prunable_layers, weight_of, width_of
 from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError, RecipeError, TrainingError, TrainingInterruptedError
@@ -714,6 +715,14 @@ def test_a_tenth_of_the_original_stays_whatever_the_steps(find: Finder, round_to
     for steps in ((0.5, 0.95), (0.95,)):
         kept = find.pruned(*steps, **options).shape.kept
         assert max(len(positions) for positions in kept.values()) == widest, steps
+
+
+def test_ranked_together_layers_keep_packs_of_the_original_whatever_the_steps(find: Finder, finished: Run) -> None:
+    options: dict[str, Any] = {"scope": "global", "round_to": 8, "finetune_epochs": 0}
+    pruned = find.pruned(0.2, 0.4, 0.6, 0.8, 0.9, **options)
+    full = prunable_layers(finished.load_model(free=True))
+    for name, kept in pruned.shape.kept.items():
+        assert len(kept) == whole_packs(len(kept), width_of(full[name]), 8), name
 
 
 def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:

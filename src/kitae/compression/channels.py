@@ -73,6 +73,7 @@ def remove_channels(
     skip: Sequence[str] = (),
     required: Collection[str] = (),
     round_to: int = 1,
+    widths: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Pruned:
     """Cut the least important channels out of a copy of a network.
@@ -98,6 +99,8 @@ def remove_channels(
         round_to: layers keep the nearest multiple of it, or of its half, quarter and so on where they have fewer than
             twice as many channels. Engines work on packs of channels, and an incomplete pack costs as much as a full
             one. With ratio 0 all channels stay.
+        widths: with scope `global`, the channels of each layer before any were removed, of which the ratio, the tenth
+            and `round_to` are then; None takes those that `model` has.
         seed: of `random`.
 
     Raises:
@@ -111,7 +114,8 @@ def remove_channels(
     groups = _groups(smaller, input_shape, chosen, set(skip), required)
     scores = _scores(smaller, groups, importance, batches, seed)
     limit: Callable[[int], int] = most if isinstance(ratios, float | int) else lambda width: width - 1
-    numbers = _channels_to_drop(groups, scores, total, limit, round_to)
+    whole = [(widths or {}).get(group.outputs[0], group.width) for group in groups]
+    numbers = _channels_to_drop(groups, scores, total, limit, whole, round_to)
     gone: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}  # outputs, inputs
     for group, score, number in zip(groups, scores, numbers, strict=True):
         if number == 0:
@@ -290,14 +294,18 @@ def _channels_to_drop(
     scores: Sequence[Tensor],
     total: float | None,
     limit: Callable[[int], int],
+    whole: Sequence[int],
     round_to: int,
 ) -> list[int]:
-    numbers = [round(group.ratio * group.width) for group in groups] if total is None else global_shares(scores, total)
+    if total is None:
+        numbers = [round(group.ratio * group.width) for group in groups]
+    else:
+        numbers = global_shares(scores, total, whole)
     result = []
-    for group, number in zip(groups, numbers, strict=True):
+    for group, number, width in zip(groups, numbers, whole, strict=True):
         stay = group.width - min(number, limit(group.width))
         # Rounding removes channels as well, but not from a layer of which nothing is to be removed.
-        result.append(group.width - whole_packs(stay, group.width, round_to) if group.ratio else 0)
+        result.append(max(0, group.width - whole_packs(stay, width, round_to)) if group.ratio else 0)
     return result
 
 

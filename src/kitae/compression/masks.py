@@ -115,17 +115,23 @@ def most(width: int) -> int:
     return width - max(1, math.ceil(KEEP_AT_LEAST * width))
 
 
-def global_shares(vectors: Sequence[Tensor], ratio: float) -> list[int]:
-    """How many entries of each vector are among the smallest of all, up to the limit of each vector."""
+def global_shares(vectors: Sequence[Tensor], ratio: float, whole: Sequence[int] | None = None) -> list[int]:
+    """How many entries of each vector are among the smallest of all, up to the limit of each vector.
+
+    Args:
+        whole: how many entries each vector had before some were removed, which count towards the ratio.
+    """
     sizes = [len(vector) for vector in vectors]
-    wanted = round(ratio * sum(sizes))
+    whole = whole or sizes
+    wanted = round(ratio * sum(whole)) - (sum(whole) - sum(sizes))
+    limits = [max(0, most(width) - (width - size)) for width, size in zip(whole, sizes, strict=True)]
     limited: dict[int, int] = {}  # vectors that lose as many as they may; the others share the rest
     while len(limited) < len(vectors) and wanted > 0:
         free = [i for i in range(len(vectors)) if i not in limited]
         values = torch.cat([vectors[i] for i in free]).cpu()
         owner = torch.cat([torch.full((sizes[i],), i) for i in free])
         taken = owner[values.argsort(stable=True)[:wanted]].bincount(minlength=len(vectors)).tolist()
-        full = {i: most(sizes[i]) for i in free if taken[i] > most(sizes[i])}
+        full = {i: limits[i] for i in free if taken[i] > limits[i]}
         if not full:
             return [limited.get(i, taken[i]) for i in range(len(vectors))]
         limited |= full

@@ -39,7 +39,7 @@ from kitae.training.learner import Teacher
 
 Say = Callable[[str], None]
 
-_FORMAT = 8  # increased when the same settings give different networks than before
+_FORMAT = 9  # increased when the same settings give different networks than before
 _WIDTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)  # of the small networks
 
 
@@ -251,14 +251,15 @@ class Networks:
         """Remove channels and fine-tune."""
         original = self.original.model
         full, now = prunable_layers(original), prunable_layers(before.model)
-        ratios: float | dict[str, float] = 1 - (1 - ratio) / (1 - before.ratio)
+        widths = {name: width_of(layer) for name, layer in full.items()}
+        # Computed from the original's widths, so that rounding errors do not accumulate from ratio to ratio.
+        ratios: float | dict[str, float] = ratio
         round_to = spec.round_to
         if spec.scope == "layer":
-            # Computed from the original's widths, so that rounding errors do not accumulate from ratio to ratio.
             # Layers that were named come first: of coupled layers the first one counts.
             ratios = {}
             for name, share in self._by_layer(original, ratio).items():
-                width = width_of(full[name])
+                width = widths[name]
                 fewest = max(width - most(width), round((1 - share) * width))
                 stay = whole_packs(fewest, width, round_to) if share else width
                 ratios[name] = max(0.0, 1 - stay / width_of(now[name]))
@@ -266,13 +267,13 @@ class Networks:
         result = remove_channels(
             before.model, self.input_shape, ratios, importance=spec.importance, scope=spec.scope, skip=spec.skip,
             required=[name for name, own in spec.layer_ratios.items() if own > 0], batches=self._batches,
-            round_to=round_to, seed=spec.seed,
+            round_to=round_to, widths=widths, seed=spec.seed,
         )  # fmt: skip
         if not result.removed:
             return None
         kept = dict(before.shape.kept)
         for name, positions in result.shape.kept.items():
-            earlier = kept.get(name, tuple(range(width_of(full[name]))))
+            earlier = kept.get(name, tuple(range(widths[name])))
             kept[name] = tuple(earlier[i] for i in positions)
         shape = difference(original, result.model, kept)
         reestimate_batchnorm(result.model, self._batches)
