@@ -93,4 +93,6 @@ def test_too_few_images(graph: onnx.ModelProto, train: Data) -> None:
 def test_activations_that_are_not_finite(trained: nn.Module, train: Data) -> None:
     with torch.no_grad():
         trained.conv1.weight[0] = float("inf")
-    refused(CompressionError, "not finite", calibrate, to_onnx(trained, CARD), train.images[:32])
+    graph = to_onnx(trained, CARD)
+    for method in ("minmax", "average", "percentile", "entropy"):
+        refused(CompressionError, "not finite", calibrate, graph, train.images[:32], method)

@@ -26,6 +26,7 @@ Ranges = dict[str, tuple[np.float32, np.float32]]
 FEWEST_IMAGES = 16
 """Calibration with fewer images is refused: their range is not the range of the data."""
 
+_NOT_FINITE = "an activation is not finite on the calibration images; train again with a smaller train.optimizer.lr"
 _BATCH = 32
 _MEMORY = 256 * 2**20  # bytes of activations held at once
 _OPTIONS: dict[Method, dict[str, Any]] = {
@@ -74,13 +75,14 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
         calibrator.infer_session = open_session(probe)  # its own session leaves out every optimization
         # The extremes of all batches are few numbers. For histograms one batch of activations is held at a time.
         for chunk in (feeds,) if extremes else ((feed,) for feed in feeds):
-            calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter(chunk), None)))
+            try:
+                calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter(chunk), None)))
+            except ValueError as error:  # NumPy makes no histogram of what is not finite
+                raise CompressionError(_NOT_FINITE) from error
         found = calibrator.compute_data()
     ranges = {name: tuple(np.float32(np.ravel(end)[0]) for end in item.range_value) for name, item in found.items()}
     if not all(np.isfinite(pair).all() for pair in ranges.values()):
-        raise CompressionError(
-            "an activation is not finite on the calibration images; train again with a smaller train.optimizer.lr"
-        )
+        raise CompressionError(_NOT_FINITE)
     return ranges  # type: ignore[return-value]
 
 
