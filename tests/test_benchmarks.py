@@ -107,6 +107,15 @@ SMOKES = [
         ],
     ),
     (
+        "passes",
+        "--tiny",
+        [
+            "[row['kept'] for row in rows] == [False, True]",
+            "all(row['few_over_whole']['n'] == 2 and row['images_per_pass'] == 3136 for row in rows)",
+            "all(row['largest_difference'] < 1e-4 for row in rows)",
+        ],
+    ),
+    (
         "waiting",
         "--tiny",
         [

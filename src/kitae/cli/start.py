@@ -169,9 +169,7 @@ def evaluate(
         _print_robustness(run, split, tta)
         return
     with console.status(f"evaluate {run}"):
-        from kitae.run import Run
-
-        opened = Run.open(run)
+        opened = _opened(run)
         result = opened.evaluate(split, tta)
     note_unfinished(opened)
     console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
@@ -196,15 +194,23 @@ def evaluate(
         console.say(f"the test set of this run has been opened {console.plural(opened.test_openings, 'time')}")
 
 
+def _opened(run: Path) -> Any:
+    """The run, in a process that keeps the memory of activations for the next ones, as that of `kitae train` does."""
+    from kitae.run import Run
+    from kitae.training.guards import keep_freed_memory
+
+    keep_freed_memory()
+    return Run.open(run)
+
+
 def _print_robustness(run: Path, split: str, tta: str | None) -> None:
     """Measure a run on corrupted images and print its accuracies."""
     if tta not in (None, "none"):
         raise RecipeError(f"--tta {tta}: --robustness takes one view of each image; leave one of them out")
     with console.status(f"evaluate {run}"):
         from kitae.pipelines.robustness import CORRUPTIONS, robustness
-        from kitae.run import Run
 
-        opened = Run.open(run)
+        opened = _opened(run)
         result = robustness(opened, split)
     note_unfinished(opened)
     console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
@@ -263,9 +269,7 @@ def predict(
             for warning in noted:
                 console.remark(f"note: {warning.message}")
         else:
-            from kitae.run import Run
-
-            run = Run.open(model)
+            run = _opened(model)
             trained = run.predictor()  # loads the weights once
             note_unfinished(run)
         classes = trained.classes

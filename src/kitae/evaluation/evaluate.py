@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 """rows int64 [b] -> images uint8 [b, C, H, W], labels int64 [b]."""
 
+_PASS_PIXELS, _FEWEST = 64 * 224 * 224, 8  # of a forward pass on a CPU
+
 View = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
 """images uint8 [b, C, H, W] -> their views, each uint8 [b, C, H, W]."""
 
@@ -54,7 +56,8 @@ def predict_logits(
         gather: fetches a batch.
         rows: int [N], what `gather` understands; at least one.
         mean, std: one number a channel; None leaves pixels in [0, 1].
-        batch_size: images per forward pass; changes results by rounding only.
+        batch_size: images per forward pass; on a CPU those that are fetched together, and a pass has as many as
+            `images_per_pass` says. Both change results by rounding only.
         views: test-time augmentation. The calibrated probabilities, softmax(logits / temperature), are averaged over
             the views, and temperature times the log of the mean comes back in place of logits: whatever follows divides
             by the temperature as it always does.
@@ -70,18 +73,34 @@ def predict_logits(
     convert = _normalizer(model, mean, std, torch.device(device))
     outputs: list[Tensor] = []
     truths: list[NDArray[np.int64]] = []
+
+    def forward(images: NDArray[np.uint8]) -> Tensor:
+        if views is None:
+            return model(convert(images)).float()  # type: ignore[no-any-return]
+        each = [model(convert(view)).float() / temperature for view in views(images)]
+        logs = torch.stack([F.log_softmax(logits, dim=1) for logits in each])
+        return temperature * (logs.logsumexp(dim=0) - float(np.log(len(logs))))
+
     with evaluating(model), torch.no_grad(), convolutions_in_float32():
         for start in range(0, index.size, batch_size):
             images, labels = gather(index[start : start + batch_size])
-            if views is None:
-                outputs.append(model(convert(images)).float())
-            else:
-                each = [model(convert(view)).float() / temperature for view in views(images)]
-                logs = torch.stack([F.log_softmax(logits, dim=1) for logits in each])
-                outputs.append(temperature * (logs.logsumexp(dim=0) - float(np.log(len(logs)))))
+            passes = math.ceil(len(images) / images_per_pass(images.shape, device))
+            outputs += map(forward, np.array_split(images, passes))
             truths.append(np.asarray(labels, dtype=np.int64))
     # One copy at the end: a copy per batch would make a GPU wait for each.
     return check_logits(torch.cat(outputs).cpu().numpy()), np.concatenate(truths)
+
+
+def images_per_pass(shape: Sequence[int], device: str | torch.device) -> int:
+    """How many of the images [N, C, H, W] a forward pass takes at most: all on a GPU, 64 of 224 px on a CPU.
+
+    The activations of a larger pass may exceed what the C library keeps for the next one (`guards.keep_freed_memory`).
+    Then each pass faults its memory in again, which costs an EfficientNet-Lite0 a fifth of its speed with 256 images
+    of 224 px (benchmarks/results/passes.json).
+    """
+    if torch.device(device).type != "cpu":
+        return shape[0]
+    return max(_FEWEST, _PASS_PIXELS // (shape[2] * shape[3]))
 
 
 def _normalizer(
