@@ -224,7 +224,7 @@ def _scattering(fit: _Blocks, negligible: float) -> set[str]:
     for name in fit.names:
         whole, rest = fit.noise, fit.without(name).noise
         own = whole.df - rest.df  # degrees of freedom that the variant adds
-        if own < 1 or rest.df < 1:
+        if own < 1 or rest.df < 2:  # a single number is no measure of the noise
             continue
         more = (whole.value * whole.df - rest.value * rest.df) / own
         times = more / rest.value if rest.value > 0 else math.inf  # the others may all be at 0 %
