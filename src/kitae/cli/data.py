@@ -138,8 +138,9 @@ def require_outside(out: Path, spec: Any) -> None:
 
     require_writable(out, folder=True)
     root = path_of(spec.source)
-    if root is not None and root.resolve() in out.resolve().parents:
-        raise KitaeError(f"--out {out}: is inside {root}, so its pictures would be read as data; choose another --out")
+    folder = out.resolve()
+    if root is not None and root.resolve() in (folder, *folder.parents):
+        raise KitaeError(f"--out {out}: is in {root}, so its pictures would be read as data; choose another --out")
 
 
 def data_spec(source: str, assignments: list[str] | None) -> Any:
