@@ -116,6 +116,14 @@ SMOKES = [
         ],
     ),
     (
+        "folding",
+        "--tiny",
+        [
+            "[row['precision'] for row in rows] == ['bf16', 'fp32']",
+            "all(row['folded_over_plain']['n'] == 2 for row in rows)",
+        ],
+    ),
+    (
         "waiting",
         "--tiny",
         [

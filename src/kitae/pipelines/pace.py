@@ -22,6 +22,7 @@ from torch import nn
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import predict_logits
 from kitae.files import read_json, write_json
+from kitae.models.folding import folded
 from kitae.modes import evaluating
 from kitae.pipelines.setup import FirstBatch, Setup
 from kitae.recipe import Recipe
@@ -124,7 +125,7 @@ class Pace:
     Attributes:
         pixels: height times width.
         judge: a forward pass in float32, as in evaluation.
-        feature: a forward pass in the training's precision.
+        feature: a forward pass in the training's precision, with BatchNorm folded on a CPU.
         step: a training step.
     """
 
@@ -166,9 +167,11 @@ def pace_of(
             model, lambda rows: (pixels[rows], np.zeros(len(rows), np.int64)), np.arange(images), device=world.device
         )
 
-    def feature() -> None:
-        with evaluating(model), torch.no_grad(), precision.inference(model, chosen, world.device):
-            model(inputs)
+    network = folded(model, lambda network: network(inputs[:2])) if world.device.type == "cpu" else model
+
+    def feature() -> None:  # as `probe` computes them
+        with evaluating(network), torch.no_grad(), precision.inference(network, chosen, world.device):
+            network(inputs)
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
 

@@ -24,6 +24,7 @@ from kitae.augment import Augment
 from kitae.data.groups import assign_folds, together
 from kitae.errors import TrainingInterruptedError
 from kitae.evaluation.evaluate import predict_logits
+from kitae.models.folding import folded
 from kitae.models.structure import linear_classifier
 from kitae.modes import evaluating
 from kitae.pipelines.pace import Clock, head_seconds
@@ -39,7 +40,7 @@ from kitae.training.probe import Head, fit_head
 from kitae.training.spec import ProbeSpec
 
 _SHARD = 256  # images per file
-_FILES = 2  # which images are in which file; a higher number for each change
+_FILES = 3  # how features are computed, and which are in which file; a higher number for each change
 _BATCH = 32
 _JUDGED = 2  # an image is judged in float32, which takes about as many times as long as its features do
 _LEAST = 10  # images for each class, on average, whose features are computed in any case
@@ -101,7 +102,7 @@ class Features:
         Raises:
             TrainingInterruptedError: a signal came; the features so far are kept.
         """
-        network = _Backbone(model, self.run.recipe.train.resolved_precision, device)
+        network = _Backbone(self._fast(model, device), self.run.recipe.train.resolved_precision, device)
         augment = self.setup.augment(self.run.recipe.train.seed, mix=False)
 
         def saved(number: int, place: int) -> Tensor | None:
@@ -137,6 +138,13 @@ class Features:
                 break  # there is no time for this view
             views.append(torch.cat(found))
         return torch.stack(views)[:, torch.from_numpy(np.argsort(np.concatenate(self._parts)))]
+
+    def _fast(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The network with BatchNorm folded into its convolutions, on a CPU, where that was measured."""
+        if device.type != "cpu":
+            return model
+        images = torch.rand((2, *self.setup.store.rules.shape), generator=torch.Generator().manual_seed(0))
+        return folded(model, lambda network: cast(Tensor, _Backbone(network, "fp32", device)(images)))
 
     def _ends(self, view: int, place: int, count: int, each: float) -> bool:
         """Whether a view ends before a file, after `count` images of `each` seconds; what it leaves out is noted."""
