@@ -82,8 +82,8 @@ class _Reads(TorchFunctionMode):
     def pairs(self) -> list[tuple[str, str]]:
         """(convolution, BatchNorm) by name; both ran once."""
         once = {name for name, count in self._calls.items() if count == 1}
-        found = [(name, *readers) for name, readers in self._readers.items() if len(readers) == 1]
-        return [(name, norm) for name, norm in found if norm is not None and {name, norm} <= once]
+        alone = [(name, reader) for name, readers in self._readers.items() for reader in readers if len(readers) == 1]
+        return [(name, norm) for name, norm in alone if norm is not None and {name, norm} <= once]
 
     def _convolved(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -105,22 +105,25 @@ class _Reads(TorchFunctionMode):
 
 def _without_norm(module: nn.Module) -> nn.Module | None:
     """What stays of a BatchNorm once its convolution has done its work; None for other modules."""
-    if not isinstance(module, nn.BatchNorm2d) or not module.track_running_stats:
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
         return None
     if type(module) is nn.BatchNorm2d:
         return nn.Identity()
     if type(module).__name__ == "BatchNormAct2d":  # timm's, with an activation inside
-        return nn.Sequential(module.drop, module.act)
+        return nn.Sequential(*(module.get_submodule(name) for name in ("drop", "act")))
     return None
 
 
 def _fold(model: nn.Module, convolution: str, norm: str) -> None:
     layer, after = model.get_submodule(convolution), model.get_submodule(norm)
+    rest = _without_norm(after)
     assert isinstance(layer, nn.Conv2d)
+    assert isinstance(after, nn.BatchNorm2d)
+    assert after.running_mean is not None
+    assert after.running_var is not None
+    assert rest is not None
     layer.weight, layer.bias = fuse_conv_bn_weights(
         layer.weight, layer.bias, after.running_mean, after.running_var, after.eps, after.weight, after.bias
-    )  # type: ignore[arg-type]
-    rest = _without_norm(after)
-    assert rest is not None
+    )
     parent, _, name = norm.rpartition(".")
     setattr(model.get_submodule(parent), name, rest.eval())
