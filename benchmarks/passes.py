@@ -9,11 +9,7 @@ system, then in one that keeps it (`training.guards.keep_freed_memory`), as `kit
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import common
@@ -60,29 +56,22 @@ def measure(name: str, width: int | None, side: int, rounds: int) -> dict[str, A
     }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="one small network: does it run?")
-    parser.add_argument("--out", type=Path, default=None, help="default benchmarks/results/passes.json")
-    given = parser.parse_args(arguments)
-    out = given.out or (common.SCRATCH if given.tiny else common.RESULTS) / "passes.json"
-    rounds, networks = (2, (("resnet8", 4, 32),)) if given.tiny else (given.rounds, NETWORKS)
+def main() -> None:
+    given = common.turns(__doc__, "passes", rounds=5, seconds=0)
     rows = []
     for kept in (False, True):
         if kept:
             keep_freed_memory()
-        for network in networks:
-            rows.append({"kept": kept, **measure(*network, rounds)})
+        for network in (("resnet8", 4, 32),) if given.tiny else NETWORKS:
+            rows.append({"kept": kept, **measure(*network, given.rounds)})
             print(f"{network} kept={kept}: {rows[-1]['few_over_whole']['median']:.2f} times as fast", flush=True)
-    common.save(out, {
+    common.save(given.out, {
         "what": "images per second of evaluation in float32; few: passes as Kitae chooses them, whole: of 256 images",
         "machine": common.hardware(common.available_cores()), "threads": torch.get_num_threads(), "batch": BATCH,
         "rows": rows,
     })  # fmt: skip
-    print(f"results: {out}")
-    return 0
+    print(f"results: {given.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

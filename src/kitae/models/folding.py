@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_weights
+from torch.nn.utils import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -116,14 +116,9 @@ def _without_norm(module: nn.Module) -> nn.Module | None:
 
 def _fold(model: nn.Module, convolution: str, norm: str) -> None:
     layer, after = model.get_submodule(convolution), model.get_submodule(norm)
-    rest = _without_norm(after)
     assert isinstance(layer, nn.Conv2d)
     assert isinstance(after, nn.BatchNorm2d)
-    assert after.running_mean is not None
-    assert after.running_var is not None
+    rest = _without_norm(after)
     assert rest is not None
-    layer.weight, layer.bias = fuse_conv_bn_weights(
-        layer.weight, layer.bias, after.running_mean, after.running_var, after.eps, after.weight, after.bias
-    )
-    parent, _, name = norm.rpartition(".")
-    setattr(model.get_submodule(parent), name, rest.eval())
+    model.set_submodule(convolution, fuse_conv_bn_eval(layer, after))
+    model.set_submodule(norm, rest.eval())
