@@ -15,7 +15,7 @@ class EvaluateSpec(Spec):
     """How the trained model is measured.
 
     Attributes:
-        batch_size: images that are read together; also those of a forward pass on a GPU. A pass on a CPU has fewer.
+        batch_size: images that are read together; also those of a forward pass, which has fewer large ones on a CPU.
         tta: test-time augmentation, averaged in probability space: `flip` (2 views), `shift` (5), `scale` (3), `full`.
             Used in evaluation and prediction with the run; an exported file uses one view.
         temperature: fit a temperature on validation (of single views) and report calibrated probabilities.
