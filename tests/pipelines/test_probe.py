@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.models.build import build
@@ -249,6 +250,22 @@ def test_what_cannot_be_trained_is_refused_before_the_features_are_computed(
     monkeypatch.setattr(training.distributed, "from_main", lambda value, _: value)
     refused(error, field.partition("=")[0].replace(".", r"\."), train, recipe(weights, field), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_features_are_those_of_a_network_without_batchnorm_on_a_cpu(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    plain = pipeline.predict_logits
+
+    def recorded(network: nn.Module, *arguments: Any, **options: Any) -> Any:
+        seen.append(any(isinstance(module, nn.BatchNorm2d) for module in network.modules()))
+        return plain(network, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "predict_logits", recorded)
+    run = train(recipe(weights, "train.epochs=0"), tmp_path / "run")
+    assert set(seen) == {False}
+    assert any("running_mean" in name for name in load_weights(run.best)[0]), "the model itself is not folded"
 
 
 def test_memory_for_the_features_does_not_blame_the_batch(
