@@ -72,6 +72,8 @@ factors: {x: {data.image_column: [a, b]}}            | factors.x.data.image_colu
 factors: {x: {data.label_column: [a, b]}}            | factors.x.data.label_column: all variants
 factors: {x: {data.on_corrupt: [error, skip]}}       | factors.x.data.on_corrupt: all variants
 {design: compare, factors: {}, variants: {a: {}, b: {data: {limit: 3}}}}  | variants.b.data: all variants, one by one
+{design: compare, factors: {}, variants: {a: {}, b: {train: {ema: 0.9}}}} | variants.b.train, one by one, would reset
+factors: {x: {train: [{ema: 0.9}, {ema: 0.99}]}}     | factors.x.train, one by one, would reset
 metric: test.acuracy                                 | metric: no run has a number 'test.acuracy', accuracy
 also: [speed]                                        | also: no run has a number 'speed'
 also: gap                                            | also: must be a list, [gap]

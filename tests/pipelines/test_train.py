@@ -315,6 +315,25 @@ def test_each_process_validates_images_that_lie_together(monkeypatch: pytest.Mon
     assert max(map(len, val)) - min(map(len, val)) <= 1
 
 
+@pytest.mark.parametrize(
+    ("limit", "val_fraction", "clean"),
+    [(4000, 0.2, 600), (4000, 0.02, 200), (100, 0.2, 100), (3000, 0.5, 1000)],
+    ids=["half of validation", "at least 200", "at most all of train", "at most 1,000"],
+)
+def test_few_clean_training_images_are_judged(limit: int, val_fraction: float, clean: int) -> None:
+    recipe = Recipe.load("fashion-mini").override(f"data.limit={limit}", f"data.val_fraction={val_fraction}")
+    setup = Setup.without_run(recipe)
+    read: list[int] = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            read.append(len(x))
+            return super().forward(x)
+
+    setup.validator(World(0, 1, torch.device("cpu")))(nn.Sequential(nn.Flatten(), Counted(784, 10)))
+    assert sum(read) - len(setup.splits.val) == clean == setup.judged - len(setup.splits.val)
+
+
 def test_validation_is_judged_once_and_says_the_same(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the best epoch said is the final evaluation of validation, as a process that did not train would find it."""
     written, found = run.evaluation()["val"], run.evaluate("val")

@@ -295,6 +295,11 @@ class StudySpec(Spec):
                         f"set.{shared}: is a part of {field}, which {group} sets, so it would change only some "
                         f"variants; move it to {group.partition('.')[0]}"
                     )
+            if "train" in fields:
+                raise ValueError(
+                    f"{group}.train: name its fields one by one, for example train.label_smoothing; the whole section "
+                    "would reset all others, such as the epochs and the learning rate"
+                )
         for (a, left), (b, right) in itertools.combinations(self.factors.items(), 2):
             for x, y in itertools.product(left, right):
                 if f"{x}.".startswith(f"{y}.") or f"{y}.".startswith(f"{x}."):

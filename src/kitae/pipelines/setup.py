@@ -45,8 +45,9 @@ Progress = Callable[[int, int], None]
 
 _UNEVEN = 3
 _MOST_THREADS = 64  # for each processor; with 32, a step takes half a minute, and with 500 none ends
-_CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
-_FEW_CLEAN = 50  # the same in fine-tuning, which is short and has large images; at least half as many as validation
+# Training images without augmentation, for the gap to validation: half as many as in validation, within these bounds.
+_MOST_CLEAN, _FEWEST_CLEAN = 1000, 200
+_FEWEST_CLEAN_TUNING = 50  # fine-tuning is short and has large images
 _WHITENING_IMAGES = 1024
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # for `clean_batches`
 
@@ -258,9 +259,8 @@ class Setup:
     @property
     def judged(self) -> int:
         """Number of images in a validation, including the clean training images."""
-        clean = _CLEAN_IMAGES
-        if self.recipe.model.pretrained:
-            clean = min(clean, max(_FEW_CLEAN, len(self.splits.val) // 2))
+        fewest = _FEWEST_CLEAN_TUNING if self.recipe.model.pretrained else _FEWEST_CLEAN
+        clean = min(_MOST_CLEAN, max(fewest, len(self.splits.val) // 2))
         return len(self.splits.val) + min(clean, len(self.splits.train))
 
     def validator(self, world: World, selection: Metric = "val_accuracy") -> Callable[[nn.Module], dict[str, float]]:
