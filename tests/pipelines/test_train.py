@@ -25,6 +25,7 @@ from PIL import Image
 from torch import nn
 
 from kitae import console
+from kitae.augment import Augment
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import (
@@ -217,6 +218,26 @@ def test_other_test_images_change_neither_weights_nor_choices(tmp_path: Path) ->
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert scores == other_scores
     assert temperature == other_temperature
+
+
+def test_mixing_ends_before_the_run_does(tmp_path: Path) -> None:
+    def targets_of(mix: str, epochs: int = 4) -> list[bool]:
+        """Whether any target of an epoch was mixed, epoch by epoch."""
+        seen: dict[int, bool] = {}
+
+        class Watched(Augment):
+            def __call__(self, images: Any, targets: Any = None, **keys: Any) -> Any:
+                made = super().__call__(images, targets, **keys)
+                seen[keys["epoch"]] = seen.get(keys["epoch"], False) or bool((made[1].max(dim=1).values < 1).any())
+                return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kitae.pipelines.setup.Augment", Watched)
+            train(tiny(f"augment.mix={mix}", f"train.epochs={epochs}"), tmp_path / str(len(list(tmp_path.iterdir()))))
+        return [seen[epoch] for epoch in range(epochs)]
+
+    assert targets_of("{until: 0.5}") == [True, True, False, False]
+    assert targets_of("{}", 2) == [True, True]
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -246,6 +246,8 @@ def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Ru
         ("a", {"augment.train.auto_augment": {"policy": "cifar10"}}, "with AutoAugment"),
         ("a", {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0}}, "with MixUp"),
         ("a", {"augment.mix": {"mixup_alpha": 0.2}}, "with MixUp and CutMix"),  # CutMix is on unless it is switched off
+        ("a", {"augment.mix": {"until": 0.8}}, "with MixUp and CutMix, until 80 %"),
+        ("a", {"augment.mix": {"until": "<b>"}}, "with MixUp and CutMix"),
         ("a", {"augment.mix": None}, "without mixing"),
         ("a", {"train.schedule.name": "constant"}, "with a constant learning rate"),
         ("a", {"train.epochs": 1}, "with 1 epoch"),

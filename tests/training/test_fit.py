@@ -488,6 +488,34 @@ def test_a_schedule_that_was_recut_on_the_way_is_repeated_by_its_recipe(toy: dic
     assert rates[-1] == pytest.approx(plain[-1], abs=0.006) or end == 2, "it still ends at the end of the schedule"
 
 
+class Counting(ToyAugment):
+    """Notes for which epochs it was called."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def __call__(self, images: Tensor, targets: Tensor, **keys: Any) -> tuple[Tensor, Tensor]:
+        self.epochs.append(keys["epoch"])
+        return super().__call__(images, targets, **keys)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "until", "recut", "mixed"),
+    [
+        (5, 0.6, [], 3), (5, 0.5, [], 3), (5, 0.61, [], 4), (1, 0.5, [], 1), (4, 1.0, [], 4),
+        (8, 0.63, [[2, 4]], 4), (8, 0.62, [[2, 4]], 3),  # the last of 4 epochs starts at 5 / 8 of the planned 8
+    ],
+)  # fmt: skip
+def test_the_last_epochs_are_not_mixed(
+    toy: dict[str, Any], epochs: int, until: float, recut: list[list[int]], mixed: int
+) -> None:
+    mixing, unmixed = Counting(), Counting()
+    of = {**toy, "augment": mixing, "unmixed": unmixed, "mix_until": until}
+    result = fit(toy_net(), spec=spec(epochs=epochs, recut=recut), **of)
+    assert sorted(set(mixing.epochs)) == list(range(mixed))
+    assert sorted(set(unmixed.epochs)) == list(range(mixed, result.epochs))
+
+
 def test_sigterm_saves_and_exits_and_the_run_goes_on(toy: dict[str, Any], tmp_path: Path) -> None:
     whole = toy_net()
     fit(whole, spec=spec(), **toy)

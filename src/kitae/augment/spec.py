@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
 from kitae.augment.ops import OPS, Op
 from kitae.errors import AugmentError, did_you_mean
-from kitae.spec import Spec
+from kitae.spec import GrowingSpec, Spec
 
 __all__ = ["OPS", "AugmentSpec", "MixSpec", "make_op", "validated"]
 
@@ -50,7 +50,7 @@ def validated(spec: type[S], parameters: Mapping[str, Any], name: str) -> S:
     raise AugmentError(f"{name}.{where}: {problem['msg']}, not {problem['input']!r}")
 
 
-class MixSpec(Spec):
+class MixSpec(GrowingSpec):
     """MixUp and CutMix within pairs of neighbours. Both are on unless one is switched off:
     `{mixup_alpha: 0.2, cutmix_alpha: 0}` is MixUp alone.
 
@@ -62,13 +62,18 @@ class MixSpec(Spec):
         cutmix_alpha: the same for CutMix.
         prob: share of batches (or samples) that are mixed at all.
         switch_prob: share of CutMix where both are on.
+        until: where mixing ends, as a fraction of the run. The epochs from there on train on whole images, like those
+            the network is for (He et al., "Data Augmentation Revisited", 2019). An `Augment` of your own mixes always.
     """
+
+    newer: ClassVar[frozenset[str]] = frozenset({"until"})
 
     per: Literal["batch", "sample"] = "batch"
     mixup_alpha: float = Field(1.0, ge=0, le=1000)
     cutmix_alpha: float = Field(1.0, ge=0, le=1000)
     prob: float = Field(1.0, ge=0, le=1)
     switch_prob: float = Field(0.5, ge=0, le=1)
+    until: float = Field(1.0, gt=0, le=1)
 
     @property
     def active(self) -> bool:

@@ -320,12 +320,15 @@ class Setup:
 
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> None:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
+        until = self.recipe.augment.mix.until if self.recipe.augment.mix is not None else 1.0
         source = Source(
             data=self.images,
             augment=self.augment(spec.seed).prepare(*self.drawn),
             validate=self.validator(world, spec.selection),
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
+            unmixed=self.augment(spec.seed, mix=False).prepare(*self.drawn) if until < 1 else None,
+            mix_until=until,
         )
         fit(model, spec, source, world, spec.resolved_precision, **options)
 

@@ -212,4 +212,7 @@ def _mixing(value: Any) -> list[str]:
         return ["without mixing"]
     mix = {**MixSpec().model_dump(), **value}
     alphas = (("MixUp", mix["mixup_alpha"]), ("CutMix", mix["cutmix_alpha"]))
-    return [f"with {part}" for part, alpha in alphas if finite(alpha)] or ["without mixing"]
+    until = finite(value.get("until", 1.0))
+    end = [] if until is None or until >= 1 else [f"until {100 * until:g} %"]
+    parts = [f"with {part}" for part, alpha in alphas if finite(alpha)]
+    return parts + end if parts else ["without mixing"]

@@ -32,6 +32,7 @@ from kitae.training.distributed import World
 from kitae.training.guards import SignalFlag, memory_named, peak_memory
 from kitae.training.learner import Learner, Step, Teacher
 from kitae.training.precision import Precision
+from kitae.training.schedule import share_done
 from kitae.training.spec import TrainSpec, merit
 
 
@@ -76,6 +77,7 @@ class Source:
             are kept regardless of scores. Every process calls it.
         class_weights: float32 [K], multiplies the loss of each class.
         layers: parameter names from stem to classifier, for `optimizer.layer_decay`.
+        unmixed: the augmentation without mixing, which takes over at the fraction `mix_until` of the run.
     """
 
     data: TrainData
@@ -83,6 +85,14 @@ class Source:
     validate: Callable[[nn.Module], Mapping[str, float]]
     class_weights: NDArray[np.float32] | None = None
     layers: Sequence[Sequence[str]] = ()
+    unmixed: Augmenter | None = None
+    mix_until: float = 1.0
+
+    def augment_of(self, epoch: int, spec: TrainSpec, updates: int) -> Augmenter:
+        """The augmentation of an epoch, from 0, of so many optimizer steps."""
+        if self.unmixed is not None and share_done(epoch * updates, spec, updates) >= self.mix_until:
+            return self.unmixed
+        return self.augment
 
 
 @dataclass(frozen=True)
@@ -191,8 +201,9 @@ def fit(
             model.train()
             meter = _Meter(at, world, shape.batch_size // world.size)
             batches = augmented_batches(
-                source.data, source.augment, shape, world, seed=spec.seed, epoch=at.epoch, first=at.step
-            )
+                source.data, source.augment_of(at.epoch, spec, shape.updates), shape, world,
+                seed=spec.seed, epoch=at.epoch, first=at.step,
+            )  # fmt: skip
             while at.step < shape.steps:
                 with meter.waiting():
                     images, targets = next(batches)

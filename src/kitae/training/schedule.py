@@ -25,6 +25,11 @@ def planned_step(step: int, spec: TrainSpec, steps_per_epoch: int) -> float:
     return (reached + (step / steps_per_epoch - at) * (epochs - reached) / max(end - at, 1)) * steps_per_epoch
 
 
+def share_done(update: int, spec: TrainSpec, per_epoch: int) -> float:
+    """The share of the planned run before this optimizer step, in [0, 1]; `per_epoch` as in `size_at`."""
+    return planned_step(update, spec, per_epoch) / max(1, per_epoch * spec.epochs)
+
+
 def rate_factor(step: float, *, spec: ScheduleSpec, steps_per_epoch: int, epochs: int) -> float:
     """The factor of the peak learning rate at this optimizer step.
 
@@ -79,8 +84,7 @@ def size_at(full: tuple[int, int], update: int, spec: TrainSpec, per_epoch: int)
     """
     if spec.progressive is None:
         return full
-    planned = planned_step(update, spec, per_epoch)
-    return progressive_size(full, planned / max(1, per_epoch * spec.epochs), spec.progressive)
+    return progressive_size(full, share_done(update, spec, per_epoch), spec.progressive)
 
 
 def progressive_share(size: tuple[int, int], spec: ProgressiveSpec | None) -> float:
