@@ -57,6 +57,15 @@ def test_another_length_forgets_how_a_run_was_recut() -> None:
     assert recipe.override("train.recut=[[3, 5]]", "train.epochs=6").train.last_epoch == 5
 
 
+def test_another_network_forgets_the_hash_of_the_weights() -> None:
+    """No file of another network could have it, so a run's recipe could not be tried with one."""
+    recipe = Recipe().override("model.name=timm:resnet18", "model.pretrained=true", f"model.pretrained_sha256={'a' * 64}")
+    assert recipe.override("model.name=timm:resnet50").model.pretrained_sha256 is None
+    assert recipe.override("model.pretrained_sha256=" + "b" * 64, "model.name=x").model.pretrained_sha256 == "b" * 64
+    for same in ("model.name=timm:resnet18", "model.pretrained=elsewhere.safetensors"):
+        assert recipe.override(same).model.pretrained_sha256 == "a" * 64
+
+
 def test_override_reaches_into_lists_and_opens_null_sections() -> None:
     recipe = Recipe.load("fashion-mini")
     assert recipe.train.early_stopping is None

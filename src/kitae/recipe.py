@@ -72,7 +72,8 @@ class Recipe(Spec):
 
         An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` adds or replaces it,
         `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` removes it. A new
-        `train.optimizer.name` also sets its usual rates, weight decay and eps, unless they are given.
+        `train.optimizer.name` also sets its usual rates, weight decay and eps, unless they are given, and a new
+        `model.name` removes `model.pretrained_sha256`, the hash of the other network's weights.
         A whole section resets the fields that it does not name, but `data={...}` without a source keeps the source.
 
         Raises:
@@ -271,6 +272,9 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
                     tree["train"]["optimizer"].pop(usual, None)
         if isinstance(spec, Recipe) and field in _LENGTHS and "train.recut" not in given:
             tree["train"]["recut"] = []  # a plan recut by its minutes was of another length
+        other = isinstance(spec, Recipe) and field == "model.name" and value != spec.model.name
+        if other and "model.pretrained_sha256" not in given:
+            tree["model"].pop("pretrained_sha256", None)  # another network has other weights
     return checked(type(spec), tree, "--set")
 
 
