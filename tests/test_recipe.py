@@ -59,7 +59,9 @@ def test_another_length_forgets_how_a_run_was_recut() -> None:
 
 def test_another_network_forgets_the_hash_of_the_weights() -> None:
     """No file of another network could have it, so a run's recipe could not be tried with one."""
-    recipe = Recipe().override("model.name=timm:resnet18", "model.pretrained=true", f"model.pretrained_sha256={'a' * 64}")
+    recipe = Recipe().override(
+        "model.name=timm:resnet18", "model.pretrained=true", f"model.pretrained_sha256={'a' * 64}"
+    )
     assert recipe.override("model.name=timm:resnet50").model.pretrained_sha256 is None
     assert recipe.override("model.pretrained_sha256=" + "b" * 64, "model.name=x").model.pretrained_sha256 == "b" * 64
     for same in ("model.name=timm:resnet18", "model.pretrained=elsewhere.safetensors"):

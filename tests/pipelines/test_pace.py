@@ -21,6 +21,7 @@ from kitae.errors import RecipeError, TrainingError
 from kitae.pipelines import pace
 from kitae.pipelines.pace import Clock, Pace, Reserve
 from kitae.pipelines.setup import Setup
+from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
@@ -196,6 +197,25 @@ def test_a_recut_counts_the_validations_that_are_left(
         monkeypatch.setattr(pace.time, "monotonic", lambda: now)
         recutter = pace.Recutter(run, Clock(left, now, 0.0, most=48), Reserve(0.0, judging), Watcher())
         assert recutter(3) == end
+
+
+def test_smaller_pictures_at_first_are_no_faster_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs that take just as long as they were planned to, of which the last ones have larger pictures."""
+    asked = Recipe.load("fashion-mini").override("train.epochs=10", "train.epoch_steps=4")
+    asked = asked.override("train.progressive={start: 0.5, until: 0.9}")
+    shares = [progressive_share((28, 28), asked.train.progressive, at / 10, (at + 1) / 10) for at in range(10)]
+    assert sum(shares) / 10 == pytest.approx(progressive_share((28, 28), asked.train.progressive), rel=0.01)
+    seconds = [1.0 + 10 * share for share in shares]  # of augmentation, and of the network
+    with closing(Run.create(tmp_path / "run", asked)) as run:
+        rules = PreprocessRules(28, 1).to_dict()
+        run.write_facts({"classes": ["a", "b"], "preprocess": rules, "mean": [0], "std": [1], "temperature": 1})
+        now = time.monotonic()
+        recutter = pace.Recutter(run, Clock(sum(seconds), now, 0.0, most=400), Reserve(0.0, 0.0), Watcher())
+        for epoch in range(1, 10):
+            row = {"epoch": epoch, "seconds": seconds[epoch - 1], "data_share": 1 / seconds[epoch - 1]}
+            run.write_metrics([row])
+            monkeypatch.setattr(pace.time, "monotonic", partial(sum, seconds[:epoch], now))
+            assert recutter(epoch) is None
 
 
 @given(st.floats(1, 5000), st.integers(1, 400), st.floats(0, 120), st.floats(0.05, 5), st.integers(20, 5000))

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from timeit import timeit
 from typing import Any, NamedTuple, TypeVar
@@ -33,7 +34,7 @@ from kitae.training.distributed import World
 from kitae.training.fit import Watcher
 from kitae.training.measure import step_times
 from kitae.training.precision import Precision
-from kitae.training.schedule import progressive_share
+from kitae.training.schedule import progressive_share, share_done
 from kitae.training.spec import ProbeSpec, TrainSpec
 
 _Plan = TypeVar("_Plan")
@@ -388,6 +389,11 @@ class Recutter:
         validated = (float(row["validation_seconds"]) for row in rows[::-1] if "validation_seconds" in row)
         judging = next(validated, self._reserve.judging)
         spec = self._run.recipe.train
+        if spec.progressive is not None:  # the pictures of the epochs that are left are larger
+            share = partial(progressive_share, self._run.rules.size, spec.progressive)
+            before, done = share_done(epochs - 1, spec, 1), share_done(epochs, spec, 1)
+            data = rows[-1]["data_share"]  # of the time: augmentation is at full size
+            epoch *= data + (1 - data) * share(done) / share(before, done)
 
         def needed(end: int) -> float:
             """Seconds until the end of a training of this many epochs."""

@@ -87,9 +87,16 @@ def size_at(full: tuple[int, int], update: int, spec: TrainSpec, per_epoch: int)
     return progressive_size(full, share_done(update, spec, per_epoch), spec.progressive)
 
 
-def progressive_share(size: tuple[int, int], spec: ProgressiveSpec | None) -> float:
-    """The mean number of pixels of training images over a run, as a share of those at the end."""
+def progressive_share(
+    size: tuple[int, int], spec: ProgressiveSpec | None, begin: float = 0.0, end: float = 1.0
+) -> float:
+    """The mean number of pixels of training images over a part of a run, as a share of those at the end.
+
+    Args:
+        begin, end: of the part, as shares of the run.
+    """
     if spec is None:
         return 1.0
-    sizes = (progressive_size(size, (part + 0.5) / _PARTS, spec) for part in range(_PARTS))
+    moments = (begin + (part + 0.5) / _PARTS * (end - begin) for part in range(_PARTS))
+    sizes = (progressive_size(size, moment, spec) for moment in moments)
     return sum(height * width for height, width in sizes) / (_PARTS * size[0] * size[1])
