@@ -427,6 +427,16 @@ def test_fine_tuning_scales_every_rate_and_takes_whole_pictures(monkeypatch: pyt
     assert spec.progressive is None
 
 
+@pytest.mark.parametrize(("until", "mixes"), [(1.0, True), (0.8, False)])
+def test_fine_tuning_does_not_mix_again(until: float, mixes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 2 epochs would mix in both: they start at 0 and at 0.5."""
+    made: list[Any] = []
+    monkeypatch.setattr("kitae.pipelines.setup.fit", lambda model, spec, source, *_, **options: made.append(source))
+    Setup.without_run(tiny(f"augment.mix.until={until}")).recover(nn.Linear(2, 2), epochs=2, seed=1)
+    (source,) = made
+    assert {source.augment_of(epoch, tiny().train, 6).mix is not None for epoch in range(2)} == {mixes}
+
+
 @pytest.mark.parametrize(("trained", "tuned"), [("fp16", "fp32"), ("bf16", "bf16")])
 def test_a_run_of_a_gpu_is_fine_tuned_in_a_precision_that_this_device_has(
     trained: str, tuned: str, monkeypatch: pytest.MonkeyPatch

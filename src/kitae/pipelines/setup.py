@@ -318,12 +318,17 @@ class Setup:
         """Logits of the validation images, if these weights were the best that this process has validated."""
         return next((best.logits for best in self._best if best.weights == weights_digest(model)), None)
 
-    def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> None:
-        """Run the loop on this data; `options` are those of `training.fit.fit`."""
-        until = self.recipe.augment.mix.until if self.recipe.augment.mix is not None else 1.0
+    @property
+    def mixes_until(self) -> float:
+        """Where mixing ends, as a fraction of a run; 1 without mixing."""
+        return self.recipe.augment.mix.until if self.recipe.augment.mix is not None else 1.0
+
+    def fit(self, model: nn.Module, spec: TrainSpec, world: World, *, mix: bool = True, **options: Any) -> None:
+        """Run the loop on this data; `options` are those of `training.fit.fit`, and `mix` is that of `augment`."""
+        until = self.mixes_until if mix else 1.0
         source = Source(
             data=self.images,
-            augment=self.augment(spec.seed).prepare(*self.drawn),
+            augment=self.augment(spec.seed, mix=mix).prepare(*self.drawn),
             validate=self.validator(world, spec.selection),
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
@@ -338,7 +343,8 @@ class Setup:
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model with the same loop and a cosine, without warm-up, averaging or early stopping.
 
-        Where this device does not have the run's precision, it is done in float32.
+        It goes on from the end of the run: at full size, and without mixing if that ended before the run did. Where
+        this device does not have the run's precision, it is done in float32.
 
         Args:
             seed: the key of order, augmentation and dropout; different from the training's, to get other epochs.
@@ -363,7 +369,7 @@ class Setup:
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )
-        self.fit(model, tuned, world, tuning=tuning, watcher=watcher)
+        self.fit(model, tuned, world, mix=self.mixes_until == 1, tuning=tuning, watcher=watcher)
         return model
 
 
