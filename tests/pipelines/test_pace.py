@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from kitae.augment.tta import views as tta_views
 from kitae.errors import RecipeError, TrainingError
 from kitae.pipelines import pace
 from kitae.pipelines.pace import Clock, Pace, Reserve
@@ -102,6 +103,18 @@ def test_a_training_that_is_resumed_is_measured_once(monkeypatch: pytest.MonkeyP
     assert end.end == pytest.approx(0.1 * Setup.without_run(asked).splits.test_count)
     assert fitted(asked, 600) != (asked, end)
     assert len(measured) == 4
+
+
+@pytest.mark.parametrize(("tta", "views"), [("none", 1), ("flip", 2), ("shift", 5), ("scale", 3), ("full", 14)])
+def test_time_is_kept_for_the_views_of_the_evaluation(tta: Any, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All views of validation and test; without augmentation the last validation is used again."""
+    monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.1, 0.0, 1.0))
+    asked = Recipe.load("fashion-mini").override(*SMALL, f"evaluate.tta={tta}")
+    splits = Setup.without_run(asked).splits
+    val, test = len(splits.val), splits.test_count
+    assert len(list(tta_views(np.zeros((1, 1, 28, 28), np.uint8), tta))) == views
+    assert fitted(asked, 6400)[1].end == pytest.approx(0.1 * (test if views == 1 else views * (val + test)))
+    assert asked.evaluate.passes(val, test, fold=True) == (test if views == 1 else views * (val + test) + test)
 
 
 @pytest.mark.parametrize(

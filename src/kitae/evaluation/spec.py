@@ -24,3 +24,11 @@ class EvaluateSpec(Spec):
     batch_size: int = Field(256, ge=1)
     tta: Tta = "none"
     temperature: bool = True
+
+    def passes(self, val: int, test: int, *, fold: bool = False) -> int:
+        """Forward passes of the evaluation that ends a run, each of one image, with these numbers of images.
+
+        Without augmentation the logits of the last validation are used. A fold keeps those of single views too.
+        """
+        views = {"none": 1, "flip": 2, "shift": 5, "scale": 3, "full": 14}[self.tta]
+        return test if views == 1 else views * (val + test) + (test if fold else 0)

@@ -298,7 +298,7 @@ def fitted(
         pace = pace_of(model, spec, world, drawn.shape[1:], len(setup.store.classes), len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
         judging, step = judge * setup.judged / world.size, (share * pace.step + drawing) / world.size
-        reserve = Reserve(judge * setup.splits.test_count + clock.after, judging)
+        reserve = Reserve(judge * setup.passes_at_end + clock.after, judging)
         room = clock.left - reserve.end - judging
         if clock.most is None and own.epochs * own.steps * each * step + own.validations * judging <= room:
             return own, reserve  # that was asked for

@@ -262,9 +262,10 @@ class _Planner:
         facts, pace, processes = self.facts, measured.at(size * size), self.world.size
         judging = (facts.val + max(50, facts.val // 2)) * pace.judge / processes  # of a validation
         step = pace.step / processes
-        # Start and decoding; then the test and the pages: the last validation takes no time, since the best epoch's
-        # results are reused.
-        overhead = facts.images * facts.seconds / processors() + facts.test * pace.judge + self.clock.after
+        # Start and decoding; then the test and the pages: without test-time augmentation the last validation takes no
+        # time, since the best epoch's results are reused.
+        passes = self.asked.evaluate.passes(facts.val, facts.test, fold=self.runs > 1)
+        overhead = facts.images * facts.seconds / processors() + passes * pace.judge + self.clock.after
         if views:
             seen = views * self.probed
             overhead += seen * pace.feature + head_seconds(seen, len(facts.counts)) + judging

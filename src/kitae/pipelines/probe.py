@@ -172,7 +172,7 @@ class Features:
         if self._clock is None:
             return True
         setup = self.setup
-        judged = _JUDGED * each * (setup.judged + setup.splits.test_count)
+        judged = _JUDGED * each * (setup.judged + setup.passes_at_end)
         head = head_seconds(seen, len(setup.store.classes))
         return images * each + head + judged + self._clock.after <= self._clock.left
 

@@ -263,6 +263,12 @@ class Setup:
         clean = min(_MOST_CLEAN, max(fewest, len(self.splits.val) // 2))
         return len(self.splits.val) + min(clean, len(self.splits.train))
 
+    @property
+    def passes_at_end(self) -> int:
+        """Forward passes of the evaluation that ends a run, each of one image."""
+        fold = self.recipe.data.fold is not None
+        return self.recipe.evaluate.passes(len(self.splits.val), self.splits.test_count, fold=fold)
+
     def validator(self, world: World, selection: Metric = "val_accuracy") -> Callable[[nn.Module], dict[str, float]]:
         """Scores on validation, if there is one, and accuracy on a fixed clean part of train; never on test.
 
