@@ -212,13 +212,16 @@ def test_a_recut_counts_the_validations_that_are_left(
         assert recutter(3) == end
 
 
-def test_smaller_pictures_at_first_are_no_faster_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epochs that take just as long as they were planned to, of which the last ones have larger pictures."""
+@pytest.mark.parametrize("by_pixel", [True, False])
+def test_smaller_pictures_at_first_are_no_faster_machine(
+    by_pixel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs that take just as long as planned, of which the last ones have larger pictures, in proportion or not."""
     asked = Recipe.load("fashion-mini").override("train.epochs=10", "train.epoch_steps=4")
     asked = asked.override("train.progressive={start: 0.5, until: 0.9}")
     shares = [progressive_share((28, 28), asked.train.progressive, at / 10, (at + 1) / 10) for at in range(10)]
     assert sum(shares) / 10 == pytest.approx(progressive_share((28, 28), asked.train.progressive), rel=0.01)
-    seconds = [1.0 + 10 * share for share in shares]  # of augmentation, and of the network
+    seconds = [1.0 + 10 * share if by_pixel else 7.0 for share in shares]  # of augmentation, and of the network
     with closing(Run.create(tmp_path / "run", asked)) as run:
         rules = PreprocessRules(28, 1).to_dict()
         run.write_facts({"classes": ["a", "b"], "preprocess": rules, "mean": [0], "std": [1], "temperature": 1})

@@ -389,24 +389,24 @@ class Recutter:
         validated = (float(row["validation_seconds"]) for row in rows[::-1] if "validation_seconds" in row)
         judging = next(validated, self._reserve.judging)
         spec = self._run.recipe.train
-        if spec.progressive is not None:  # the pictures of the epochs that are left are larger
-            share = partial(progressive_share, self._run.rules.size, spec.progressive)
-            before, done = share_done(epochs - 1, spec, 1), share_done(epochs, spec, 1)
-            data = rows[-1]["data_share"]  # of the time: augmentation is at full size
-            epoch *= data + (1 - data) * share(done) / share(before, done)
+        # The time of a later epoch is between these where its pictures are larger: by pixel, small ones are slower.
+        times = epoch, epoch * self._growth(epochs, rows[-1])
 
-        def needed(end: int) -> float:
+        def needed(end: int, each: float) -> float:
             """Seconds until the end of a training of this many epochs."""
-            return (end - epochs) * epoch + spec.validations(end, epochs) * judging
+            return (end - epochs) * each + spec.validations(end, epochs) * judging
 
         planned = spec.last_epoch
         left = self._clock.begun + self._clock.seconds - now - self._reserve.end
-        if abs(left - needed(planned)) < _EARLY * self._clock.seconds:
+        if any(abs(left - needed(planned, each)) < _EARLY * self._clock.seconds for each in times):
             return None
         longest = planned
         if self._clock.most is not None and spec.epoch_steps:
             longest = max(epochs, self._clock.most // spec.epoch_steps)
-        fitting = next((end for end in range(longest, epochs, -1) if needed(end) <= left), epochs)
+        soon, late = (
+            next((end for end in range(longest, epochs, -1) if needed(end, each) <= left), epochs) for each in times
+        )
+        fitting = max(late, min(planned, soon))
         if fitting == planned:
             return None
         spec = spec.model_copy(update={"recut": (*spec.recut, (epochs, fitting))})
@@ -416,3 +416,13 @@ class Recutter:
             f"instead of {planned} (saved as train.recut in the recipe)"
         )
         return fitting
+
+    def _growth(self, epochs: int, row: Mapping[str, Any]) -> float:
+        """The mean time of the epochs after `epochs` over that of the last one, whose line of metrics is `row`."""
+        spec = self._run.recipe.train
+        if spec.progressive is None:
+            return 1.0
+        share = partial(progressive_share, self._run.rules.size, spec.progressive)
+        before, done = share_done(epochs - 1, spec, 1), share_done(epochs, spec, 1)
+        data: float = row["data_share"]  # of the time: augmentation is at full size
+        return data + (1 - data) * share(done) / share(before, done)
