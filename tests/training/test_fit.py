@@ -489,31 +489,51 @@ def test_a_schedule_that_was_recut_on_the_way_is_repeated_by_its_recipe(toy: dic
 
 
 class Counting(ToyAugment):
-    """Notes for which epochs it was called."""
+    """Notes which batches it made: the number of the pass through the samples, and of the batch in it."""
 
     def __init__(self) -> None:
-        self.epochs: list[int] = []
+        self.made: list[tuple[int, int]] = []
 
     def __call__(self, images: Tensor, targets: Tensor, **keys: Any) -> tuple[Tensor, Tensor]:
-        self.epochs.append(keys["epoch"])
+        self.made.append((keys["epoch"], keys["step"]))
         return super().__call__(images, targets, **keys)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "until", "recut", "mixed"),
+    ("epochs", "until", "fields", "mixed"),
     [
-        (5, 0.6, [], 3), (5, 0.5, [], 3), (5, 0.61, [], 4), (1, 0.5, [], 1), (4, 1.0, [], 4),
-        (8, 0.63, [[2, 4]], 4), (8, 0.62, [[2, 4]], 3),  # the last of 4 epochs starts at 5 / 8 of the planned 8
+        (5, 0.6, {}, 12), (5, 0.61, {}, 13), (1, 0.5, {}, 2), (1, 0.01, {}, 1), (4, 1.0, {}, 16),
+        (2, 0.6, {"accumulate": 2}, 6),  # updates are wholly mixed or not at all
+        (8, 0.625, {"recut": [[2, 4]]}, 12), (8, 0.63, {"recut": [[2, 4]]}, 13),  # the last epoch starts at 5 / 8
     ],
 )  # fmt: skip
-def test_the_last_epochs_are_not_mixed(
-    toy: dict[str, Any], epochs: int, until: float, recut: list[list[int]], mixed: int
+def test_the_last_steps_are_not_mixed(
+    toy: dict[str, Any], epochs: int, until: float, fields: dict[str, Any], mixed: int
 ) -> None:
     mixing, unmixed = Counting(), Counting()
-    of = {**toy, "augment": mixing, "unmixed": unmixed, "mix_until": until}
-    result = fit(toy_net(), spec=spec(epochs=epochs, recut=recut), **of)
-    assert sorted(set(mixing.epochs)) == list(range(mixed))
-    assert sorted(set(unmixed.epochs)) == list(range(mixed, result.epochs))
+    result = fit(
+        toy_net(), spec=spec(epochs=epochs, **fields),
+        **{**toy, "augment": mixing, "unmixed": unmixed, "mix_until": until},
+    )  # fmt: skip
+    steps = [(epoch, step) for epoch in range(result.epochs) for step in range(4)]
+    assert (mixing.made, unmixed.made) == (steps[:mixed], steps[mixed:])
+
+
+@pytest.mark.parametrize("killed", [4, 6, 7])
+def test_an_epoch_whose_mixing_ends_resumes_bit_exactly(toy: dict[str, Any], tmp_path: Path, killed: int) -> None:
+    class Brighter(ToyAugment):
+        def __call__(self, *batch: Any, **keys: Any) -> tuple[Tensor, Tensor]:
+            images, targets = super().__call__(*batch, **keys)
+            return images + 0.3, targets
+
+    whole, model = toy_net(), toy_net()
+    of = {**toy, "unmixed": Brighter(), "mix_until": 0.75, "spec": spec(epochs=2, checkpoint_seconds=1e-9)}
+    fit(whole, **of)
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    with pytest.raises(DiesHereError):
+        fit(toy_net(), watcher=KillAt(killed), **files, **of)
+    fit(model, resume=True, **files, **of)
+    assert same(whole.state_dict(), model.state_dict())
 
 
 def test_sigterm_saves_and_exits_and_the_run_goes_on(toy: dict[str, Any], tmp_path: Path) -> None:

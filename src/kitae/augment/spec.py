@@ -62,8 +62,8 @@ class MixSpec(GrowingSpec):
         cutmix_alpha: the same for CutMix.
         prob: share of batches (or samples) that are mixed at all.
         switch_prob: share of CutMix where both are on.
-        until: where mixing ends, as a fraction of the run. The epochs from there on train on whole images, like those
-            the network is for (He et al., "Data Augmentation Revisited", 2019). An `Augment` of your own mixes always.
+        until: where mixing ends, as a fraction of the run. From there on, training sees whole images, like those the
+            network is for (He et al., "Data Augmentation Revisited", 2019). An `Augment` of your own mixes always.
     """
 
     newer: ClassVar[frozenset[str]] = frozenset({"until"})

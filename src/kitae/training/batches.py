@@ -100,12 +100,16 @@ def epoch_shape(samples: int, spec: TrainSpec, processes: int = 1) -> EpochShape
 
 
 def augmented_batches(
-    data: TrainData, augment: Augmenter, shape: EpochShape, world: World, *, seed: int, epoch: int, first: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's batches of an epoch from number `first` on: images float [b, C, H, W], targets float32 [b, K].
+    data: TrainData, augment: Augmenter, shape: EpochShape, world: World, *, seed: int, epoch: int, first: int,
+    end: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """This process's batches of an epoch: images float [b, C, H, W], targets float32 [b, K].
 
     Every process takes a block of even size of the same order, so mixed pairs stay together. On a GPU, augmentation and
     copying run ahead, in a separate thread and on a separate stream.
+
+    Args:
+        first, end: the number of the first batch, and of the one after the last; None is the end of the epoch.
     """
     orders: dict[int, NDArray[np.int64]] = {}
 
@@ -124,7 +128,7 @@ def augmented_batches(
         batch = augment(images, labels, epoch=drawn, index=index, step=step)
         return _to_device(batch[0], world.device), _to_device(batch[1], world.device)
 
-    steps = range(first, shape.steps)
+    steps = range(first, shape.steps if end is None else end)
     # On a CPU, augmentation and the step share the cores, so a separate thread would not help.
     return map(make, steps) if world.device.type == "cpu" else _ahead(make, steps, world.device)
 

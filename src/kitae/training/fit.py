@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kitae.errors import TrainingDivergedError, TrainingInterruptedError
 from kitae.files import plain
 from kitae.training import distributed
-from kitae.training.batches import Augmenter, TrainData, augmented_batches, epoch_shape
+from kitae.training.batches import Augmenter, EpochShape, TrainData, augmented_batches, epoch_shape
 from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kitae.training.distributed import World
 from kitae.training.guards import SignalFlag, memory_named, peak_memory
@@ -88,11 +88,23 @@ class Source:
     unmixed: Augmenter | None = None
     mix_until: float = 1.0
 
-    def augment_of(self, epoch: int, spec: TrainSpec, updates: int) -> Augmenter:
-        """The augmentation of an epoch, from 0, of so many optimizer steps."""
-        if self.unmixed is not None and share_done(epoch * updates, spec, updates) >= self.mix_until:
-            return self.unmixed
-        return self.augment
+    def batches(
+        self, spec: TrainSpec, shape: EpochShape, world: World, epoch: int, first: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's batches of an epoch, both from 0, from number `first` on, as of `augmented_batches`."""
+        mixed = shape.steps
+        if self.unmixed is not None:
+            before = epoch * shape.updates
+            shares = (share_done(before + update, spec, shape.updates) for update in range(shape.updates))
+            mixed = sum(share < self.mix_until for share in shares) * shape.accumulate
+        for augment, begin, end in (
+            (self.augment, first, mixed),
+            (self.unmixed or self.augment, max(first, mixed), shape.steps),
+        ):
+            if begin < end:
+                yield from augmented_batches(
+                    self.data, augment, shape, world, seed=spec.seed, epoch=epoch, first=begin, end=end
+                )
 
 
 @dataclass(frozen=True)
@@ -200,10 +212,7 @@ def fit(
         while at.epoch < spec.last_epoch and not stopped_early:
             model.train()
             meter = _Meter(at, world, shape.batch_size // world.size)
-            batches = augmented_batches(
-                source.data, source.augment_of(at.epoch, spec, shape.updates), shape, world,
-                seed=spec.seed, epoch=at.epoch, first=at.step,
-            )  # fmt: skip
+            batches = source.batches(spec, shape, world, at.epoch, at.step)
             while at.step < shape.steps:
                 with meter.waiting():
                     images, targets = next(batches)
