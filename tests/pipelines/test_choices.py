@@ -97,15 +97,17 @@ def test_what_it_is_not(here: Path, argument: str, said: str) -> None:
 
 def test_a_run_is_resumed_with_its_own_plan_if_the_data_are_its_own(here: Path) -> None:
     (here / "run" / "recipe.yaml").write_text("name: x\ndata: {source: 'folder:photos'}\n")
+    section: Choices = {"set": ("train={batch_size: 32}",)}
     for data in ("run", "run/recipe.yaml", "photos", "./photos/", "folder:photos", str(here / "photos")):
-        assert to_resume(data, Path("run")) == "run/recipe.yaml"
+        assert to_resume(data, Path("run"), section) == ("run/recipe.yaml", {"batch_size": 32, "set": []})
     write_folder(here / "my photos")
     error = refused(
-        TrainingError, "was trained on folder:photos, not on my photos", to_resume, "my photos", Path("run")
+        TrainingError, "was trained on folder:photos, not on my photos", to_resume, "my photos", Path("run"), {}
     )
     assert "kitae train --resume run --set 'data.source=folder:my photos'" in str(error)
-    assert to_resume("fashion-mini", Path("run")) == "fashion-mini", "a recipe is compared when the run is opened"
-    assert to_resume("my photos", Path("new")) == "my photos", "nothing to resume"
+    recipe, new = ("fashion-mini", section), ("my photos", section)
+    assert to_resume("fashion-mini", Path("run"), section) == recipe, "it is compared when the run is opened"
+    assert to_resume("my photos", Path("new"), section) == new, "nothing to resume"
 
 
 @pytest.mark.parametrize("name", ["set #2", "a: b", "my photos", "plain", "it's"])
@@ -113,7 +115,7 @@ def test_the_command_for_moved_images_names_their_folder(here: Path, name: str) 
     (here / "run" / "recipe.yaml").write_text("name: x\ndata: {source: 'folder:gone'}\n")
     (here / "photos").rename(here / name)
     with pytest.raises(TrainingError, match="if the images were moved: ") as caught:
-        to_resume(name, Path("run"))
+        to_resume(name, Path("run"), {})
     *command, text = shlex.split(str(caught.value).partition("were moved: ")[2])
     assert command == ["kitae", "train", "--resume", "run", "--set"]
     assert assignment(text) == ("data.source", f"folder:{name}")

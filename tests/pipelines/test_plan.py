@@ -675,7 +675,7 @@ def test_data_are_resumed_with_the_plan_that_the_run_began_with(
     tmp_path: Path, world: dict[str, Any], out: str | None
 ) -> None:
     source, world["weights"] = photos(tmp_path / "d", [8, 8]), None
-    fields = (*FIELDS, "train.epochs=2", "train.epoch_steps=2")
+    fields = (*FIELDS, "train.epochs=2", "train={epoch_steps: 2}")
     with pytest.raises(DiesHereError):
         train(source, out, model="resnet8", set=fields, resume=True, watcher=KillAt(3))
     begun = Run.open(out or "runs/d").recipe

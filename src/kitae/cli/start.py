@@ -90,12 +90,12 @@ def train(
         if main and out is not None and not dry_run:
             Run.check_free(out, resume=resume, overwrite=overwrite)
         clock = None if minutes is None else Clock.of(minutes, process_begun())
-        if resume and out is not None and recipe is None:
-            data = to_resume(data, out)
         choices = Choices(
             model=model, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr, seed=seed, device=device,
             folds=folds, set=tuple(set_ or ()),
         )  # fmt: skip
+        if resume and out is not None and recipe is None:
+            data, choices = to_resume(data, out, choices)
         planned, clock, lines = asked(data, clock, choices, recipe, dry=dry_run)
         for line in lines if main else ():
             console.say(line)

@@ -160,10 +160,11 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
     )
 
 
-def to_resume(argument: str, run: Path) -> str:
+def to_resume(argument: str, run: Path, choices: Choices) -> tuple[str, Choices]:
     """What `train` takes to resume the run in a folder: its own recipe, if the argument is the folder or its data.
 
-    Data are planned anew each time, and a plan depends on the minutes; the run keeps the plan that it began with.
+    Data are planned anew each time, and a plan depends on the minutes; the run keeps the plan that it began with, whose
+    other fields a whole section in `set` leaves as they are, as it did when the plan was made.
     A recipe is returned as it is, and compared with the run's own when the run is opened.
 
     Raises:
@@ -171,12 +172,12 @@ def to_resume(argument: str, run: Path) -> str:
     """
     own = run / SIGNS["run"]
     if not own.is_file():
-        return argument
+        return argument, choices
     if user_path(argument).resolve() in (run.resolve(), own.resolve()):
-        return str(own)
+        return str(own), by_option(choices)
     kind, source = understand(argument)
     if kind == "recipe":
-        return argument
+        return argument, choices
     saved = Recipe.load(own).data.source
     if _resolved(saved) != _resolved(source):
         moved = shlex.join(["--set", *assignments({"data.source": source})])
@@ -184,7 +185,7 @@ def to_resume(argument: str, run: Path) -> str:
             f"{run}: was trained on {saved}, not on {argument}; for other data choose another --out; if the images "
             f"were moved: {Run.open(run).resume_command} {moved}"
         )
-    return str(own)
+    return str(own), by_option(choices)
 
 
 def _resolved(source: str) -> tuple[str, Path | str]:

@@ -110,7 +110,7 @@ def train(
     if minutes is not None and not isinstance(minutes, Clock):
         minutes = Clock.of(minutes, time.monotonic())
     if resume and recipe is None and isinstance(data, str | Path):
-        data = _begun(str(data), out)
+        data, choices = _begun(str(data), out, choices)
     wanted, minutes, lines = asked(data, minutes, choices, recipe)
     world = begin(wanted.train)
     if wanted.train.tensorboard:
@@ -300,14 +300,14 @@ def asked(
     return apply(_loaded(data if isinstance(data, Recipe) else what), choices), minutes, ()
 
 
-def _begun(data: str, out: str | Path | None) -> str:
+def _begun(data: str, out: str | Path | None, choices: Choices) -> tuple[str, Choices]:
     """What to resume with: see `to_resume`. A new plan depends on the machine's speed now, so it may be another one."""
     if out is None:
         kind, what = understand(data)
         if kind == "recipe":
-            return data
+            return data, choices
         out = default_folder(name_of(what), new=False)
-    return to_resume(data, user_path(out))
+    return to_resume(data, user_path(out), choices)
 
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:
