@@ -172,7 +172,10 @@ def test_a_run_is_resumed_with_the_length_that_it_was_given(
     assert resumed(asked) == made
     assert resumed(made) == made
     # As the command line does with the run's data.
-    assert resumed(made.override(f"train.epochs={asked.train.straightened().epochs}")) == made
+    given = asked.train.straightened()
+    again = (f"train.epochs={given.epochs}", f"train.schedule.warmup_epochs={given.schedule.warmup_epochs}")
+    assert resumed(made.override(again[0])) == made
+    assert resumed(made.override(*again)) == made
     for other in others:
         with pytest.raises(TrainingError, match=r"has a run of another recipe \(train\."):
             resumed(asked.override(other))

@@ -357,9 +357,11 @@ def _asked(run: Run, spec: TrainSpec) -> bool:
         return False
     saved = _length(run.recipe.train)
     asked = read_json(run.asked_length, *saved, error=TrainingError)
-    # The last is for a command that names the run's data: it loads the recipe in the run folder and sets the epochs.
-    known = asked, saved, {**saved, "epochs": asked["epochs"]}
-    return _length(spec) in known or _length(spec.straightened()) in known
+    # Field by field, for a command that names the run's data: it sets some fields in the recipe of the run folder.
+    return any(
+        all(value in (asked[name], saved[name]) for name, value in _length(given).items())
+        for given in (spec, spec.straightened())
+    )
 
 
 def _length(spec: TrainSpec) -> dict[str, Any]:
