@@ -93,16 +93,19 @@ def head_alone(run: Run, *overrides: str, minutes: float | None = None) -> Run:
 
 
 ABOUT = "Fine-tune the network too"
+FIELDS = ("data.label_column=species", r"'data.groups=(p\d+)'", "'model.pretrained=a b.safetensors'")
+READ = ("name=a", "data.source=csv:/x/a.csv", *(field.strip("'") for field in FIELDS), "data.val_fraction=0.2")
 
 
 @pytest.mark.parametrize(
     ("overrides", "minutes", "told", "line"),
     [
-        (("name=fashion-mini",), 1.0, "1 minute left no time to fine-tune it", "fashion-mini: --minutes 5"),
-        (("name=a b", "data.source='folder:/x/a b'"), 2.5, "2.5 minutes left", "'folder:/x/a b' --minutes 10"),
-        (("name=fashion-mini",), None, "no epoch of fine-tuning was asked for", "fashion-mini: --minutes 5"),
+        (("name=fashion-mini",), 1.0, "1 minute left no time to fine-tune it", "fashion-mini: NET --minutes 5"),
+        (("name=a b", "data.source='folder:/x/a b'"), 2.5, "2.5 minutes left", "'folder:/x/a b' NET --minutes 10"),
+        (READ, None, "no epoch of fine-tuning was asked for", f"csv:/x/a.csv NET --minutes 5 --set {' '.join(FIELDS)}"),
+        (("name=fashion-mini",), None, "no epoch of fine-tuning was asked for", "fashion-mini: NET --minutes 5"),
         (("name=mine",), None, "no epoch of fine-tuning was asked for", "RUN/recipe.yaml --epochs 10"),
-        (("name=fashion-mini", "data.folds=3"), 3.0, "3 minutes left", "fashion-mini: --folds 3 --minutes 12"),
+        (("name=fashion-mini", "data.folds=3"), 3.0, "3 minutes left", "fashion-mini: NET --folds 3 --minutes 12"),
     ],
 )
 def test_where_only_a_head_was_trained_the_page_says_how_to_fine_tune(
@@ -112,8 +115,12 @@ def test_where_only_a_head_was_trained_the_page_says_how_to_fine_tune(
     said, lines = advice(run)
     assert told in said
     assert "overfits" not in said
-    assert lines[ABOUT] == f"kitae train {line.replace('RUN', str(run.path))}"
+    line = line.replace("RUN", str(run.path)).replace("NET", "--model resnet9")
+    assert lines[ABOUT] == f"kitae train {line}"
     assert not [name for name in lines if "twice" in name or "Search" in name]
+    if overrides == READ:  # whose file cannot be read without the fields
+        checked = f"kitae data check csv:/x/a.csv --set {' '.join(FIELDS[:2])}"
+        assert lines["Look for broken images, duplicates and label conflicts"] == checked
 
 
 def test_a_recipe_that_its_minutes_cut_to_the_head_is_fine_tuned_as_it_was_asked(make_run: Callable[..., Run]) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from kitae.console import data_name, percent
+from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError, TrainingError
 from kitae.files import read_json
-from kitae.recipe import shipped
+from kitae.recipe import assignments, shipped
 from kitae.reporting import charts
 from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.results import RunRecord, Split
@@ -31,6 +32,8 @@ _Z = 1.96
 _OVERFIT = 0.05  # a gap that is significantly larger asks for regularisation
 _MINUTES, _EPOCHS = 5, 10  # of a fine-tuning that is proposed, at least
 _WIDEST = 512  # channels that can be doubled
+# How a source is read and split. A plan chooses the share of validation, and the folds have an option.
+_READ_BY = {field.removeprefix("data.") for field in SPLIT} - {"source", "val_fraction", "folds", "fold"}
 
 Command = tuple[str, str]
 """What a command is for, and the command."""
@@ -226,8 +229,8 @@ def commands(record: RunRecord) -> list[Command]:
         *_better(record),
     ]
     if not record.recipe.data.source.startswith(("cifar", "fashion", "mnist")):
-        source = shlex.quote(record.recipe.data.source)
-        found.append(("Look for broken images, duplicates and label conflicts", f"kitae data check {source}"))
+        check = f"kitae data check {shlex.quote(record.recipe.data.source)}{_sets(_read_by(record))}"
+        found.append(("Look for broken images, duplicates and label conflicts", check))
     return found
 
 
@@ -251,18 +254,31 @@ def _better(record: RunRecord) -> list[Command]:
 
 def _fine_tune(record: RunRecord) -> str:
     """The command that fine-tunes where only a head was trained: planned again with more minutes, or by its recipe."""
-    data, minutes = record.recipe.data, _minutes(record)
+    data, model, minutes = record.recipe.data, record.recipe.model, _minutes(record)
     more = f" --minutes {max(_MINUTES, math.ceil(4 * (minutes or 0)))}"
     if record.recipe.name == data_name(data.source)[:100]:  # as a plan is named
         source = f"{data.source}:" if data.source in shipped() else data.source  # otherwise the recipe of that name
         folds = f" --folds {data.folds}" if data.whole else ""
-        return f"kitae train {shlex.quote(source)}{folds}{more}"
+        weights = {"model.pretrained": model.pretrained} if isinstance(model.pretrained, str) else {}
+        sets = _sets({**_read_by(record), **weights})
+        return f"kitae train {shlex.quote(source)} --model {shlex.quote(model.name)}{folds}{more}{sets}"
     file = record.run.asked_length  # written where the minutes cut the length that was asked for
     asked = read_json(file, error=TrainingError) if file.is_file() else {}
     fields = (("train.epoch_steps", "epoch_steps"), ("train.schedule.warmup_epochs", "warmup_epochs"))
     sets = "".join(f" --set {field}={asked[name]}" for field, name in fields if asked.get(name))
     epochs = f" --epochs {asked.get('epochs') or _EPOCHS}"
     return f"kitae train {shlex.quote(str(record.run.recipe_file))}{epochs}{sets}{more if minutes else ''}"
+
+
+def _read_by(record: RunRecord) -> dict[str, Any]:
+    """The fields by which the run's images were read and split, where they are not the defaults."""
+    read = record.recipe.data.model_dump(include=_READ_BY, exclude_defaults=True)
+    return {f"data.{name}": value for name, value in read.items()}
+
+
+def _sets(fields: Mapping[str, Any]) -> str:
+    """The fields as an option of a command."""
+    return f" --set {shlex.join(assignments(fields))}" if fields else ""
 
 
 def _minutes(record: RunRecord) -> float | None:
