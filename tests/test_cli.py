@@ -573,7 +573,10 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["train", "fashion-mini", "--set", "data.source=imagenet21k"], "imagenet21k"),
         (["train", "fashion-mini", "--resume"], "--resume needs the run folder"),
         (["train", "fashion-mini", "--folds", "1"], "--folds 1"),
-        (["train"], "DATA is missing"),
+        (["train"], "DATA is missing; see kitae train --help"),
+        (["train", "--set", "train.epochs=1", "fashion-mini"], "DATA is missing; give it before --set, which takes"),
+        (["compress", "--ratios", ".2", ".5", "run", "--open"], "RUN is missing; give it before --ratios"),
+        (["predict", "--top", "5", "run"], "IMAGES is missing; see kitae predict --help"),
         (["train", "fashion-mini", "train.epochs=1"], "train.epochs=1: use --set train.epochs=1"),
         (["train", "fashion-mini", "data.source=my cats"], "data.source=my cats: use --set 'data.source=my cats'"),
         (["export", "runs/a", "runs/lr=1"], "runs/lr=1: unexpected argument; see kitae export --help"),
@@ -700,6 +703,19 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(
 ) -> None:
     monkeypatch.setattr(f"kitae.{interrupted}", Mock(side_effect=KeyboardInterrupt))
     assert kitae(home, *words.split(), code=130).stderr.splitlines()[-1] == f"error: interrupted{more}"
+
+
+def test_a_current_folder_that_is_gone_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after another shell has cloned it anew; PyTorch would blame a library of Intel's."""
+    monkeypatch.setattr(sys, "argv", ["kitae", "recipe"])
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err.startswith("error: the current folder no longer exists; change to one that does")
 
 
 @pytest.mark.parametrize("problem", [CycloptsError(msg="a"), RecipeError("a"), DataError("a")])

@@ -53,6 +53,7 @@ _ARGUMENTS = {
 }  # fmt: skip
 # Commands whose --set does not take fields of a whole recipe.
 _OF_DATA = (("data", "check"), ("data", "fix"), ("show", "augment"))
+_SEVERAL = ("--set", "--only", "--ratios", "--quantize")  # options that take all words after them
 _EMPTY = re.compile(r"(--[\w-]+=)?")
 _OF_HOME = re.compile(r"(--[\w-]+=)(~(?:/.*)?)", re.DOTALL)
 _CLOSE = 0.7  # similarity of two names from which one may be a typing mistake for the other
@@ -90,6 +91,11 @@ def main() -> None:
             sys.exit(2)
     if words[0] in _COMMANDS:
         console.error(f"there is no command {words[0]!r}: use kitae {_COMMANDS[words[0]]}")
+        sys.exit(2)
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # deleted, or made anew, since the shell entered it; even PyTorch cannot be loaded
+        console.error('the current folder no longer exists; change to one that does, such as with: cd "$PWD"')
         sys.exit(2)
     sleep_while_waiting(os.environ)
     for about in (r"Image size \(\d+ pixels\) exceeds limit", "Corrupt EXIF data"):
@@ -234,6 +240,16 @@ def _unknown_command(problem: UnknownCommandError) -> str:
     return f"there is no command {whole!r}{hint}; the commands are {', '.join(names)}"
 
 
+def _taking(words: list[str]) -> str | None:
+    """The first option that has taken several words, of which the last may be an argument."""
+    option, taken = "", 0
+    for word in words:
+        option, taken = (word, 0) if word.startswith("--") else (option, taken + 1)
+        if taken > 1 and option in _SEVERAL:
+            return option
+    return None
+
+
 def _reworded(problem: CycloptsError) -> str:
     """The parser's error as one line in Kitae's terms."""
     chain = tuple(problem.command_chain or ())
@@ -249,7 +265,10 @@ def _reworded(problem: CycloptsError) -> str:
     if isinstance(problem, MissingArgumentError) and getattr(problem, "keyword", None) is None:  # not in cyclopts 4.0
         argument = problem.argument
         if argument is not None and argument.field_info.is_positional:
-            return f"{argument.name.lstrip('-').upper()} is missing; see {command} --help"
+            name = argument.name.lstrip("-").upper()
+            if option := _taking(problem.root_input_tokens or []):
+                return f"{name} is missing; give it before {option}, which takes all words after it"
+            return f"{name} is missing; see {command} --help"
     if isinstance(problem, UnusedCliTokensError) and problem.unused_tokens:
         extra = problem.unused_tokens[0]
         settable = "set_" in inspect.signature(problem.target).parameters if problem.target else False
