@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from html.parser import HTMLParser
@@ -394,6 +395,12 @@ def test_files_beside_the_run_are_told(make_run: Callable[..., Run]) -> None:
     compressed(run.path.with_name("run-small"), run="run")
     _, words = page(run)
     assert_told(words, "run.onnx", "12.3 kB", "60.8 kB", "0.0827 ms", "run-small/model.onnx")
+    run.best.write_bytes(bytes(54_321))  # a new run, in place of the one that they were made of
+    os.utime(run.best, (time.time() + 60, time.time() + 60))
+    _, words = page(run)
+    assert_told(words, "54.3 kB")
+    assert not [file for file in ("run.onnx", "run-small/model.onnx") if file in words]
+    run.best.unlink()
     (run.path.with_name("run-small") / "compression.json").write_text("{")  # damaged: no reason to refuse a run's page
     assert "60.8 kB" not in p.report(run).read_text()
 

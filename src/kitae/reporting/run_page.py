@@ -11,6 +11,7 @@ from kitae.console import data_name, percent
 from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError, TrainingError
 from kitae.files import read_json
+from kitae.folders import SIGNS
 from kitae.recipe import assignments, shipped
 from kitae.reporting import charts
 from kitae.reporting.compression_results import CompressionRecord
@@ -303,17 +304,22 @@ def _headline(splits: Mapping[str, Split]) -> list[tuple[str, list[Cell]]]:
 
 
 def files(record: RunRecord) -> list[File]:
-    """The weights, and the exported and compressed files beside the run."""
-    folder = record.run.path.resolve()
+    """The weights, and the exported and compressed files beside the run, but not those of weights it had before."""
+    folder, best = record.run.path.resolve(), record.run.best
+    trained = best.stat().st_mtime if best.is_file() else 0.0
     exported = folder.with_name(f"{folder.name}.onnx")
-    named = (("PyTorch weights", record.run.best), ("exported", exported))
-    found: list[File] = [(what, file.name, file.stat().st_size, None, "") for what, file in named if file.is_file()]
+    named = (("PyTorch weights", best), ("exported", exported))
+    found: list[File] = [
+        (what, file.name, file.stat().st_size, None, "")
+        for what, file in named
+        if file.is_file() and file.stat().st_mtime >= trained
+    ]
     small = folder.with_name(f"{folder.name}-small")
     try:
         compressed = CompressionRecord.open(small)
     except KitaeError:
         return found
-    if compressed.run != folder.name:
+    if compressed.run != folder.name or (small / SIGNS["compression"]).stat().st_mtime < trained:
         return found
     note = f"measured by kitae compress on {compressed.machine['processor']}"
     before, after, file = compressed.baseline, compressed.winner, f"{small.name}/{compressed.file}"
