@@ -25,7 +25,7 @@ from kitae.data import archives
 from kitae.data.archives import Download, fetch
 from kitae.data.base import TEST, TRAIN
 from kitae.data.check import check
-from kitae.data.download import chunks
+from kitae.data.download import DownloadError, chunks
 from kitae.data.fix import suffix_of
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
@@ -322,3 +322,17 @@ def test_fetch_keeps_nothing_else(
     words = rf"{words}.*put it into {folder}.*data\.source=cifar10:FOLDER"
     refused(DataError, words, fetch, wrong, folder, "cifar10:FOLDER")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["cifar10", "mnist", "fashion-mnist:"])
+def test_without_a_network_a_source_with_a_folder_is_proposed(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a source with a colon, which tells it from the recipe of that name."""
+
+    def none(url: str) -> Iterator[bytes]:
+        raise DownloadError("no network")
+
+    monkeypatch.setattr(archives, "chunks", none)
+    named = rf"set data\.source={source.rstrip(':')}:FOLDER$"
+    refused(DataError, named, open_source, DataSpec(source=source, cache=str(tmp_path)))

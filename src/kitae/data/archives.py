@@ -83,13 +83,14 @@ def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None
     folder = user_path(path) if path else None
     if folder is not None and not os.path.isdir(folder):
         raise DataError(f"{spec.source}: no such folder")
+    source = spec.source.removesuffix(":")
     downloads = cache_folder(spec.cache) / "downloads"
     if name in _CIFAR:
         layout = _CIFAR[name]
-        files = _cifar_files(spec.source, layout, folder, downloads, progress)
+        files = _cifar_files(source, layout, folder, downloads, progress)
         return ArchiveSource(spec.source, files, lambda: _read_cifar(files, layout))
     idx = _IDX[name]
-    files = _idx_files(spec.source, idx, folder, downloads / name, progress)
+    files = _idx_files(source, idx, folder, downloads / name, progress)
     # A folder may be given for the wrong set, as the files have the same names; its classes must not be kept for the
     # right one. One of the two needs an identity for that; fashion-mnist has none, so that its runs stay valid.
     identity = {"set": name} if folder is not None and name == "mnist" else {}
