@@ -228,9 +228,11 @@ def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: di
     made = plan(pets, minutes=2)
     (line,) = [line for line in made.lines if line.startswith("only")]
     assert made.recipe.train.epoch_steps is None, "epochs of whole passes, of 14 steps each"
-    assert line.startswith(f"only {14 * made.recipe.train.epochs} steps of training from scratch: ")
+    assert line.startswith(
+        f"only {14 * made.recipe.train.epochs} steps of training from scratch: give more minutes, or "
+    )
     one = planned(pets, epochs=1, set="train.epoch_steps=1")
-    assert "only 1 step of training" in one.lines[-1]
+    assert one.lines[-1] == "only 1 step of training from scratch: give more --epochs"
 
 
 def test_a_check_splits_as_the_plan_does(tiny: str) -> None:

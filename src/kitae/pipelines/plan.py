@@ -482,7 +482,9 @@ class _Planner:
         steps = recipe.train.epochs * (recipe.train.epoch_steps or per_pass)
         if steps < _FEW_STEPS:
             made = console.plural(steps, "step")
-            lines.append(f"only {made} of training from scratch: give more minutes, or a smaller --image-size")
+            given = self.choices.get("epochs") is not None
+            more = "more --epochs" if given else "more minutes, or a smaller --image-size"
+            lines.append(f"only {made} of training from scratch: give {more}")
         return recipe, lines
 
 
