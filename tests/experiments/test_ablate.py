@@ -120,6 +120,8 @@ def test_a_recipe_without_techniques_has_no_ablation() -> None:
         {"name": "bare", "train": {"schedule": {"name": "constant"}, "optimizer": {"weight_decay": 0.0}}}
     )
     refused(RecipeError, "bare: uses no technique", ablation, bare)
+    head = Recipe.load("finetune").override("train.epochs=0")  # as a plan of a minute has
+    refused(RecipeError, r"finetune: trains only a head \(train\.epochs: 0\)", ablation, head)
 
 
 def test_an_op_that_is_listed_twice_stays_on() -> None:

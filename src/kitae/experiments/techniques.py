@@ -73,8 +73,13 @@ def chosen(recipe: Recipe, names: Collection[str], where: str) -> dict[str, Fiel
     """The techniques of these names; all if there are none.
 
     Raises:
-        RecipeError: the recipe does not use one of them; the line begins with `where`.
+        RecipeError: the recipe trains no epoch, or does not use one of them (the line begins with `where`).
     """
+    if not recipe.train.epochs:  # nearly all of them act on training, and a head is the same for every seed
+        raise RecipeError(
+            f"{recipe.name}: trains only a head (train.epochs: 0), so there is no technique to leave out; set it to 1 "
+            "or more"
+        )
     found = techniques(recipe)
     for name in names:
         if name not in found:
