@@ -164,6 +164,25 @@ def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None
     assert "path,label" in (tmp_path / "there.csv").read_text()
 
 
+def test_the_source_is_not_changed(tmp_path: Path) -> None:
+    """Its other columns would be lost, and a file in a folder of Parquet files would be read with them."""
+    images = [encode(photo(number)) for number in range(6)]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "0.png").write_bytes(images[0])
+    (tmp_path / "a.csv").write_text("path,label,patient\n0.png,x,7\n")
+    (tmp_path / "link.csv").symlink_to("a.csv")
+    report = report_of(tmp_path / "files", images, [0, 1] * 3)
+    for source, outs in (
+        ("csv:a.csv", ("a.csv", "link.csv")),
+        ("parquet:files/x.parquet", ("files/x.parquet",)),
+        ("parquet:files", ("files/x.parquet", "files/new/y.parquet")),
+    ):
+        kind, _, path = source.partition(":")
+        opened = open_source(DataSpec(source=f"{kind}:{tmp_path / path}"))
+        for out in outs:
+            refused(DataError, "is a part of", fix, opened, report, tmp_path / out, overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -22,6 +22,7 @@ import numpy as np
 from kitae.data.base import KEY, SPLIT_NAMES, TRAIN, Source, Table
 from kitae.data.check import CheckReport
 from kitae.data.parquet import ParquetSource
+from kitae.data.sources import path_of
 from kitae.errors import DataError, require
 from kitae.files import replacing, user_path, write_atomically
 
@@ -47,10 +48,19 @@ def suffix_of(source: Source) -> str:
 
 
 def check_out(source: Source, out: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a file that `fix` cannot write. Raises DataError: it exists or has another ending, or see `suffix_of`."""
+    """Refuse a file that `fix` cannot write.
+
+    Raises:
+        DataError: it exists or has another ending, or is one of the source's own; or see `suffix_of`.
+    """
     path, ending = user_path(out), suffix_of(source)
     if path.suffix.lower() != ending:
         raise DataError(f"{path}: must end in {ending}, the format written for {source.name}")
+    root = path_of(source.name)
+    if root is not None and root.exists():
+        inside = isinstance(source, ParquetSource) and root.resolve() in path.resolve().parents  # it would be read too
+        if inside or (path.exists() and path.samefile(root)):
+            raise DataError(f"{path}: is a part of {source.name}, which is not changed; choose another --out")
     if os.path.exists(path) and not overwrite:
         raise DataError(f"{path}: exists; add --overwrite, or choose another --out")
 
