@@ -393,3 +393,13 @@ def test_predictions_of_a_run_beside_parquet_files_are_no_images(tmp_path: Path)
     (run / "predictions.parquet").write_bytes((tmp_path / "images" / "a.parquet").read_bytes())
     (tmp_path / "images" / "recipe.yaml").write_text("name: beside the images")
     assert len(open_source(DataSpec(source=f"parquet:{tmp_path / 'images'}"))) == 6
+
+
+def test_the_current_folder_is_named_for_commands_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos")
+    for given, meant in ((".", "photos"), ("./", "photos"), ("..", ""), ("cats/..", "photos")):
+        assert source_of(given) == f"folder:{tmp_path.resolve() / meant}"
+    assert source_of("../photos/") == "folder:../photos/"

@@ -264,6 +264,8 @@ def source_of(path: str | Path) -> str:
         DataError: there is no such file or folder, or it is none of these, such as the folder of a run.
     """
     given = user_path(path)
+    if given.name in ("", ".."):  # `.`, which is another folder for a command that is given elsewhere
+        path = given = given.resolve()
     if os.path.isdir(given):
         tables = {file.name for file in given.glob("*") if file.suffix.lower() == ".parquet"}
         ours = kind_of(given) if tables <= _RESULTS else None
