@@ -607,6 +607,8 @@ def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.Monkey
         (["--install-completion", "--shell", "bash", "--output", "taken"], "taken: exists and is no completion"),
         (["predict", "run", ""], "the argument after run: is empty; is a shell variable not set?"),
         (["data", "check", "fashion-mini", "--out="], "--out=: is empty"),
+        (["train", "fashion-mini", "--set"], "--set: has no value; is a shell variable not set?"),
+        (["compress", "run", "--ratios", "--max-drop", "1"], "--ratios: has no value; is a shell variable not set?"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )

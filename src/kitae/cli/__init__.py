@@ -84,10 +84,15 @@ def main() -> None:
     if not words:
         console.say(_FIRST_STEPS)
         return
-    for before, word in pairwise(("kitae", *words)):
-        if _EMPTY.fullmatch(word):  # as a path it would be the current folder
+    for word, after in pairwise(("kitae", *words, "--")):
+        what = ""
+        if _EMPTY.fullmatch(after):  # as a path it would be the current folder
+            what = f"{after or f'the argument after {word}'}: is empty"
+        elif word in _SEVERAL and after.startswith("--"):  # which would be ignored
+            what = f"{word}: has no value"
+        if what:
             if _first_here():
-                console.error(f"{word or f'the argument after {before}'}: is empty; is a shell variable not set?")
+                console.error(f"{what}; is a shell variable not set?")
             sys.exit(2)
     if words[0] in _COMMANDS:
         console.error(f"there is no command {words[0]!r}: use kitae {_COMMANDS[words[0]]}")
