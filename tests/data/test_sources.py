@@ -403,3 +403,8 @@ def test_the_current_folder_is_named_for_commands_from_elsewhere(
     for given, meant in ((".", "photos"), ("./", "photos"), ("..", ""), ("cats/..", "photos")):
         assert source_of(given) == f"folder:{tmp_path.resolve() / meant}"
     assert source_of("../photos/") == "folder:../photos/"
+
+
+def test_a_tar_file_is_answered_with_its_source(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"")
+    refused(DataError, rf"a\.tar: tar files are given as webdataset:{tmp_path}/a\.tar", source_of, tmp_path / "a.tar")

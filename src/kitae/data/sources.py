@@ -281,6 +281,8 @@ def source_of(path: str | Path) -> str:
     if not os.path.exists(given):
         raise DataError(f"{path}: no such file or folder")
     names = {kind.ending: name for name, kind in SOURCES.items() if kind.ending}
+    if given.suffix.lower() == ".tar":
+        raise DataError(f"{path}: tar files are given as webdataset:{path}, several as webdataset:a-{{000..099}}.tar")
     if given.suffix.lower() not in names:
         files = " or ".join(f"a {ending}" for ending in names)
         raise DataError(f"{path}: not a data source; give a folder with one folder per class, {files} file")
