@@ -56,16 +56,11 @@ def _airbench(spec: ModelSpec, *, classes: int, channels: int, image_size: Size)
 def _scaling(
     net: Callable[..., nn.Module], width: int, spec: ModelSpec, *, classes: int, channels: int, image_size: Size
 ) -> nn.Module:
-    """A residual net that comes in widths; `width` is its own."""
+    """A residual net; `width` is its own."""
     return net(
         spec.width or width, classes=classes, channels=channels, stem=_stem(spec, image_size),
         stochastic_depth=spec.stochastic_depth, dropout=spec.dropout,
     )  # fmt: skip
-
-
-def _fixed(net: Callable[..., nn.Module], width: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
-    refuse(spec, "width")
-    return _scaling(net, width, spec, **sizes)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -75,10 +70,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet56": partial(_scaling, partial(ResNet, BasicBlock, (9, 9, 9)), 16),
     "resnet9": partial(_scaling, ResNet9, 64),
     "airbench": _airbench,
-    "resnet18": partial(_fixed, partial(ResNet, BasicBlock, (2, 2, 2, 2)), 64),
-    "resnet34": partial(_fixed, partial(ResNet, BasicBlock, (3, 4, 6, 3)), 64),
-    "resnet50": partial(_fixed, partial(ResNet, Bottleneck, (3, 4, 6, 3)), 64),
-    "wide_resnet28_10": partial(_fixed, partial(ResNet, PreActivationBlock, (4, 4, 4), stem_width=16), 160),
+    "resnet18": partial(_scaling, partial(ResNet, BasicBlock, (2, 2, 2, 2)), 64),
+    "resnet34": partial(_scaling, partial(ResNet, BasicBlock, (3, 4, 6, 3)), 64),
+    "resnet50": partial(_scaling, partial(ResNet, Bottleneck, (3, 4, 6, 3)), 64),
+    "wide_resnet28_10": partial(_scaling, partial(ResNet, PreActivationBlock, (4, 4, 4), stem_width=16), 160),
 }
 """Name -> factory(spec, classes=, channels=, image_size=)."""
 

@@ -14,8 +14,8 @@ class ModelSpec(GrowingSpec):
 
     Attributes:
         name: a name of `kitae.models.build.MODELS`, or `timm:NAME`, or `torchvision:NAME`.
-        width: channels of the first stage, for the families that support it (resnet8/9/20/56, airbench); null is the
-            family's own.
+        width: channels of the first stage, for resnet8 to resnet56, wide_resnet28_10 and airbench; null is the
+            network's own.
         stochastic_depth: drop probability of the last residual block (linear from 0 at the first).
         dropout: before the classifier.
         pretrained: true takes published weights (from an installed package, or from timm's hub), a path takes a local
