@@ -1,8 +1,6 @@
 #!/bin/sh
 # The studies behind "When does a technique help?" in docs/ledger.md: ledger-when at each length, and with a larger network.
 # Each can be killed and resumed by running the script again.
-# The last one is not finished: copy studies/unfinished/* to FOLDER first to keep the runs that are done (about 10 minutes
-# each on two cores).
 #
 #   studies/ledger-when.sh [SOURCE [FOLDER]]       # parquet:cifar10.parquet, runs
 set -eu
