@@ -281,7 +281,7 @@ SECTIONS: list[tuple[str, str, str, Callable[[dict[str, Any]], str]]] = [
     ("ddp", "Several processes", "several processes, and the end of one of them", ddp),
 ]
 TRAININGS = {
-    "cifar10-strong": ("`cifar10-strong`, 30 epochs", ["gpu/cifar10-strong-30-epochs"]),
+    "cifar10-strong": ("`cifar10-strong` of that day, with SGD, 30 epochs", ["gpu/cifar10-strong-30-epochs"]),
     "cifar10-speed": ("`cifar10-speed`, 9 epochs, 14 views", [f"speed/h100-9-epochs-seed{seed}" for seed in range(3)]),
 }
 # Of the trainings by `kitae train`, which are of 2026-11-26.

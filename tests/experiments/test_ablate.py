@@ -17,7 +17,10 @@ def test_techniques_of_the_strong_recipe() -> None:
     assert {"random_crop", "horizontal_flip", "auto_augment", "random_erasing", "mixing", "stochastic depth"} <= set(
         found
     )
-    assert {"label smoothing", "averaged weights", "cosine schedule", "warm-up", "weight decay"} <= set(found)
+    assert {"label smoothing", "averaged weights", "one cycle schedule", "smaller pictures first"} <= set(found)
+    usual = "train.optimizer={name: sgd}", "train.schedule={name: cosine, warmup_epochs: 1}"
+    added = set(techniques(Recipe.load("cifar10-strong").override(*usual))) - set(found)
+    assert added == {"cosine schedule", "warm-up", "weight decay"}
     assert found["label smoothing"] == {"train.label_smoothing": [0.0, 0.1]}
     assert "dropout" not in found
     assert "mixed precision" not in found  # auto is decided once for the whole study
