@@ -489,8 +489,11 @@ def test_the_trainings_of_cifar10_and_of_the_shipped_recipes_are_told_as_measure
         assert f"{100 * run['test']['accuracy']:.1f} % after {_lasted(run['training_seconds'])} of training" in guide
     (run,) = load("fashion-mnist")
     assert f"{_lasted(run['training_seconds'])} of training, {one(run)}" in guide
-    (run,) = load("gpu/cifar10-strong-30-epochs")
-    assert f"({run['training_seconds']:.0f} s) {one(run)}" in guide
+    (run,) = load("cifar10-strong-width-32")
+    assert f"{one(run)} after {_lasted(run['training_seconds'])} of training" in guide
+    recipe = shipped()["cifar10-strong"].replace("\n#", "")
+    assert f"{_lasted(run['training_seconds'])} of training, {run['training_flops']:.1e}".replace("e+", "e") in recipe
+    assert one(run).replace("(", "on test (").replace(")", ", seed 0, 2 views)") in recipe
 
 
 def test_simulated_studies_shards_and_waits_are_told_as_measured() -> None:
