@@ -29,6 +29,8 @@ MUTATIONS = [
     Mutation("training/fit.py", "at.best is not None and value < at.best)", "at.best is not None and value <= at.best)", f"{FIT} -k ties"),
     Mutation("training/fit.py", "spec.validated(at.epoch) - 1 - at.stop_epoch", "at.epoch - 1 - at.stop_epoch", f"{FIT} -k stopping"),
     Mutation("training/fit.py", "if cut_short and at.epoch", "if False and at.epoch", f"{FIT} -k minutes_that_end"),
+    Mutation("training/fit.py", "share < self.mix_until", "share <= self.mix_until", f"{FIT} -k not_mixed"),
+    Mutation("training/fit.py", "(self.unmixed or self.augment, max(first, mixed)", "(self.unmixed or self.augment, mixed", f"{FIT} -k mixing_ends"),
     Mutation("training/spec.py", "- after // self.validate_every", "- after", "tests/pipelines/test_pace.py -k recut_counts"),
     Mutation("training/spec.py", "if metric == \"val_loss\" else value), -loss", "if metric == \"val_loss\" else value), loss", f"{FIT} -k ties"),
     Mutation("training/fit.py", "at.epoch, at.step, at.seen = at.epoch + 1, 0, 0", "at.epoch, at.step, at.seen = at.epoch + 1, 0, at.seen", f"{FIT} -k 'resume or learns or two_runs'"),

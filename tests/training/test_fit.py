@@ -519,7 +519,7 @@ def test_the_last_steps_are_not_mixed(
     assert (mixing.made, unmixed.made) == (steps[:mixed], steps[mixed:])
 
 
-@pytest.mark.parametrize("killed", [4, 6, 7])
+@pytest.mark.parametrize("killed", [4, 6, 7, 8])
 def test_an_epoch_whose_mixing_ends_resumes_bit_exactly(toy: dict[str, Any], tmp_path: Path, killed: int) -> None:
     class Brighter(ToyAugment):
         def __call__(self, *batch: Any, **keys: Any) -> tuple[Tensor, Tensor]:
