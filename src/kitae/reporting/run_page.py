@@ -266,7 +266,7 @@ def _fine_tune(record: RunRecord) -> str:
     file = record.run.asked_length  # written where the minutes cut the length that was asked for
     asked = read_json(file, error=TrainingError) if file.is_file() else {}
     fields = (("train.epoch_steps", "epoch_steps"), ("train.schedule.warmup_epochs", "warmup_epochs"))
-    sets = "".join(f" --set {field}={asked[name]}" for field, name in fields if asked.get(name))
+    sets = _sets({field: asked[name] for field, name in fields if asked.get(name)})
     epochs = f" --epochs {asked.get('epochs') or _EPOCHS}"
     return f"kitae train {shlex.quote(str(record.run.recipe_file))}{epochs}{sets}{more if minutes else ''}"
 
