@@ -202,6 +202,18 @@ GROWING = [
             "rows[1]['learning_rate'] == 0.001 != rows[0]['learning_rate']",
         ],
     ),
+    (
+        "from_scratch",  # in equal passes
+        "score",
+        [
+            "--sets photos-mini:60 --size 64 --passes 3 --seeds 0 1"
+            " --variants sgd=sgd:0.4 muon=muon:0.24,mix:0.5,until:0.8,model.width:8"
+        ],
+        [
+            "len(rows) == 4 and rows[0]['image_size'] == 64",
+            "rows[0]['steps'] == rows[1]['steps'] > 0 and rows[0]['train_loss'] != rows[1]['train_loss']",
+        ],
+    ),
 ]
 
 
