@@ -63,7 +63,8 @@ pytestmark = pytest.mark.usefixtures("export_once")
 
 def small(**fields: Any) -> dict[str, Any]:
     usual = {"max_drop": 100.0, "calibration": ("minmax",), "round_to": 1, "sensitivity": False, "controls": ()}
-    return {"ratios": (0.25,), "finetune_epochs": 1, **usual, **fields}
+    ratios = {} if fields.get("prune") == "none" else {"ratios": (0.25,)}
+    return {**ratios, "finetune_epochs": 1, **usual, **fields}
 
 
 def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Path) -> None:
@@ -316,6 +317,9 @@ def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RecipeError, match=r"controls: .* need prune"):
         given_to_compress(monkeypatch, "compress run --prune none --set controls=[random]")
     refused(CompressionError, "max_drop", given_to_compress, monkeypatch, "compress run --max-drop -1")
+    for words in ("--prune none --ratios .1", "--ratios .1 --set prune=none", "--prune none --set ratios=[.1]"):
+        refused(CompressionError, "^ratios: ", given_to_compress, monkeypatch, f"compress run {words}")
+    assert resolve_spec(CompressSpec(**CompressSpec().model_dump()), {"prune": "none"}).prune == "none"
     for given, cure in (
         ("controls=random", "a list, such as [random]"), ("ratios=0.5", "a list, such as [0.5]"),
         ("controls=null", "a list"), ("layer_ratios=[a]", "a mapping, {name: value}"),

@@ -311,7 +311,10 @@ def resolve_spec(
         made = CompressSpec.model_validate({**spec.model_dump(), **options})
     except ValidationError as error:
         raise CompressionError(explain(error, CompressSpec, "compress", None)) from error
-    return override(made, list(assignments))
+    made = override(made, list(assignments))
+    if made.prune == "none" and "ratios" in options.keys() | named:
+        raise CompressionError("ratios: nothing is removed with prune: none; leave one of them out")
+    return made
 
 
 def _write(folder: Path, run: Run, outcome: Outcome, record: CompressionRecord) -> None:
