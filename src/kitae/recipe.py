@@ -267,7 +267,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
             value = {"source": data["source"], **value}  # keep the source unless another one is given
         _assign(tree, field, value, type(spec))
         if isinstance(spec, Recipe) and field == _OPTIMIZER and str(value).lower() != spec.train.optimizer.name.lower():
-            for usual in ("lr", "other_lr", "bias_lr", "weight_decay", "eps"):
+            for usual in ("lr", "momentum", "weight_decay", "eps", "other_lr", "bias_lr", "norm"):
                 if f"train.optimizer.{usual}" not in given:
                     tree["train"]["optimizer"].pop(usual, None)
         if isinstance(spec, Recipe) and field in _LENGTHS and "train.recut" not in given:

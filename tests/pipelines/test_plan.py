@@ -54,8 +54,10 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A machine of known speed with pretrained weights; what a test changes in it holds."""
     pace_of_test = Pace(128 * 128, 1 / 100, 1 / 200, 1 / 60)
     facts: dict[str, Any] = {"pace": pace_of_test, "weights": "weights-of-test", "sizes": set(), "models": []}
+    facts["optimizers"] = set()
 
     def pace(planner: Any, model: ModelSpec, size: int, *_: Any, **__: Any) -> Pace:
+        facts["optimizers"].add(planner.timed.optimizer.name)
         facts["sizes"].add(size)
         facts["models"].append(model)
         return facts["pace"]  # type: ignore[no-any-return]
@@ -134,6 +136,16 @@ PLANS = [
     Row("pets", {"epochs": 79, "batch_size": 4}, {"augment.mix": None}, weights=None),
     Row("pets", {"epochs": 80, "batch_size": 8}, {"augment.mix": None}, weights=None),
     Row("tiny", {"epochs": 80}, {"augment.mix": None}, weights=None),
+    # Muon from scratch in networks with a BatchNorm after each convolution, with a rate in proportion to a batch's root
+    Row("pets", {"batch_size": 10}, {"train.optimizer.name": "muon", "train.optimizer.norm": True,
+                                     "train.optimizer.lr": pytest.approx(0.036), "train.optimizer.other_lr": None,
+                                     "train.optimizer.weight_decay": 0}, weights=None),
+    Row("pets", {"batch_size": 10, "lr": 0.05}, {"train.optimizer.name": "muon", "train.optimizer.lr": 0.05},
+        weights=None),
+    Row("pets", {"set": "train.optimizer.name=sgd"}, {"train.optimizer.momentum": 0.9, "train.optimizer.lr": 0.1,
+                                                      "train.optimizer.norm": False}, weights=None),
+    Row("pets", {"model": "wide_resnet28_10", "batch_size": 8},
+        {"train.optimizer.name": "sgd", "train.optimizer.lr": pytest.approx(0.025)}),
     # the minutes choose no length where one is given
     Row("pets", {"set": "train.epoch_steps=50"}, {"clock.most": None, "train.epoch_steps": 50}, minutes=5),
     Row("pets", {"set": "train.epochs='7'"}, {"clock.most": None, "train.epochs": 7}, minutes=5),
@@ -217,6 +229,7 @@ def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: di
     assert (made.recipe.model.pretrained, made.recipe.augment.mix) == (False, None)
     assert (made.recipe.model.name, made.recipe.model.stem) == ("resnet9", "medium")
     assert made.recipe.train.probe == "auto"
+    assert world["optimizers"] == {"sgd", "muon"}, "the pace is that of the planned optimizer"
     (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
     assert "[weights]'" in line
     assert steps(made) >= 300, "a few hundred steps, however few images there are"

@@ -120,9 +120,10 @@ def test_fields_that_an_optimizer_has_no_use_for_are_named() -> None:
 
 
 def test_rates_of_one_optimizer_are_not_those_of_another() -> None:
-    base = Recipe().override("train.optimizer={name: muon, lr: 0.2, other_lr: 1.0, bias_lr: 32.0}")
-    other = base.override("train.optimizer.name=sgd").train.optimizer
-    assert (other.lr, other.other_lr, other.bias_lr) == (0.1, None, None)
+    base = Recipe().override(
+        "train.optimizer={name: muon, lr: 0.2, momentum: 0.6, other_lr: 1.0, bias_lr: 32.0, norm: true}"
+    )
+    assert base.override("train.optimizer.name=sgd").train.optimizer == OptimizerSpec()
     given = base.override("train.optimizer.bias_lr=6.4", "train.optimizer.name=sgd").train.optimizer
     assert (given.lr, given.bias_lr) == (0.1, 6.4)
 

@@ -44,7 +44,7 @@ from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe, assigns
 from kitae.training import distributed
 from kitae.training.distributed import World
-from kitae.training.spec import ProbeSpec, TrainSpec
+from kitae.training.spec import OptimizerSpec, ProbeSpec, TrainSpec
 
 DEFAULT_MINUTES = 10.0
 """Time limit of a plan without `minutes`; it ends sooner if more training would gain little."""
@@ -64,6 +64,8 @@ _TUNED_STEPS = 180  # a smaller picture must leave so many, or the probe alone g
 # Passes through photographs, and at least 1,000 steps, from which CutMix on half of the batches helps; it needs time
 # (LOG.md, 2026-11-27).
 _MIXED_FROM = 80
+# Of Muon, for 1,000 images in a step (benchmarks/results/from_scratch.json).
+MUON_RATE = 0.36
 _WARMUP = 0.1  # share of a fine-tuning
 # For AdamW with batches of 32. At 5e-4, five trainings on textures failed, most by taking two of three classes for one;
 # at this rate none of four failed, at a cost of 0.7 points on photographs in 240 steps (LOG.md, 2026-11-28).
@@ -179,7 +181,7 @@ class _Planner:
 
     facts: Facts
     asked: Recipe  # with the user's choices, and for the rest the defaults
-    timed: TrainSpec  # what is measured: a training with the defaults, on the user's device
+    timed: TrainSpec  # a training with the defaults, on the user's device; from scratch with the plan's optimizer
     choices: Choices
     clock: Clock  # of a run
     world: World
@@ -449,6 +451,11 @@ class _Planner:
             # In equal time the medium stem is better than the large one with more steps (LOG.md, 2026-11-27).
             model = ModelSpec(name=name, width=16, stem="auto" if facts.tiny else "medium")
         model = self.own(model)
+        optimizer: dict[str, Any] = {"name": "sgd", "lr": 0.4 * each / 128, "momentum": 0.9, "weight_decay": 5e-4}
+        if name.startswith("resnet"):  # a BatchNorm follows each convolution, so the norm of its filters is free
+            optimizer = {"name": "muon", "lr": MUON_RATE * math.sqrt(each / 1000), "momentum": 0.6, "norm": True}
+        timed = self.timed.model_copy(update={"optimizer": OptimizerSpec.model_validate(optimizer)})
+        timing = replace(self, timed=timed)
         per_pass = max(1, facts.train // each)
         most = most_steps(facts.train, each, patient=self.patient, pretrained=False)
         # A larger size must leave this many steps. With the same time, 128 px and more steps at 96 px were equally good
@@ -456,7 +463,7 @@ class _Planner:
         enough = min(most, max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass))
         for size in sizes:
             # The pace is measured at each size, because small images may use a different stem.
-            pace = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER))
+            pace = timing.pace(model, size, images=min(batch, _MEASURED_TOGETHER))
             fit = self.fit(size, pace, each, most, least=Length(1, FEWEST_STEPS))
             fit = distributed.from_main(fit, self.world)  # otherwise some processes would measure a further size
             if fit.trained >= enough:
@@ -473,7 +480,7 @@ class _Planner:
             augment=augment,
             train={
                 "batch_size": batch,
-                "optimizer": {"name": "sgd", "lr": 0.4 * each / 128, "momentum": 0.9, "weight_decay": 5e-4},
+                "optimizer": optimizer,
                 "schedule": {"name": "one_cycle"},
             },
             evaluate={},
