@@ -20,8 +20,8 @@ Contestants, each a process of its own that begins with nothing decoded, and has
     fastai                the schedule and the head of fastai's `fine_tune`: one epoch frozen, then discriminative rates
     timm                  the defaults of timm's train.py: SGD, cosine, label smoothing, colour jitter
     kitae-scratch         kitae train LIST.csv --minutes M --model resnet9
-    kitae-recipe-scratch  kitae train LIST.csv --minutes M --recipe fashion-mini --image-size 64 --epochs 30: a shipped
-                          recipe, as the README recommended it for photographs before there were plans
+    kitae-sgd-scratch     the same with SGD instead of Muon, at the rate for 128 images a step, which plans have from
+                          1,024 training images on
     torchvision-scratch, timm-scratch    ResNet-18 without weights
 
 They plan as a user would: some steps are measured, the largest picture at which three epochs fit is taken, and the
@@ -57,7 +57,7 @@ from kitae.machine import commit, now
 
 CONTESTANTS = (
     "kitae", "probe", "probe-320", "torchvision", "fastai", "timm",
-    "kitae-scratch", "kitae-recipe-scratch", "torchvision-scratch", "timm-scratch",
+    "kitae-scratch", "kitae-sgd-scratch", "torchvision-scratch", "timm-scratch",
 )  # fmt: skip
 SETS = ("trashnet", "textile", "imagenette-small", "photos-mini", "fashion-mini", "cifar10", "cifar10-160")
 MOST = {"cifar10": 2500, "cifar10-160": 2500}  # images to train and validate with
@@ -68,8 +68,8 @@ LARGER_SIZES = (320, 288, 256, *SIZES)
 TINY = 64  # pictures with no longer side are taken at their own size without pretrained weights
 MOST_EPOCHS, WANTED_EPOCHS = 50, 3
 SHARE = 0.95  # of the minutes that a plan fills
-RECIPE = ["--recipe", "fashion-mini", "--image-size", "64", "--epochs", "30"]
-_KITAE = {"kitae-scratch": ["--model", "resnet9"], "kitae-recipe-scratch": RECIPE}
+SGD = ["--set", "train.optimizer={name: sgd, lr: 0.4, momentum: 0.9, weight_decay: 5.0e-4}"]
+_KITAE = {"kitae-scratch": ["--model", "resnet9"], "kitae-sgd-scratch": ["--model", "resnet9", *SGD]}
 
 
 # ------------------------------------------------------------------------------------------------------------- images
