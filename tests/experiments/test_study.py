@@ -623,6 +623,19 @@ def test_a_worker_that_keeps_dying_is_a_failed_run(folder: Path) -> None:
     assert "nothing can be said" in result.table()
 
 
+def test_a_module_in_the_current_folder_replaces_none_of_pythons(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kitae` itself does not look for modules there, so `kitae train` works beside such a file."""
+    (tmp_path / "queue.py").write_text("raise ImportError('a file of the user')")
+    (tmp_path / "own_steps.py").write_text("def ones(run, folder):\n    import queue\n\n    return {'one': 1.0}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = make(seeds=[0], factors={"smoothing": STUDY["factors"]["smoothing"]}, after={"own_steps:ones": {}})
+    result = run(folder, spec, executor=LocalProcesses(workers=2), threads=1)
+    assert list(result.runs["status"]) == ["done", "done"], list(result.runs["error"])
+
+
 def test_a_process_that_dies_loses_no_finished_run(folder: Path) -> None:
     step = "tests.experiments.fake_train:step_that_dies"
     spec = make(

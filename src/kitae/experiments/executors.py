@@ -22,6 +22,8 @@ from kitae.files import read_json
 from kitae.machine import processors, sleep_while_waiting
 
 _STOP_SECONDS = 60.0  # a run that is asked to stop finishes a step and writes a checkpoint
+# The current folder comes last, for modules of the user's: a `random.py` there must not replace Python's own.
+_WORKER = "import os, sys; sys.path.append(os.getcwd()); from kitae.experiments.worker import main; sys.exit(main())"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Unit = Mapping[str, Any]
@@ -175,7 +177,7 @@ def run_in_process(
             return []
         with folder.with_name(f"{folder.name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kitae.experiments.worker"],
+                [sys.executable, "-P", "-c", _WORKER],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
                 cwd=started_in if Path(started_in).is_dir() else None,
             )  # fmt: skip

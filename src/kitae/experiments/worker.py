@@ -1,4 +1,4 @@
-"""One training run of a study, in a process of its own: `python -m kitae.experiments.worker`, the unit on stdin.
+"""One training run of a study, in a process of its own that calls `main`, the unit on stdin.
 
 Each run has its own process, so that its peak memory is its own, its threads are as asked for, and a crash does not
 affect other runs. The process watches its stdin: if the process that started it is gone, it saves and stops.
@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -156,7 +155,3 @@ def main() -> int:
     except TrainingInterruptedError:
         return INTERRUPTED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
