@@ -26,6 +26,7 @@ from kitae.experiments.executors import Inline, LocalProcesses
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import plan_study, study
 from kitae.experiments.study_spec import StudySpec, ablation
+from kitae.folders import lock
 from kitae.loading import load
 from kitae.recipe import Recipe
 from kitae.reporting import study_page
@@ -441,6 +442,26 @@ def test_overwrite_removes_nothing_before_the_plan_is_made(tmp_path: Path, folde
     (tmp_path / "photos" / "cat.jpg").touch()
     refused(tmp_path / "photos", None, "cat.jpg")  # without leaving a lock there
     refused(tmp_path / "photos" / "cat.jpg", None, "--out")
+
+
+def test_a_study_that_was_killed_writes_nothing_into_the_one_that_replaces_it(folder: Path) -> None:
+    """Its runs go on until they have saved."""
+    cut(folder, 1)
+    saved, began = folder / "runs" / "reference-seed0" / "last", threading.Event()
+
+    def goes_on() -> None:
+        with lock(saved.parent.with_name(f".{saved.parent.name}.lock")):
+            began.set()
+            time.sleep(1)
+            saved.mkdir(parents=True, exist_ok=True)
+
+    orphan = threading.Thread(target=goes_on)
+    orphan.start()
+    assert began.wait(10)
+    run(folder, overwrite=True)
+    orphan.join()
+    assert list(folder.glob("runs/*/steps"))
+    assert not saved.exists()
 
 
 def test_one_process_at_a_time(folder: Path) -> None:

@@ -32,7 +32,7 @@ from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import plain, write_atomically, write_json
-from kitae.folders import REPORT, SIGNS, Owned
+from kitae.folders import REPORT, SIGNS, Owned, lock
 from kitae.machine import now
 
 FORMAT = 1
@@ -134,6 +134,14 @@ def study_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     free = ("about", "tiny", "seeds")
     then, here = ({n: value for n, value in study.items() if n not in free} for study in (before, now))
     return first_difference(then, here)
+
+
+def remove(owned: Owned, folder: Path) -> None:
+    """Remove an earlier study or search. Runs of one that was killed stop first: they may still be saving."""
+    for held in folder.rglob(".*.lock"):  # see `worker.execute`
+        with lock(held):
+            pass
+    owned.remove(folder)
 
 
 def read_study(folder: Path) -> dict[str, Any] | None:

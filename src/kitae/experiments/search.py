@@ -44,6 +44,7 @@ from kitae.experiments.folder import (
     check_numerics,
     first_difference,
     read_study,
+    remove,
     run_jobs,
     write_settings,
 )
@@ -328,7 +329,7 @@ def _written(
         early_stopping=None,
     )  # fmt: skip
     setting = _Setting(folder, base, min(facts["image"][1:]), round(float(facts["seconds_per_epoch"]), 3))
-    SEARCH_FOLDER.remove(folder)  # only now: a mistake in the new search must not cost the old one
+    remove(SEARCH_FOLDER, folder)  # only now: a mistake in the new search must not cost the old one
     write_settings(folder / SEARCH, {
         "numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": setting.image_size,
         "seconds_per_epoch": setting.seconds,

@@ -26,6 +26,7 @@ from kitae.experiments.folder import (
     plan_again,
     read_outcomes,
     read_study,
+    remove,
     run_jobs,
     study_difference,
     write_study,
@@ -158,7 +159,7 @@ def _written_plan(
     content = None if overwrite else read_study(folder)
     if content is None:
         plan = plan_study(spec, workers=workers, threads=threads, measure=measure)
-        STUDY_FOLDER.remove(folder)  # only now: a mistake in the new study must not cost the old one
+        remove(STUDY_FOLDER, folder)  # only now: a mistake in the new study must not cost the old one
         return plan, write_study(folder, plan), []
     before = content["study"]["seeds"]
     removed = [str(seed) for seed in before if seed not in spec.seeds]
