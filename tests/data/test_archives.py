@@ -267,6 +267,8 @@ def remote(tmp_path: Path) -> Iterator[Download]:
 
 def test_fetch_keeps_what_is_right(remote: Download, tmp_path: Path) -> None:
     folder = tmp_path / "downloads"
+    folder.mkdir()
+    (folder / ".file.gz.0123abcd.tmp").write_bytes(b"the first half")  # of a process that was killed
     path = fetch(remote, folder, "x:FOLDER")
     assert hashlib.sha256(path.read_bytes()).hexdigest() == remote.sha256
     assert [p.name for p in folder.iterdir()] == ["file.gz"]

@@ -246,8 +246,11 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
     )
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder.with_name(f".{download.name}.lock")):  # else all processes of a training would download it
+        with lock(folder.with_name(f".{download.name}.lock")) as state:  # else all processes of a training download it
             if not _is_there(target, download):
+                if state == "held":  # else another process may be writing it
+                    for left in folder.glob(f".{download.name}.*.tmp"):  # by a process that was killed
+                        left.unlink(missing_ok=True)
                 _save(download, target, by_hand, progress)
     return target
 
