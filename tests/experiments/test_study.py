@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import yaml
 
 from kitae import console
 from kitae.cli import research
-from kitae.errors import KitaeError, RecipeError, TrainingError
+from kitae.errors import KitaeError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.experiments.executors import Inline, LocalProcesses
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import plan_study, study
@@ -31,6 +32,7 @@ from kitae.loading import load
 from kitae.recipe import Recipe
 from kitae.reporting import study_page
 from kitae.reporting.study_results import StudyRecord
+from kitae.training.guards import SignalFlag
 from tests.command import kitae
 from tests.experiments import fake_train
 
@@ -447,7 +449,7 @@ def test_overwrite_removes_nothing_before_the_plan_is_made(tmp_path: Path, folde
 def test_a_study_that_was_killed_writes_nothing_into_the_one_that_replaces_it(folder: Path) -> None:
     """Its runs go on until they have saved."""
     cut(folder, 1)
-    saved, began = folder / "runs" / "reference-seed0" / "last", threading.Event()
+    saved, began = next(folder.glob("runs/*/steps")).with_name("last"), threading.Event()
 
     def goes_on() -> None:
         with lock(saved.parent.with_name(f".{saved.parent.name}.lock")):
@@ -620,6 +622,22 @@ def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypat
     run(tmp_path / "local", spec, threads=1, executor=LocalProcesses(workers=2))
     assert (tmp_path / "died").exists()  # one worker was killed by a signal, and its run repeated
     assert files(tmp_path / "inline") == files(tmp_path / "local")
+
+
+def in_its_last_epoch(recipe: Recipe, out: Path, *, resume: bool) -> fake_train.FakeRun:
+    """Trains, and gets a signal when there is nothing left to stop."""
+    with SignalFlag():
+        os.kill(os.getpid(), signal.SIGINT)
+    return fake_train.train(recipe, out, resume=resume)
+
+
+def test_a_signal_in_the_last_epoch_of_a_run_lets_no_other_begin(folder: Path) -> None:
+    with pytest.raises(TrainingInterruptedError, match=r"stopped by SIGINT after none-seed0.*; finished runs are kept"):
+        run(folder, train="tests.experiments.test_study:in_its_last_epoch")
+    assert len(trained(folder)) == 1
+    result = run(folder)
+    assert list(result.runs["status"]) == ["done"] * len(result.runs)
+    assert set(trained(folder).values()) == {1}
 
 
 def test_no_run_goes_on_after_an_error(folder: Path) -> None:

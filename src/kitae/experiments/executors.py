@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
-from kitae.errors import RecipeError, one_line, require
+from kitae.errors import RecipeError, TrainingInterruptedError, one_line, require
 from kitae.experiments.worker import INTERRUPTED, Outcome, execute, failure, read_outcome
 from kitae.files import read_json
 from kitae.machine import processors, sleep_while_waiting
@@ -43,8 +43,14 @@ class Inline:
     """One run after another in this process."""
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        from kitae.training.guards import SignalFlag  # imports torch, which a plan does without
+
+        SignalFlag.unanswered = None
         for unit in units:
             yield from execute(unit)
+            if SignalFlag.unanswered is not None:  # a run ends if it is in its last epoch, but the next must not begin
+                where = f"stopped by {SignalFlag.unanswered} after {Path(unit['folder']).name}"
+                raise TrainingInterruptedError(where, "finished runs are kept; start it again to resume")
 
 
 class LocalProcesses:

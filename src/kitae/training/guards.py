@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,7 +27,13 @@ class SignalFlag:
 
     Where another process of the training was lost, SIGTERM is recorded from then on: torchrun ends the others with it
     as soon as one has died, and this one would often end before it could say why.
+
+    Attributes:
+        name: of the signal that came.
+        unanswered: of the last one in this process that stopped nothing, since it came in the last epoch of a run.
     """
+
+    unanswered: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -47,6 +53,8 @@ class SignalFlag:
         self.name = signal.Signals(number).name
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None and self.name is not None:
+            SignalFlag.unanswered = self.name
         lost = error is not None and lost_process(error)
         for number, handler in self._before.items():
             if not (lost and number == signal.SIGTERM):
