@@ -187,7 +187,8 @@ class Owned:
         try:
             with lock(folder / LOCK, wait=False) as state:
                 if state == "busy":
-                    raise self.error(f"{folder}: another process is writing to this folder; choose another --out")
+                    busy = "another process is writing to this folder; wait until it has ended, or choose another --out"
+                    raise self.error(f"{folder}: {busy}")
                 try:
                     yield
                 except BaseException:
