@@ -27,7 +27,7 @@ from kitae.training.learner import Teacher
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
 from tests.refusals import refused
 from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, fit, toy_net
-from tests.watchers import DiesHereError, KillAt, Signal
+from tests.watchers import DiesHereError, KillAt, Signal, Watcher
 
 
 def spec(**fields: Any) -> TrainSpec:
@@ -547,6 +547,19 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(toy: dict[str, Any], tmp_pa
     model = toy_net()
     fit(model, spec=spec(), resume=True, **files, **toy)
     assert same(whole.state_dict(), model.state_dict())
+
+
+def test_an_epoch_that_cannot_be_shown_is_kept(toy: dict[str, Any], tmp_path: Path) -> None:
+    class Closed(Watcher):
+        def on_epoch(self, row: Mapping[str, Any]) -> None:
+            raise BrokenPipeError
+
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    with pytest.raises(BrokenPipeError):
+        fit(toy_net(), spec=spec(), watcher=Closed(), **files, **toy)
+    watcher = Watcher()
+    fit(toy_net(), spec=spec(), resume=True, watcher=watcher, **files, **toy)
+    assert watcher.epochs[0] == 2
 
 
 @pytest.mark.parametrize("stop", [None, {"patience": 1, "min_delta": 9.0}])

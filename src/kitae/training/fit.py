@@ -408,14 +408,14 @@ def _keep_epoch(
     learner: Learner, at: Progress, rows: Sequence[Mapping[str, Any]], best: Mapping[str, Tensor] | None,
     record: Record, watcher: Watcher,
 ) -> None:  # fmt: skip
-    """Show and write the last line of metrics, write the weights if they are the best so far, and the checkpoint."""
-    watcher.on_epoch(rows[-1])
+    """Write the last line of metrics, the weights if they are the best so far, and the checkpoint; show the line."""
     if learner.world.is_main:
         if best is not None and record.best is not None:
             save_weights(best, record.best)
         if record.write_rows is not None:
             record.write_rows(rows)
     _save(learner, at, None, record)
+    watcher.on_epoch(rows[-1])  # last: where it fails, as on a closed pipe, no epoch is lost
 
 
 def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) -> None:
