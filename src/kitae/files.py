@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,21 @@ def storage_errors(folder: Path, needed: int = 0) -> Iterator[None]:
                 f"{folder}: the disk is full{wanted}; free some space or {_CURE} on another disk"
             ) from error
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}): {_CURE} elsewhere") from error
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new folder among the system's temporary files, removed when the body ends.
+
+    Raises:
+        KitaeError: that place is full, or cannot be written to.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="kitae.") as name:
+            yield Path(name)
+    except OSError as error:
+        why = error.strerror or error
+        raise KitaeError(f"no temporary files can be written ({why}); set TMPDIR to a folder with room") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from kitae.compression.graph import weighted_nodes, with_activation
 from kitae.compression.quantize import distance, dynamic, probabilities, sensitivity, static
 from kitae.deployment import verify
 from kitae.deployment.onnx import Card, serialize, to_onnx
-from kitae.errors import CompressionError
+from kitae.errors import CompressionError, KitaeError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.preprocess import PreprocessRules
@@ -233,6 +237,20 @@ def test_dynamic_weights_are_what_the_arithmetic_says_and_the_classes_stay(
     assert share_of_integers(quantized) > 0.99
     same = probabilities(graph, selection.images).argmax(1)
     assert (probabilities(quantized, selection.images).argmax(1) == same).mean() > 0.98
+
+
+def test_no_room_for_temporary_files_is_not_taken_for_a_graph_that_cannot_be_quantized(
+    graph: onnx.ModelProto, train: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onnxruntime.quantization.quantize_dynamic", full)
+        assert type(refused(KitaeError, "No space left.*TMPDIR", dynamic, graph)) is KitaeError
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    for made in (partial(dynamic, graph), partial(calibrate, graph, train.images)):
+        refused(KitaeError, "No such file.*TMPDIR", made)
 
 
 def test_the_layer_that_cannot_bear_it_comes_first(trained: nn.Module, train: Data, selection: Data) -> None:

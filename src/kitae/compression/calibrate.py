@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from contextlib import redirect_stdout
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from kitae.compression.graph import prepared, quantizable
 from kitae.compression.spec import Method
 from kitae.errors import CompressionError, require
+from kitae.files import temporary_folder
 from kitae.runtime import INPUT, open_session
 
 if TYPE_CHECKING:
@@ -66,8 +65,8 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
     if method == "average":  # a short last batch has narrower extremes, and would weigh as much as a full one
         images = images[: max(len(images) - len(images) % batch_size, min(len(images), batch_size))]
     feeds = ({INPUT: images[start : start + batch_size]} for start in range(0, len(images), batch_size))
-    with tempfile.TemporaryDirectory(prefix="kitae.") as folder, redirect_stdout(io.StringIO()):
-        source, probe = Path(folder, "float.onnx"), Path(folder, "probe.onnx")
+    with temporary_folder() as folder, redirect_stdout(io.StringIO()):
+        source, probe = folder / "float.onnx", folder / "probe.onnx"
         require("onnx").save(work, source)
         calibrator = calibration.create_calibrator(
             source, sorted(quantizable(work)), str(probe), kind, extra_options=_OPTIONS[method]

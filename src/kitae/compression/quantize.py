@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +35,7 @@ from kitae.compression.graph import (
 from kitae.compression.spec import Target
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
+from kitae.files import temporary_folder
 from kitae.runtime import answers, open_session
 
 if TYPE_CHECKING:
@@ -123,14 +122,16 @@ def dynamic(proto: onnx.ModelProto, *, target: Target = "any", per_channel: bool
     work, _ = prepared(proto)
     quantization = require("onnxruntime.quantization")
     onnx_module = require("onnx")
-    with quiet(), tempfile.TemporaryDirectory(prefix="kitae.") as folder:
-        source, result = Path(folder, "float.onnx"), Path(folder, "dynamic.onnx")
+    with quiet(), temporary_folder() as folder:
+        source, result = folder / "float.onnx", folder / "dynamic.onnx"
         onnx_module.save(work, source)
         try:
             quantization.quantize_dynamic(
                 source, result, op_types_to_quantize=["Conv", "MatMul", "Gemm"], per_channel=per_channel,
                 reduce_range=target == "any", weight_type=quantization.QuantType.QInt8,
             )  # fmt: skip
+        except OSError:
+            raise
         except Exception as error:
             raise CompressionError(f"onnxruntime cannot quantize this graph: {one_line(error, 300)}") from error
         return tidied(onnx_module.load(result))
