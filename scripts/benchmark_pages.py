@@ -9,6 +9,7 @@ import json
 import statistics
 import textwrap
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,9 @@ Marks:
 {over}
 About single rows:
 
-- Kitae's rows of one and five minutes on photographs are of today's plan, whose head sees all stages of the network,
-  and so are those of one and three minutes from scratch. Those of fifteen minutes, and of five from scratch, are of
-  earlier plans. TrashNet's classes are uneven, so a plan would now weight them ([class
-  imbalance](../techniques/imbalance.md)); its rows are from before that.
+- Kitae's rows of one and five minutes on photographs are of today's plan, whose head sees all stages of the network.
+  Those of fifteen minutes are of an earlier plan. TrashNet's classes are uneven, so a plan would now weight them
+  ([class imbalance](../techniques/imbalance.md)); its rows are from before that.
 - Kitae's five minutes were measured on slow days, when plans for textile chose pictures of {sizes} px; on a faster
   day the earlier plan chose larger ones, which textile needs. The minute of Imagenette was measured on such a day
   too, with 224 to 256 px instead of 288.
@@ -62,8 +62,6 @@ About single rows:
   with all of them, but beside other work, it took pictures of 128 to 224 px and had 70.3 to 74.0 %, so its better rows
   are kept. The logistic regressions chose their largest pictures all the same, and on Imagenette 192 px, which one that
   was measured again chose too.
-- The shipped recipe ends after its 30 epochs, and three minutes may cut it: to two thirds in one run on TrashNet, to 6
-  to 11 epochs on textile and 15 on Imagenette. It took 89 to 167 seconds there.
 
 Not measured: five and fifteen minutes for Imagenette, CIFAR-10 and fashion-mini, and fifteen for all other contestants
 and sets but TrashNet; CIFAR-10 enlarged to 160 px; 200 images of CIFAR-10, fashion-mini and Imagenette; the other
@@ -81,6 +79,14 @@ CUT = """\
 OVER = """\
 - ‡ A run took more than a tenth longer than its minutes (at most {longest:.0f} % longer). Read such a row as what the
   contestant reaches in the seconds that it took.
+"""
+SCRATCH = """\
+## From scratch
+
+Without pretrained weights, plans train a ResNet-9 with [Muon](../techniques/muon.md). Another machine than that of the
+tables above, so compare only within a table. The rows are those of `benchmarks/results/quality-scratch.json`.
+
+Machine: {machine}.
 """
 MINUTES = """\
 ## Are the minutes kept?
@@ -143,7 +149,7 @@ CONTESTANTS = {
     "fastai": "fastai's `fine_tune` schedule and head, same weights",
     "timm": "timm's defaults for fine-tuning, same weights",
     "kitae-scratch": "`kitae train FOLDER --minutes M --model resnet9`",
-    "kitae-recipe-scratch": "a shipped recipe, not a plan: `--recipe fashion-mini --image-size 64 --epochs 30`",
+    "kitae-sgd-scratch": "the same plan with SGD instead of Muon",
     "torchvision-scratch": "ResNet-18 from scratch, torchvision's style",
     "timm-scratch": "ResNet-18 from scratch, timm's defaults",
 }
@@ -252,10 +258,18 @@ def photographs(found: dict[str, Any]) -> str:
             runs=len(found["rows"]),
         ),
     ]
+    return "\n".join([*lines, *accuracies(found, late, over)])
+
+
+def accuracies(
+    found: dict[str, Any], late: Collection[tuple[Any, ...]], over: Collection[tuple[Any, ...]], level: str = "##"
+) -> list[str]:
+    """A table for each set. `late` and `over` are the rows with a mark, by set, budget and contestant."""
+    lines: list[str] = []
     for name in dict.fromkeys(line["set"] for line in found["paired"]):
         base, _, limit = name.partition(":")
         lines += [
-            f"## {SETS.get(base, base)}" + (f", {limit} images to train and validate with" if limit else ""), "",
+            f"{level} {SETS.get(base, base)}" + (f", {limit} images to train and validate with" if limit else ""), "",
             "| minutes | contestant | test accuracy (lowest to highest seed) | minus Kitae, points | seconds taken | "
             "peak memory | seeds |",
             "|---|---|---|---|---|---|---|",
@@ -265,7 +279,7 @@ def photographs(found: dict[str, Any]) -> str:
             key = name, line["budget"], line["contestant"]
             mark = r" \*" if key in late else ""
             runs = [row for row in found["rows"] if (row["set"], row["budget"], row["contestant"]) == key]
-            mark += " †" if all("pace" in row for row in runs) else ""
+            mark += " †" if level == "##" and all("pace" in row for row in runs) else ""
             mark += " ‡" if key in over else ""
             reached = sorted(100 * row["accuracy"] for row in runs)
             span = f" ({reached[0]:.1f} to {reached[-1]:.1f})" if len(runs) > 1 else ""
@@ -276,7 +290,12 @@ def photographs(found: dict[str, Any]) -> str:
                 f"{_difference(line)} | {line['seconds']:.0f} | {memory:.1f} GiB | {line['seeds']} |"
             )
         lines.append("")
-    return "\n".join(lines)
+    return lines
+
+
+def scratch(found: dict[str, Any]) -> str:
+    """The section on training without pretrained weights."""
+    return "\n".join([SCRATCH.format(machine=_machine(found["machine"])), *accuracies(found, (), (), "###")])
 
 
 def sizes(found: dict[str, Any]) -> str:
@@ -486,8 +505,8 @@ def pages() -> dict[Path, str]:
             found[DOCS / f"{name}.md"] = write(json.loads(path.read_text()))
     page = DOCS / "photographs.md"
     sections = (
-        ("minutes", minutes_kept), ("settings", sizes), ("fine_tuning", fine_tuning), ("fine_tuning", seen),
-        ("fine_tuning", long),
+        ("quality-scratch", scratch), ("minutes", minutes_kept), ("settings", sizes), ("fine_tuning", fine_tuning),
+        ("fine_tuning", seen), ("fine_tuning", long),
     )  # fmt: skip
     for result, section in sections:
         path = RESULTS / f"{result}.json"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -34,6 +35,7 @@ NAMES = {  # of variants in the ledger's studies
     "none": "no technique", "auto_augment": "AutoAugment", "rand_augment": "RandAugment", "mixup": "MixUp",
     "cutmix": "CutMix", "smoothing": "label smoothing", "full": "the full pipeline",
 }  # fmt: skip
+MUON_RATES = ("0.12", "0.24", "0.36", "0.48")
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
 
 # Metric, effect in a study, the technique, and what it is added to or compared with; nothing: only all the others.
@@ -62,6 +64,10 @@ EFFECTS: dict[str, Sequence[Line]] = {
         (ACCURACY, "mixup", "MixUp", "over flip and crop"),
         (ACCURACY, "cutmix", "CutMix", "over flip and crop"),
         (ACCURACY, "cutmix over mixup", "CutMix", "over MixUp"),
+    ),
+    "mixing ends": (
+        (ACCURACY, "ends over mixing", "mixing until 80 %", "over mixing throughout"),
+        (ACCURACY, "everything ends over everything", "the same in the full pipeline", "over mixing throughout"),
     ),
     "mixup": ((ACCURACY, "mixup", "MixUp", "over flip and crop"),),
     "cutmix": ((ACCURACY, "cutmix", "CutMix", "over flip and crop"),),
@@ -174,6 +180,59 @@ def fine_tunings(variant: str) -> dict[str, list[dict[str, Any]]]:
         if row["variant"] == variant:
             found.setdefault(set_in_words(row["set"]), []).append(row)
     return found
+
+
+def from_scratch(passes: int) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
+    """Set and variant -> split -> row of `benchmarks/results/from_scratch.json` with so many passes."""
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "from_scratch.json").read_text())["rows"]:
+        if row["passes"] == passes:
+            found.setdefault((row["set"], row["variant"]), {})[row["seed"]] = row
+    return found
+
+
+def gain_from_scratch(variant: str, base: str, passes: int) -> dict[str, tuple[float, float, float]]:
+    """Set -> points that a variant gains over another on validation: their mean over the splits, and its interval."""
+    found = from_scratch(passes)
+    return {
+        name: mean_interval([100 * (row["val_accuracy"] - found[name, base][seed]["val_accuracy"])
+                             for seed, row in splits.items()])
+        for (name, one), splits in found.items() if one == variant
+    }  # fmt: skip
+
+
+def optimizers(page: Path) -> str:
+    """A table of validation accuracy from scratch with SGD, and of what Muon gains at several rates."""
+    found = from_scratch(20)
+    variants = [f"muon-{rate}" for rate in MUON_RATES]
+    gains = {variant: gain_from_scratch(variant, "sgd", 20) for variant in variants}
+    rows = []
+    for name, splits in ((name, splits) for (name, variant), splits in found.items() if variant == "sgd"):
+        cells = [
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(*gains[variant][name]) if name in gains[variant] else ""
+            for variant in variants
+        ]
+        accuracy = statistics.fmean(100 * row["val_accuracy"] for row in splits.values())
+        steps = next(iter(splits.values()))["steps"]
+        rows.append([f"{set_in_words(name)}, {steps} steps", str(len(splits)), f"{accuracy:.1f} %", *cells])
+    return table(["Set", "Splits", "SGD", *(f"Muon, {rate}, points" for rate in MUON_RATES)], rows)
+
+
+def long_trainings(page: Path) -> str:
+    """A table of validation accuracy after 80 passes, with CutMix on half of the batches and without."""
+    words = {"sgd-mixed": "SGD, CutMix", "muon-mixed": "Muon, CutMix", "muon": "Muon",
+             "muon-ends": "Muon, CutMix until 80 %"}  # fmt: skip
+    found = from_scratch(80)
+    rows = []
+    for name in dict.fromkeys(name for name, _ in found):
+        reached = [found.get((name, variant), {}).values() for variant in words]
+        values = [[100 * row["val_accuracy"] for row in splits] for splits in reached]
+        cells = [
+            f"{statistics.fmean(of):.1f} % ({', '.join(f'{one:.1f}' for one in of)})" if of else "" for of in values
+        ]
+        steps = next(iter(found[name, "sgd-mixed"].values()))["steps"]
+        rows.append([f"{set_in_words(name)}, {steps} steps", *cells])
+    return table(["Set", *words.values()], rows)
 
 
 def set_in_words(name: str) -> str:
@@ -431,6 +490,8 @@ def _spread(values: Mapping[str, Any], digits: str) -> str:
 
 MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "recalls": recalls,
+    "muon": optimizers,
+    "muon for long": long_trainings,
     "class weights": class_weights,
     "probes": probes,
     "kept fine-tunings": kept_tunings,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from PIL import Image
@@ -21,14 +22,29 @@ from torch import nn
 from axes import BLUE, GREEN, GRID, ORANGE, VERMILLION, dress, legend, percent
 from kitae.augment.tta import views
 from kitae.experiments.result import StudyResult
+from kitae.models.build import build_seeded
 from kitae.models.layers import linear_rates
+from kitae.models.spec import ModelSpec
+from kitae.pipelines.plan import MUON_RATE
+from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
 from kitae.reporting.figures import grid_figure
 from kitae.reporting.style import INK, LABEL, MUTED, SMALL, new_figure, save
+from kitae.training.muon import orthogonal
 from kitae.training.optim import AveragedWeights
 from kitae.training.schedule import size_at
 from means import mean_interval
-from measured import NAMES, RESULTS, STUDIES, beyond_the_winner, calibrations, fine_tunings, network_in_words
+from measured import (
+    NAMES,
+    RESULTS,
+    STUDIES,
+    beyond_the_winner,
+    calibrations,
+    fine_tunings,
+    gain_from_scratch,
+    network_in_words,
+    set_in_words,
+)
 
 PHOTOS = Path(__file__).parents[1] / "src" / "kitae" / "data" / "assets" / "photos-mini.parquet"
 SPEED = RESULTS / "speed" / "cpu-11-epochs-seed0-metrics.jsonl"  # of cifar10-speed
@@ -239,6 +255,37 @@ def draw_probe(path: Path) -> Path:
     return save(figure, path)
 
 
+def draw_muon(path: Path, count: int = 60, side: int = 32) -> Path:
+    """Singular values of a gradient, and of the update that Muon makes of it; and what it gains by set."""
+    rows = pq.read_table(PHOTOS).to_pylist()[:: 600 // count]
+    photos = []
+    for row in rows:
+        with Image.open(io.BytesIO(row["image"])) as photo:
+            photos.append(np.asarray(photo.convert("RGB").resize((side, side)), np.float32))
+    names = sorted({row["class_name"] for row in rows})
+    inputs = torch.from_numpy(np.stack(photos).transpose(0, 3, 1, 2) / 127.5 - 1)
+    network = build_seeded(ModelSpec(name="resnet9", width=16), 0, len(names), PreprocessRules(side, 3))
+    labels = torch.tensor([names.index(row["class_name"]) for row in rows])
+    nn.functional.cross_entropy(network(inputs), labels).backward()
+    filters = [one for one in network.parameters() if one.ndim == 4][3]
+    assert filters.grad is not None
+    gradient = filters.grad.flatten(1)
+
+    figure = new_figure(height=4.2, title="Muon: an update in all directions, and what it gains")
+    left, right = figure.subplots(1, 2)
+    dress(left, xlabel="Singular value, from the largest", ylabel="Share of the largest (%)")
+    for matrix, colour, style, name in ((gradient, VERMILLION, "--", "SGD"), (orthogonal(gradient), BLUE, "-", "Muon")):
+        values = torch.linalg.svdvals(matrix)
+        left.plot(np.arange(1, len(values) + 1), values / values[0], style, color=colour, linewidth=2, label=name)
+    left.set_ylim(0, 1.03)
+    percent_axis(left, "y")
+    legend(left)
+    dress(right, xlabel="Points over SGD (validation)", grid="x")
+    gains = gain_from_scratch(f"muon-{MUON_RATE:g}", "sgd", 20)
+    forest(right, [(set_in_words(name), *values) for name, values in gains.items()], 0.0)
+    return save(figure, path)
+
+
 def draw_imbalance(path: Path) -> Path:
     """Recall of each class in the study of rare classes, from the largest class to the smallest."""
     runs = StudyResult.open(STUDIES / "ledger-minority").finished
@@ -314,6 +361,7 @@ def draw(folder: Path) -> list[Path]:
         draw_precisions(folder / "mixed-precision.png"),
         draw_controls(folder / "distillation.png"),
         draw_probe(folder / "probe.png"),
+        draw_muon(folder / "muon.png"),
         draw_imbalance(folder / "imbalance.png"),
         draw_calibration(folder / "calibration.png"),
         draw_views(folder / "tta.png"),
