@@ -204,17 +204,17 @@ def gain_from_scratch(variant: str, base: str, passes: int) -> dict[str, tuple[f
 def optimizers(page: Path) -> str:
     """A table of validation accuracy from scratch with SGD, and of what Muon gains at several rates."""
     found = from_scratch(20)
-    variants = [f"muon-{rate}" for rate in MUON_RATES]
-    gains = {variant: gain_from_scratch(variant, "sgd", 20) for variant in variants}
     rows = []
-    for name, splits in ((name, splits) for (name, variant), splits in found.items() if variant == "sgd"):
-        cells = [
-            "{:+.1f} ({:+.1f} to {:+.1f})".format(*gains[variant][name]) if name in gains[variant] else ""
-            for variant in variants
-        ]
+    for (name, base), splits in found.items():
+        if not base.startswith("sgd"):
+            continue
+        other = base.removeprefix("sgd")  # of another network
+        gains = [gain_from_scratch(f"muon-{rate}{other}", base, 20).get(name) for rate in MUON_RATES]
+        cells = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*gain) if gain else "" for gain in gains]
         accuracy = statistics.fmean(100 * row["val_accuracy"] for row in splits.values())
         steps = next(iter(splits.values()))["steps"]
-        rows.append([f"{set_in_words(name)}, {steps} steps", str(len(splits)), f"{accuracy:.1f} %", *cells])
+        what = f"{set_in_words(name)}, {steps} steps" + (", ResNet-18 of width 16" if other else "")
+        rows.append([what, str(len(splits)), f"{accuracy:.1f} %", *cells])
     return table(["Set", "Splits", "SGD", *(f"Muon, {rate}, points" for rate in MUON_RATES)], rows)
 
 
