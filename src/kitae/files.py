@@ -84,6 +84,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed in `replacing` left beside `path`; nobody may be writing it now."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by a file with this content, or leave it unchanged. Creates parent folders.
 

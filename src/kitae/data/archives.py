@@ -27,7 +27,7 @@ from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
 from kitae.data.download import DownloadError, chunks
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.files import cache_folder, replacing, storage_errors, user_path
+from kitae.files import cache_folder, remove_unfinished, replacing, storage_errors, user_path
 from kitae.folders import lock
 
 _MOST_IDX_BYTES = 1 << 30  # 1,369,568 images of 28 x 28 pixels
@@ -249,8 +249,7 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
         with lock(folder.with_name(f".{download.name}.lock")) as state:  # else all processes of a training download it
             if not _is_there(target, download):
                 if state == "held":  # else another process may be writing it
-                    for left in folder.glob(f".{download.name}.*.tmp"):  # by a process that was killed
-                        left.unlink(missing_ok=True)
+                    remove_unfinished(target)
                 _save(download, target, by_hand, progress)
     return target
 

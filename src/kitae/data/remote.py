@@ -16,7 +16,7 @@ from typing import IO
 
 from kitae.data.download import DownloadError, chunks, is_url
 from kitae.errors import DataError
-from kitae.files import replacing, storage_errors, user_path, write_atomically
+from kitae.files import remove_unfinished, replacing, storage_errors, user_path, write_atomically
 from kitae.folders import lock
 
 _OPEN = 64  # shards that a process keeps open
@@ -73,8 +73,7 @@ class ShardCache:
             with lock(target.with_suffix(".lock")) as state:  # until it is open, so that nobody removes it to make room
                 if missing := not target.exists() or not target.with_suffix(".sha256").exists():
                     if state == "held":  # else another process may be writing them
-                        for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a process that was killed
-                            left.unlink(missing_ok=True)
+                        remove_unfinished(target)
                     self._download(shard, target)
                 os.utime(target)  # used just now
                 opened = target.open("rb")
