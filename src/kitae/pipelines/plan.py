@@ -451,11 +451,11 @@ class _Planner:
             # In equal time the medium stem is better than the large one with more steps (LOG.md, 2026-11-27).
             model = ModelSpec(name=name, width=16, stem="auto" if facts.tiny else "medium")
         model = self.own(model)
-        optimizer: dict[str, Any] = {"name": "sgd", "lr": 0.4 * each / 128, "momentum": 0.9, "weight_decay": 5e-4}
         if name.startswith("resnet"):  # a BatchNorm follows each convolution, so the norm of its filters is free
-            optimizer = {"name": "muon", "lr": MUON_RATE * math.sqrt(each / 1000), "momentum": 0.6, "norm": True}
-        timed = self.timed.model_copy(update={"optimizer": OptimizerSpec.model_validate(optimizer)})
-        timing = replace(self, timed=timed)
+            optimizer = OptimizerSpec(name="muon", lr=MUON_RATE * math.sqrt(each / 1000), momentum=0.6, norm=True)
+        else:
+            optimizer = OptimizerSpec(name="sgd", lr=0.4 * each / 128)
+        timing = replace(self, timed=self.timed.model_copy(update={"optimizer": optimizer}))
         per_pass = max(1, facts.train // each)
         most = most_steps(facts.train, each, patient=self.patient, pretrained=False)
         # A larger size must leave this many steps. With the same time, 128 px and more steps at 96 px were equally good
