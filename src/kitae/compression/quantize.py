@@ -118,6 +118,7 @@ def dynamic(proto: onnx.ModelProto, *, target: Target = "any", per_channel: bool
 
     Raises:
         CompressionError: as `static`.
+        KitaeError: no room for temporary files.
     """
     work, _ = prepared(proto)
     quantization = require("onnxruntime.quantization")
