@@ -18,7 +18,6 @@ need another name.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import csv
 import functools
@@ -151,16 +150,11 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=["photos-mini"], help="names or folders, each with :COUNT or not")
+    parser = quality.growing_parser(__doc__, "fine_tuning")
     parser.add_argument("--variants", nargs="+", default=["planned="], metavar="NAME=FIELD:VALUE,...")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument(
         "--steps", type=int, default=300, help=f"down to a multiple of {VALIDATIONS}; 0: the probe alone"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--out", type=Path, default=None, help="results, JSON; default benchmarks/results/fine_tuning.json"
     )
     options = parser.parse_args(arguments)
     out = options.out or common.RESULTS / "fine_tuning.json"

@@ -16,7 +16,6 @@ another name.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import statistics
@@ -99,15 +98,10 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=["photos-mini"], help="names or folders, each with :COUNT or not")
+    parser = quality.growing_parser(__doc__, "from_scratch")
     parser.add_argument("--variants", nargs="+", default=["planned="], metavar="NAME=FIELD:VALUE,...")
     parser.add_argument("--passes", type=int, default=20, help="through the training images")
     parser.add_argument("--size", type=int, default=96, help="pixels, of pictures that are not tiny")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--out", type=Path, default=None, help="results, JSON; default benchmarks/results/from_scratch.json"
-    )
     options = parser.parse_args(arguments)
     out = options.out or common.RESULTS / "from_scratch.json"
     head = {

@@ -696,13 +696,21 @@ def add_rows(
     return list(results["rows"])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def growing_parser(doc: str | None, result: str) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that adds rows to its results: sets, seeds and the file."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=["photos-mini"], help="names or folders, each with :COUNT or not")
-    parser.add_argument("--budgets", nargs="+", type=float, default=[1.0], help="minutes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--out", type=Path, default=None, help=f"results, JSON; default benchmarks/results/{result}.json"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = growing_parser(__doc__, "quality")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[1.0], help="minutes")
     parser.add_argument("--contestants", nargs="+", default=["kitae", "probe"], choices=CONTESTANTS)
-    parser.add_argument("--out", type=Path, default=None, help="results, JSON; default benchmarks/results/quality.json")
     parser.add_argument("--pace", action="store_true", help="print the machine's speed, and nothing else")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--list", type=Path, default=None, help=argparse.SUPPRESS)

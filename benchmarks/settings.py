@@ -12,7 +12,6 @@ many minutes; such a row also has the score of its probe, which is kept where fi
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import statistics
@@ -69,15 +68,10 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=["photos-mini"], help="names or folders, each with :COUNT or not")
+    parser = quality.growing_parser(__doc__, "settings")
     parser.add_argument("--sizes", nargs="+", type=int, default=[])
     parser.add_argument("--rates", nargs="+", type=float, default=[], help="learning rates at a batch of 32")
     parser.add_argument("--minutes", type=float, default=5.0, help="of a run with a rate")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--out", type=Path, default=None, help="results, JSON; default benchmarks/results/settings.json"
-    )
     options = parser.parse_args(arguments)
     out = options.out or common.RESULTS / "settings.json"
     head = {
