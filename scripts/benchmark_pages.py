@@ -9,7 +9,7 @@ import json
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -258,13 +258,16 @@ def photographs(found: dict[str, Any]) -> str:
             runs=len(found["rows"]),
         ),
     ]
-    return "\n".join([*lines, *accuracies(found, late, over)])
+    paced: dict[tuple[Any, ...], bool] = {}
+    for row in found["rows"]:
+        key = row["set"], row["budget"], row["contestant"]
+        paced[key] = "pace" in row and paced.get(key, True)
+    newest = [key for key, whole in paced.items() if whole]
+    return "\n".join([*lines, *accuracies(found, {r"\*": late, "†": newest, "‡": over})])
 
 
-def accuracies(
-    found: dict[str, Any], late: Collection[tuple[Any, ...]], over: Collection[tuple[Any, ...]], level: str = "##"
-) -> list[str]:
-    """A table for each set. `late` and `over` are the rows with a mark, by set, budget and contestant."""
+def accuracies(found: dict[str, Any], marks: Mapping[str, Collection[tuple[Any, ...]]], level: str = "##") -> list[str]:
+    """A table for each set. `marks` has the rows with each mark, by set, budget and contestant."""
     lines: list[str] = []
     for name in dict.fromkeys(line["set"] for line in found["paired"]):
         base, _, limit = name.partition(":")
@@ -277,10 +280,8 @@ def accuracies(
         rows = [line for line in found["paired"] if line["set"] == name]
         for line in sorted(rows, key=lambda one: (one["budget"], -one["accuracy"])):
             key = name, line["budget"], line["contestant"]
-            mark = r" \*" if key in late else ""
             runs = [row for row in found["rows"] if (row["set"], row["budget"], row["contestant"]) == key]
-            mark += " †" if level == "##" and all("pace" in row for row in runs) else ""
-            mark += " ‡" if key in over else ""
+            mark = "".join(f" {sign}" for sign, marked in marks.items() if key in marked)
             reached = sorted(100 * row["accuracy"] for row in runs)
             span = f" ({reached[0]:.1f} to {reached[-1]:.1f})" if len(runs) > 1 else ""
             memory = max(row["peak_memory_bytes"] for row in runs) / 2**30
@@ -295,7 +296,13 @@ def accuracies(
 
 def scratch(found: dict[str, Any]) -> str:
     """The section on training without pretrained weights."""
-    return "\n".join([SCRATCH.format(machine=_machine(found["machine"])), *accuracies(found, (), (), "###")])
+    return "\n".join([SCRATCH.format(machine=_machine(found["machine"])), *accuracies(found, {}, "###")])
+
+
+def splits_in_words(rows: Collection[dict[str, Any]]) -> str:
+    """The mean validation accuracy of rows, and that of each."""
+    values = [100 * row["val_accuracy"] for row in rows]
+    return f"{statistics.fmean(values):.1f} % ({', '.join(f'{value:.1f}' for value in values)})"
 
 
 def sizes(found: dict[str, Any]) -> str:
@@ -308,9 +315,7 @@ def sizes(found: dict[str, Any]) -> str:
     for name in dict.fromkeys(row["set"] for row in rows):
         base, _, limit = name.partition(":")
         cells = [SETS.get(base, base).partition(" (")[0] + (f", {limit} images" if limit else "")]
-        for size in known:
-            values = [100 * row["val_accuracy"] for row in rows if (row["set"], row["size"]) == (name, size)]
-            cells.append(f"{statistics.fmean(values):.1f} % ({', '.join(f'{value:.1f}' for value in values)})")
+        cells += [splits_in_words([row for row in rows if (row["set"], row["size"]) == (name, size)]) for size in known]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

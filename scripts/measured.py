@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark_pages import SETS
+from benchmark_pages import SETS, splits_in_words
 from compression_claims import CORRECTED, RESULTS, in_words
 from kitae.experiments.result import StudyResult
 from ledger import load, measured, setting, table
@@ -132,6 +132,12 @@ def effects(lines: Sequence[Line], results: Sequence[StudyResult]) -> str:
     return table(["What", "Change, with its 95 % interval", "Setting", "Study"], rows)
 
 
+def points(gains: Sequence[float]) -> str:
+    """The mean of gains in points, and its interval."""
+    mean, low, high = mean_interval(gains)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def recalls(page: Path) -> str:
     """A table of the mean recall of the largest and the rarest classes in the study of rare classes."""
     result = StudyResult.open(STUDIES / "ledger-minority")
@@ -143,10 +149,9 @@ def recalls(page: Path) -> str:
     for variant, before in (("flip and crop", "none"), ("flip, crop and sampler", "flip and crop")):
         for name, values in cells.items():
             gains = (values[variant] - values[before]).tolist()
-            gain, low, high = mean_interval(gains)
             rows.append([
                 f"{variant}, over {before}", name, f"{values[before].mean():.1f} %", f"{values[variant].mean():.1f} %",
-                f"{gain:+.1f} ({low:+.1f} to {high:+.1f})",
+                points(gains),
             ])  # fmt: skip
     return table(["What", "Classes", "Mean recall before", "After", "Points, with the 95 % interval"], rows)
 
@@ -163,12 +168,10 @@ def class_weights(page: Path) -> str:
         pairs = [(one, found[name, steps, size, ratio, "none"][seed]) for seed, one in splits.items()]
         if balance == "none" or len(pairs) < 3:
             continue
-        gains = (mean_interval([100 * (one[score] - even[score]) for one, even in pairs])
-                 for score in ("balanced", "natural"))  # fmt: skip
         rows.append([
             set_in_words(name) + (f", thinned out to 1 in {ratio}" if ratio else ", as it is"),
             f"the head and {steps} steps" if steps else "the head", f"{size} px", f"`{balance}`", str(len(pairs)),
-            *(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})" for gain, low, high in gains),
+            *(points([100 * (one[score] - even[score]) for one, even in pairs]) for score in ("balanced", "natural")),
         ])  # fmt: skip
     return table(["Set", "Trained", "Pictures", "Balance", "Splits", "Balanced accuracy", "Accuracy"], rows)
 
@@ -191,14 +194,9 @@ def from_scratch(passes: int) -> dict[tuple[str, str], dict[int, dict[str, Any]]
     return found
 
 
-def gain_from_scratch(variant: str, base: str, passes: int) -> dict[str, tuple[float, float, float]]:
-    """Set -> points that a variant gains over another on validation: their mean over the splits, and its interval."""
-    found = from_scratch(passes)
-    return {
-        name: mean_interval([100 * (row["val_accuracy"] - found[name, base][seed]["val_accuracy"])
-                             for seed, row in splits.items()])
-        for (name, one), splits in found.items() if one == variant
-    }  # fmt: skip
+def gains_of(splits: Mapping[int, dict[str, Any]], base: Mapping[int, dict[str, Any]]) -> list[float]:
+    """Points of validation accuracy that rows of `from_scratch` gain over those of the same splits in `base`."""
+    return [100 * (row["val_accuracy"] - base[seed]["val_accuracy"]) for seed, row in splits.items()]
 
 
 def optimizers(page: Path) -> str:
@@ -209,11 +207,11 @@ def optimizers(page: Path) -> str:
         if not base.startswith("sgd"):
             continue
         other = base.removeprefix("sgd")  # of another network
-        gains = [gain_from_scratch(f"muon-{rate}{other}", base, 20).get(name) for rate in MUON_RATES]
-        cells = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*gain) if gain else "" for gain in gains]
+        tried = [found.get((name, f"muon-{rate}{other}")) for rate in MUON_RATES]
         accuracy = statistics.fmean(100 * row["val_accuracy"] for row in splits.values())
         steps = next(iter(splits.values()))["steps"]
         what = f"{set_in_words(name)}, {steps} steps" + (", ResNet-18 of width 16" if other else "")
+        cells = [points(gains_of(one, splits)) if one else "" for one in tried]
         rows.append([what, str(len(splits)), f"{accuracy:.1f} %", *cells])
     return table(["Set", "Splits", "SGD", *(f"Muon, {rate}, points" for rate in MUON_RATES)], rows)
 
@@ -226,10 +224,7 @@ def long_trainings(page: Path) -> str:
     rows = []
     for name in dict.fromkeys(name for name, _ in found):
         reached = [found.get((name, variant), {}).values() for variant in words]
-        values = [[100 * row["val_accuracy"] for row in splits] for splits in reached]
-        cells = [
-            f"{statistics.fmean(of):.1f} % ({', '.join(f'{one:.1f}' for one in of)})" if of else "" for of in values
-        ]
+        cells = [splits_in_words(splits) if splits else "" for splits in reached]
         steps = next(iter(found[name, "sgd-mixed"].values()))["steps"]
         rows.append([f"{set_in_words(name)}, {steps} steps", *cells])
     return table(["Set", *words.values()], rows)

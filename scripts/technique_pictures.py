@@ -41,7 +41,8 @@ from measured import (
     beyond_the_winner,
     calibrations,
     fine_tunings,
-    gain_from_scratch,
+    from_scratch,
+    gains_of,
     network_in_words,
     set_in_words,
 )
@@ -281,8 +282,13 @@ def draw_muon(path: Path, count: int = 60, side: int = 32) -> Path:
     percent_axis(left, "y")
     legend(left)
     dress(right, xlabel="Points over SGD (validation)", grid="x")
-    gains = gain_from_scratch(f"muon-{MUON_RATE:g}", "sgd", 20)
-    forest(right, [(set_in_words(name), *values) for name, values in gains.items()], 0.0)
+    found = from_scratch(20)
+    gains = [
+        (set_in_words(name), *mean_interval(gains_of(splits, found[name, "sgd"])))
+        for (name, variant), splits in found.items()
+        if variant == f"muon-{MUON_RATE:g}"
+    ]
+    forest(right, gains, 0.0)
     return save(figure, path)
 
 
