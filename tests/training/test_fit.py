@@ -110,6 +110,17 @@ def test_epochs_of_several_passes_resume_bit_exactly(toy: dict[str, Any], tmp_pa
     assert same(whole.state_dict(), model.state_dict())
 
 
+def test_resuming_removes_what_a_process_left_that_was_killed_while_it_saved(
+    toy: dict[str, Any], tmp_path: Path
+) -> None:
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    fit(toy_net(), spec=spec(epochs=1), **files, **toy)
+    for name in (".last.0a1b2c3d.tmp", ".best.4e5f6a7b.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    fit(toy_net(), spec=spec(epochs=1), resume=True, **files, **toy)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", "best"}
+
+
 def test_a_checkpoint_of_an_earlier_loop_is_refused(toy: dict[str, Any], tmp_path: Path) -> None:
     files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
     fit(toy_net(), spec=spec(epochs=1), **files, **toy)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kitae.errors import TrainingDivergedError, TrainingInterruptedError
-from kitae.files import plain
+from kitae.files import plain, remove_unfinished
 from kitae.training import distributed
 from kitae.training.batches import Augmenter, EpochShape, TrainData, augmented_batches, epoch_shape
 from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
@@ -435,6 +435,9 @@ def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) 
 
 def _resumed(learner: Learner, record: Record, watcher: Watcher) -> Progress | None:
     """Load the checkpoint into the learner, and return its position; None if there is none."""
+    if learner.world.is_main:
+        for path in filter(None, (record.checkpoint, record.best)):
+            remove_unfinished(path)
     if record.checkpoint is None or not record.checkpoint.exists():
         return None
     at, differences = load_checkpoint(record.checkpoint, learner.modules, learner.optimizer, record.fingerprint)
