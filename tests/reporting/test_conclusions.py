@@ -105,6 +105,12 @@ READ = ("name=a", "data.source=csv:/x/a.csv", *(field.strip("'") for field in FI
         (READ, None, "no epoch of fine-tuning was asked for", f"csv:/x/a.csv NET --minutes 5 --set {' '.join(FIELDS)}"),
         (("name=fashion-mini",), None, "no epoch of fine-tuning was asked for", "fashion-mini: NET --minutes 5"),
         (("name=mine",), None, "no epoch of fine-tuning was asked for", "RUN/recipe.yaml --epochs 10"),
+        (
+            ("name=fashion-mini", "data.limit=500", "train.seed=3"),
+            1.0,
+            "1 minute left",
+            "fashion-mini: NET --seed 3 --minutes 5 --set data.limit=500",
+        ),
         (("name=fashion-mini", "data.folds=3"), 3.0, "3 minutes left", "fashion-mini: NET --folds 3 --minutes 12"),
     ],
 )

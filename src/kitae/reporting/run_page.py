@@ -260,9 +260,11 @@ def _fine_tune(record: RunRecord) -> str:
     if record.recipe.name == data_name(data.source)[:100]:  # as a plan is named
         source = f"{data.source}:" if data.source in shipped() else data.source  # otherwise the recipe of that name
         folds = f" --folds {data.folds}" if data.whole else ""
+        seed = f" --seed {record.recipe.train.seed}" if record.recipe.train.seed else ""
+        limit = {"data.limit": data.limit} if data.limit is not None else {}
         weights = {"model.pretrained": model.pretrained} if isinstance(model.pretrained, str) else {}
-        sets = _sets({**_read_by(record), **weights})
-        return f"kitae train {shlex.quote(source)} --model {shlex.quote(model.name)}{folds}{more}{sets}"
+        sets = _sets({**_read_by(record), **limit, **weights})
+        return f"kitae train {shlex.quote(source)} --model {shlex.quote(model.name)}{folds}{seed}{more}{sets}"
     file = record.run.asked_length  # written where the minutes cut the length that was asked for
     asked = read_json(file, error=TrainingError) if file.is_file() else {}
     fields = (("train.epoch_steps", "epoch_steps"), ("train.schedule.warmup_epochs", "warmup_epochs"))
