@@ -21,6 +21,7 @@ from __future__ import annotations
 import collections
 import csv
 import functools
+import math
 import re
 import statistics
 import sys
@@ -140,7 +141,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
                 if text and len(pairs) > 1:
                     low, high = quality.interval(pairs)
                     text += f"  {key} {statistics.fmean(pairs):+.2f} ({low:+.2f} to {high:+.2f})"
-            columns = [100 * statistics.fmean(row[key] for row in mine.values()) for key in ("probe", "tuned", "last")]
+            keys = ("probe", "tuned", "last")  # without a probe, the first is empty
+            columns = [100 * statistics.fmean(row[key] or math.nan for row in mine.values()) for key in keys]
             kept = 100 * statistics.fmean(row["val_accuracy"] for row in mine.values())
             each = " ".join(f"{100 * row['tuned']:.1f}" for row in mine.values())
             print(
