@@ -119,6 +119,24 @@ def _recipe_of(given: Recipe | str | Path) -> Recipe:
     return Recipe.load(what) if kind == "recipe" else Recipe.load("fashion-mini").located(what, None)
 
 
+def _asked(given: Recipe | str | Path, fields: Sequence[str], say: Callable[[str], None]) -> Recipe:
+    """The recipe to search for, with these fields and an image size.
+
+    Raises:
+        RecipeError: its runs cannot be compared.
+    """
+    asked = _recipe_of(given).override(*fields)
+    asked = asked.model_copy(update={"train": asked.train.straightened()})
+    if not asked.train.epochs:
+        raise RecipeError("train.epochs: 0 leaves nothing to compare in a search; set it to 1 or more")
+    if asked.data.whole:
+        raise RecipeError("data.folds: a search compares runs that have a validation split; set it to null")
+    data = framed(asked.data, _PHOTO_SIZE, resize=assigns(fields, "data.resize"))
+    if data != asked.data:
+        say(f"data.image_size: searching with {data.image_size} pixels")
+    return asked.model_copy(update={"data": data})
+
+
 def search(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,
@@ -164,18 +182,9 @@ def search(
         )
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
-    fields = *overrides, *set_fields({"set": set})
-    asked = _recipe_of(recipe).override(*fields)
-    asked = asked.model_copy(update={"train": asked.train.straightened()})
-    if not asked.train.epochs:
-        raise RecipeError("train.epochs: 0 leaves nothing to compare in a search; set it to 1 or more")
-    if asked.data.whole:
-        raise RecipeError("data.folds: a search compares runs that have a validation split; set it to null")
-    if (data := framed(asked.data, _PHOTO_SIZE, resize=assigns(fields, "data.resize"))) != asked.data:
-        say(f"data.image_size: searching with {data.image_size} pixels")
-        asked = asked.model_copy(update={"data": data})
     if not 0 <= seed < 2**32:
         raise RecipeError(f"seed: {seed} must be 0 to {2**32 - 1}")
+    asked = _asked(recipe, (*overrides, *set_fields({"set": set})), say)
     folder = Path("runs/search") if out is None else out_folder(out)
     place = executor or LocalProcesses(workers)
     each = threads_each(threads, workers)
@@ -206,14 +215,7 @@ def search(
 
         with _quiet():
             tried = _climb(setting, arms, workers, seed, score, say)
-        whole = [arm for arm in tried if arm.state != "failed"]
-        presets = [arm for arm in whole if arm.preset]
-        if not presets:
-            which = "preset failed, so there is nothing to compare with" if whole else "arm failed"
-            raise TrainingError(f"{folder}: every {which}; see the logs in {folder / 'arms'}")
-        best, preset = (max(among, key=lambda arm: arm.standing) for among in (whole, presets))
-        if best.recipe.fingerprint == preset.recipe.fingerprint:  # a point that rounds to the preset, and came later
-            best = preset
+        best, preset = _leaders(folder, tried)
         rematch, winner = None, preset
         verdict = (
             f"The search did not win: no searched setting was better than the preset {preset.name!r}. Use the preset."
@@ -235,6 +237,22 @@ def search(
         result.winner.save(folder / "winner.yaml")
         write_atomically(folder / "figures" / "search.svg", arms_chart(found["arms"], found["best"]).file().encode())
         return result
+
+
+def _leaders(folder: Path, tried: Sequence[Arm]) -> tuple[Arm, Arm]:
+    """The best arm, and the best preset; they may be the same.
+
+    Raises:
+        TrainingError: every preset failed.
+    """
+    whole = [arm for arm in tried if arm.state != "failed"]
+    presets = [arm for arm in whole if arm.preset]
+    if not presets:
+        which = "preset failed, so there is nothing to compare with" if whole else "arm failed"
+        raise TrainingError(f"{folder}: every {which}; see the logs in {folder / 'arms'}")
+    best, preset = (max(among, key=lambda arm: arm.standing) for among in (whole, presets))
+    # A point may round to the preset, and come later.
+    return (preset if best.recipe.fingerprint == preset.recipe.fingerprint else best), preset
 
 
 def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:

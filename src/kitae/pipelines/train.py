@@ -151,27 +151,11 @@ def _train(
     shared: Features | None = None,
 ) -> Run:
     """`train` of one run into its folder. `shared`: of a fold, the features of all folds."""
-    # The main process creates and locks the folder, or all processes raise its error; the others open it afterwards.
-    created: Run | None = None
-    refused: KitaeError | OSError | None = None
-    try:
-        created = Run.create(folder, recipe, resume=resume, overwrite=overwrite) if world.is_main else None
-    except (KitaeError, OSError) as error:
-        refused = error
-    refused = distributed.from_main(refused, world)
-    if refused is not None:
-        raise refused
-    run = created or Run.open(folder)
-    run.recipe = distributed.from_main(run.recipe, world)  # the images may have been moved since it was saved
-    folds: list[Run] = []
+    run = _opened(recipe, folder, world, resume=resume, overwrite=overwrite)
     try:
         if run.finished:
-            # Only the place of its images can differ.
-            if world.is_main and run.recipe != Recipe.load(run.recipe_file):
-                run.splits(open_store(run.recipe.data, progress))  # raises an error where they are not the same
-                run.resolve(run.recipe)
-                for file in run.fold(1).parent.glob("*/recipe.yaml"):
-                    Recipe.load(file).located(run.recipe.data.source, run.recipe.data.cache).save(file)
+            if world.is_main:
+                _save_place(run, progress)
             if run.recipe.data.fold is None:
                 watcher.note(f"{run.path} was finished before, so nothing was trained")
             return run
@@ -179,32 +163,8 @@ def _train(
         # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
         begun = resume and run.checkpoint.is_file()
         model = setup.initial_model(world, pretrained=not begun)
-        # What the loop would refuse, before a probe, whose features take minutes and are kept.
-        epoch_shape(len(setup.images), run.recipe.train, world.size)
-        build_optimizer(model, run.recipe.train.optimizer)
-        for line in notes_of(setup, model):
-            watcher.note(line)
-        if world.is_main:
-            before = run.environment() if run.begun else {}
-            for line in machine_notes(before, world.size) if resume else ():
-                watcher.note(line)
-            weights = None if begun else setup.weights
-            limit = before.get("minutes") if minutes is None else minutes.seconds / 60
-            run.write_environment(
-                {
-                    "store": setup.store.fingerprint,
-                    "processes": world.size,
-                    "device": str(world.device),
-                    "weights": weights.source if weights else before.get("weights"),
-                    "minutes": limit if run.recipe.data.fold is None else None,  # folds are resumed with their run
-                }
-            )
-            run.resolve(resolved(run.recipe, setup, world, model, weights))
-        run.recipe = distributed.from_main(run.recipe, world)
-        if run.recipe.data.fold is None:
-            watcher.note(_header(run, setup, model, world))
-        if world.is_main:  # after the first line, since counting operations imports much of torch
-            run.write_facts(setup.facts(model))
+        _describe(run, setup, model, world, minutes, watcher, resume=resume, begun=begun)
+        folds: list[Run] = []
         tuning = Tuning(one_of_many=run.recipe.data.fold is not None)
         if run.recipe.data.whole:
             tuning = Tuning(keep="last")
@@ -229,21 +189,13 @@ def _train(
                 run.resolve(timed)
             run.recipe = distributed.from_main(run.recipe, world)
             tuning = replace(tuning, recut=Recutter(run, minutes, reserve, watcher))
+        spec, fingerprint = run.recipe.train, run.recipe.training_fingerprint
+        record = Record(
+            run.checkpoint, run.best, _recorder(run), run.metrics(), resume=resume, fingerprint=fingerprint
+        )  # fmt: skip
         setup.fit(
-            model,
-            run.recipe.train.lasting(0) if probe_alone else run.recipe.train,
-            world,
-            tuning=tuning,
-            watcher=watcher,
-            record=Record(
-                run.checkpoint,
-                run.best,
-                _recorder(run),
-                run.metrics(),
-                resume=resume,
-                fingerprint=run.recipe.training_fingerprint,
-            ),
-        )
+            model, spec.lasting(0) if probe_alone else spec, world, tuning=tuning, watcher=watcher, record=record
+        )  # fmt: skip
         if world.is_main and folds:
             _finish_whole(run, setup, model, folds)
         elif world.is_main:
@@ -252,25 +204,95 @@ def _train(
         distributed.barrier(world)
         return run
     except BaseException as error:
-        # Before a run that this one was to replace comes back, whose files these would be.
-        kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
-        if world.is_main:
-            run.discard_failed(diverged=isinstance(error, TrainingDivergedError))
-        if isinstance(error, TrainingInterruptedError) or (isinstance(error, KeyboardInterrupt) and kept):
-            where = error.where if isinstance(error, TrainingInterruptedError) else "stopped by SIGINT"
-            cure = f"resume with: {run.resume_command}" if kept else "nothing was saved; start again"
-            raise TrainingInterruptedError(where, cure) from error
-        cause = error.__cause__  # of a fold's error, which names the fold's folder
-        lost = distributed.lost_process(error) or (cause is not None and distributed.lost_process(cause))
-        if world.size > 1 and lost:
-            cure = run.resume_command if kept else "start again"
-            raise TrainingError(
-                f"process {world.rank} of {world.size} lost another process, which died or did not answer in time "
-                f"(train.process_timeout; {one_line(error)}); see that process's error, then, under torchrun: {cure}"
-            ) from error
-        raise
+        told = _told(error, run, world)
+        if told is error:
+            raise
+        raise told from error
     finally:
         run.close()
+
+
+def _opened(recipe: Recipe, folder: Path, world: World, *, resume: bool, overwrite: bool) -> Run:
+    """The run: the main process creates and locks it, or all processes raise its error; the others open it then."""
+    created: Run | None = None
+    refused: KitaeError | OSError | None = None
+    try:
+        created = Run.create(folder, recipe, resume=resume, overwrite=overwrite) if world.is_main else None
+    except (KitaeError, OSError) as error:
+        refused = error
+    refused = distributed.from_main(refused, world)
+    if refused is not None:
+        raise refused
+    run = created or Run.open(folder)
+    run.recipe = distributed.from_main(run.recipe, world)  # the images may have been moved since it was saved
+    return run
+
+
+def _save_place(run: Run, progress: Progress | None) -> None:
+    """Save where the images of a finished run are now; only that can differ from its recipe on the disk."""
+    if run.recipe == Recipe.load(run.recipe_file):
+        return
+    run.splits(open_store(run.recipe.data, progress))  # raises an error where they are not the same
+    run.resolve(run.recipe)
+    for file in run.fold(1).parent.glob("*/recipe.yaml"):
+        Recipe.load(file).located(run.recipe.data.source, run.recipe.data.cache).save(file)
+
+
+def _describe(
+    run: Run, setup: Setup, model: nn.Module, world: World, minutes: Clock | None, watcher: Watcher,
+    *, resume: bool, begun: bool,
+) -> None:  # fmt: skip
+    """Save the environment, the resolved recipe and the facts, and show the first lines.
+
+    Raises:
+        KitaeError: the loop would refuse the recipe. It is checked here, before a probe, whose features take minutes.
+    """
+    epoch_shape(len(setup.images), run.recipe.train, world.size)
+    build_optimizer(model, run.recipe.train.optimizer)
+    for line in notes_of(setup, model):
+        watcher.note(line)
+    if world.is_main:
+        before = run.environment() if run.begun else {}
+        for line in machine_notes(before, world.size) if resume else ():
+            watcher.note(line)
+        weights = None if begun else setup.weights
+        limit = before.get("minutes") if minutes is None else minutes.seconds / 60
+        run.write_environment(
+            {
+                "store": setup.store.fingerprint,
+                "processes": world.size,
+                "device": str(world.device),
+                "weights": weights.source if weights else before.get("weights"),
+                "minutes": limit if run.recipe.data.fold is None else None,  # folds are resumed with their run
+            }
+        )
+        run.resolve(resolved(run.recipe, setup, world, model, weights))
+    run.recipe = distributed.from_main(run.recipe, world)
+    if run.recipe.data.fold is None:
+        watcher.note(_header(run, setup, model, world))
+    if world.is_main:  # after the first line, since counting operations imports much of torch
+        run.write_facts(setup.facts(model))
+
+
+def _told(error: BaseException, run: Run, world: World) -> BaseException:
+    """What to raise where training ended with `error`: itself, or one that says how to resume. Discards failed runs."""
+    # Before a run that this one was to replace comes back, whose files these would be.
+    kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
+    if world.is_main:
+        run.discard_failed(diverged=isinstance(error, TrainingDivergedError))
+    if isinstance(error, TrainingInterruptedError) or (isinstance(error, KeyboardInterrupt) and kept):
+        where = error.where if isinstance(error, TrainingInterruptedError) else "stopped by SIGINT"
+        cure = f"resume with: {run.resume_command}" if kept else "nothing was saved; start again"
+        return TrainingInterruptedError(where, cure)
+    cause = error.__cause__  # of a fold's error, which names the fold's folder
+    lost = distributed.lost_process(error) or (cause is not None and distributed.lost_process(cause))
+    if world.size > 1 and lost:
+        cure = run.resume_command if kept else "start again"
+        return TrainingError(
+            f"process {world.rank} of {world.size} lost another process, which died or did not answer in time "
+            f"(train.process_timeout; {one_line(error)}); see that process's error, then, under torchrun: {cure}"
+        )
+    return error
 
 
 def asked(
