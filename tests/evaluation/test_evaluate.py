@@ -282,6 +282,14 @@ def test_intervals_of_a_class_cover_its_scores(monkeypatch: pytest.MonkeyPatch, 
     assert all(0.92 < count / trials < 0.99 for count in covered.values()), covered
 
 
+def test_a_right_prediction_is_one_of_the_best_five_also_where_outputs_are_equal() -> None:
+    names = [str(k) for k in range(400)]
+    result = evaluate(np.zeros((40, 400), np.float32), np.arange(40) % 8, names)
+    assert (result["accuracy"], result["top5"]) == (5 / 40, 25 / 40), "the classes come in their order"
+    logits = np.random.default_rng(0).integers(0, 2, (100, 400)).astype(np.float32)
+    assert evaluate(logits, logits.argmax(axis=1), names)["top5"] == 1.0
+
+
 def test_the_result_is_json_down_to_one_image() -> None:
     for count in (1, 2, 30):
         result = evaluate(one_hot_logits([1] * count, 7), np.ones(count, dtype=np.int64), list("abcdefg"))
