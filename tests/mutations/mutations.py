@@ -80,7 +80,7 @@ MUTATIONS = [
     # The budget
     Mutation("pipelines/candidates.py", 'row["drop_interval"][1] if spec.sure else row["drop"]', 'row["drop"]', f"{BUDGET} -k sure"),
     Mutation("pipelines/candidates.py", "return points <= spec.max_drop + 1e-9", "return points < spec.max_drop", f"{BUDGET} -k budget"),
-    Mutation("pipelines/budget.py", 'key=lambda c: (c.row["drop"], c.row["loss"], c.row[size])', 'key=lambda c: (c.row["drop"], -c.row["loss"], c.row[size])', f"{BUDGET} -k ties"),
+    Mutation("pipelines/budget.py", 'key=lambda c: (c.row["drop"], c.row["loss"])', 'key=lambda c: (c.row["drop"], -c.row["loss"])', f"{BUDGET} -k ties"),
     Mutation("pipelines/networks.py", 'f"{key} {part}".encode()', 'b""', f"{BUDGET} -k holds_its_zeros"),
     # The probe and the splits
     Mutation("training/probe.py", "min(losses, key=lambda value: losses[value]) if losses", "max(losses, key=lambda value: losses[value]) if losses", "tests/training/test_probe.py"),

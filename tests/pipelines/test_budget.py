@@ -789,6 +789,11 @@ def test_ties_go_to_the_lower_validation_loss() -> None:
     assert choose([ORIGINAL, *equals], CompressSpec(max_drop=0.25, sure=False))[0].name == "better", "the closest too"
 
 
+def test_a_discarded_8_bit_training_does_not_win_by_its_shorter_metadata() -> None:
+    equals = [made("static", drop=0.5, loss=0.4, bytes=1002), made("qat", drop=0.5, loss=0.4, bytes=1000)]
+    assert choose([ORIGINAL, *equals], LUCK)[0].name == "static"
+
+
 def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
     found = [ORIGINAL, made("sure", drop=0.1, drop_interval=[-0.9, 0.9]),
              made("lucky", drop=0.2, drop_interval=[-0.8, 1.2], bytes=500)]  # fmt: skip

@@ -207,13 +207,14 @@ def choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candida
     inside = [candidate for candidate in free if not excess(candidate)]
     if inside:
         # Files that differ by a few names in their metadata are equally small. Among them speed decides (dynamic INT8
-        # is as small as static, and may be slower than float), and among equally fast ones accuracy.
+        # is as small as static, and may be slower than float), and among equally fast ones accuracy. Of files that are
+        # equal in that too, the first: a discarded 8-bit training leaves the static file once more.
         size = size_field(spec)
         smallest = min(candidate.row[size] for candidate in inside)
         equal = [candidate for candidate in inside if candidate.row[size] <= _EQUAL * smallest]
         fastest = min(candidate.row["latency_ms"] for candidate in equal)
         fast = [candidate for candidate in equal if candidate.row["latency_ms"] <= _AS_FAST * fastest]
-        return min(fast, key=lambda c: (c.row["drop"], c.row["loss"], c.row[size])), ""
+        return min(fast, key=lambda c: (c.row["drop"], c.row["loss"])), ""
     closest = min(free, key=lambda c: (sum(share for share, _ in excess(c)), c.row["drop"], c.row["loss"]))
     return closest, " and ".join(words for _, words in excess(closest))
 
