@@ -126,11 +126,13 @@ def test_a_winner_that_gains_or_is_slower_is_told_so(capsys: pytest.CaptureFixtu
     ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, record=record))
     printed = capsys.readouterr().out
     assert "3.9 x smaller and 1.2 x slower than the 32-bit ONNX model" in printed
+    assert "\ntest accuracy 90.0 % before, " in printed
     assert "after: 0.88 points gained (95 % interval 0.57 to 1.20)" in printed
-    facts = {**facts, "latency": {"noise": 0.26}}  # 0.8 times as fast takes 1.25 times as long
+    facts = {**facts, "latency": {"noise": 0.26}, "metric": "balanced accuracy"}  # 0.8 times as fast: 1.25 the time
     ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, record=record))
     printed = capsys.readouterr().out
     assert "smaller and as fast as the 32-bit ONNX model (the difference is within the noise, 26.0 %)" in printed
+    assert "balanced test accuracy 90.0 % before, " in printed
 
 
 def test_a_file_for_vnni_on_another_cpu_is_one_line(

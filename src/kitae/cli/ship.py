@@ -119,7 +119,8 @@ def _print_compression(result: Any) -> None:
         lost, interval = points_lost(result.test["drop"], result.test["drop_interval"])
         now = console.percent(after["accuracy"], after["accuracy_interval"])
         was = console.percent(before["accuracy"])
-        console.say(f"test accuracy {was} before, {now} after: {lost} (95 % interval {interval})")
+        metric = facts.get("metric", "accuracy").replace("accuracy", "test accuracy")
+        console.say(f"{metric} {was} before, {now} after: {lost} (95 % interval {interval})")
         if not result.test["within_budget"]:
             budget = facts["spec"]["max_drop"]
             console.say(f"the drop on test exceeds the budget of {budget:g}; on validation it was within the budget")
