@@ -111,11 +111,11 @@ def test_noise_is_assumed_only_of_metrics_in_points(metric: str, given: float | 
     [
         ("test.accuracy", 10_000, 0.5), ("test.accuracy", 120, 2.0), ("val.accuracy", 300, 1.3), ("gap", 120, 2.0),
         ("prune.val_accuracy", 120, 2.0), ("prune.accuracy", 120, 2.0), ("test.per_class.cat.accuracy", 120, 2.0),
-        ("val.per_class.cat.accuracy", 120, 2.0),
+        ("val.per_class.cat.accuracy", 120, 2.0), ("robustness.mean_accuracy", 120, 2.0),
     ],
 )  # fmt: skip
 def test_few_images_are_assumed_to_scatter_more(metric: str, images: int, noise: float) -> None:
-    after = {"prune": {}} if metric.startswith("prune.") else {}
+    after = {step: {} for step in ("prune", "robustness") if metric.startswith(step)}
 
     def measure(recipe: Recipe) -> dict[str, Any]:
         split = "val" if metric.startswith("val") or metric in ("gap", "prune.val_accuracy") else "test"
@@ -127,6 +127,16 @@ def test_few_images_are_assumed_to_scatter_more(metric: str, images: int, noise:
     assert plan.noise == noise
     assert (f"assumed for {images} images" in plan.text()) == (noise > 0.5)
     assert make_plan(make(metric=metric, after=after, noise=0.3), measure=measure).noise == 0.3
+
+
+def test_robustness_is_planned_on_as_many_images_as_it_takes() -> None:
+    facts = {"seconds_per_epoch": 1.0, "train": 100, "val": 100, "test": 10_000}
+
+    def judged(settings: dict[str, Any], test: int = 10_000) -> int | None:
+        spec = make(metric="robustness.mean_accuracy", after={"robustness": settings})
+        return make_plan(spec, measure=lambda recipe: {**facts, "recipe": recipe, "test": test}).judged
+
+    assert (judged({}), judged({"images": 200}), judged({}, test=300)) == (1000, 200, 300)
 
 
 def test_screening_prints_its_aliases() -> None:

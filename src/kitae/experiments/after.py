@@ -25,6 +25,7 @@ from kitae.pipelines.robustness import CORRUPTIONS, KINDS, classified
 from kitae.run import Run
 
 FINE_TUNING_EPOCHS = 5  # of `prune`
+ROBUSTNESS_IMAGES = 1000  # of `robustness`
 
 
 # Step -> the numbers it returns.
@@ -165,7 +166,7 @@ def prune(
     }
 
 
-def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 1000) -> dict[str, float]:
+def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = ROBUSTNESS_IMAGES) -> dict[str, float]:
     """Accuracy of the run's best model on corrupted test images, averaged over the severities of `CORRUPTIONS`.
 
     Args:

@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 from kitae.console import data_name, plural, rough_duration
 from kitae.errors import RecipeError
-from kitae.experiments.after import check, check_number, further_epochs, of_test
+from kitae.experiments.after import ROBUSTNESS_IMAGES, check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import step_of
 from kitae.experiments.stats import half_interval, welch
@@ -272,7 +272,7 @@ def make_plan(
         reference = resolved[design.reference][0]
         facts = measure(min(choice, key=lambda recipe: (recipe.data.limit is not None, recipe is not reference)))
         seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
-        judged = _judged(spec.metric, facts)
+        judged = _judged(spec.metric, facts, resolved[design.reference][1])
         load = float(facts.get("load", 0.0))
         precision = precision or facts["recipe"].train.precision
     if not undecided:
@@ -286,12 +286,14 @@ def make_plan(
     )
 
 
-def _judged(name: str, facts: Mapping[str, Any]) -> int | None:
-    """How many images a number is measured on; `facts` as in `make_plan`."""
+def _judged(name: str, facts: Mapping[str, Any], after: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """How many images a number is measured on; `facts` as in `make_plan`, `after`: step -> settings."""
     on_validation = name == "gap" or name.startswith("val.") or name.rpartition(".")[2].startswith("val_")
     images: int | None = facts.get("val" if on_validation else "test")
     if images and ".per_class." in name:
         return max(1, images // int(facts.get("classes", 1)))
+    if images and step_of(name, after) == "robustness":
+        return min(images, int(after["robustness"].get("images", ROBUSTNESS_IMAGES)))
     return images
 
 
