@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from kitae.errors import RecipeError
 from kitae.models.build import MODELS, build, build_seeded, normalization, supports
@@ -183,6 +185,17 @@ def test_macs_by_hand() -> None:
     assert count_macs(
         nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Flatten(), nn.Linear(128, 5)), 4, 4
     ) == (8 * 2 * 9 * 16 + 128 * 5)
+
+
+def test_macs_include_attention() -> None:
+    tokens, width, hidden = 17, 64, 128
+    block = tokens * width * 4 * width + 2 * tokens**2 * width + 2 * tokens * width * hidden
+    expected = 16 * (3 * 8**2) * width + 2 * block + width * 10
+    model = VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=width, mlp_dim=hidden, num_classes=10)
+    assert count_macs(model, 3, 32) == expected
+    assert torch.backends.mha.get_fastpath_enabled(), "counting leaves torch's settings as they were"
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": width, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
+    assert count_macs(timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes), 3, 32) == expected
 
 
 def test_width_32_resnet9_trains_at_572_mflop_an_image() -> None:

@@ -25,11 +25,16 @@ def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
     Half of torch's own count, which counts a multiply-add as two operations. Element-wise operations, normalisation and
     pooling are not counted. Training costs about three forward passes, 6 operations per multiply-add.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter = FlopCounterMode(display=False)
-    with counter:
-        probed(model, (channels, *sides(image_size)))
+    counter, fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch counts nothing of its fused attention on a CPU
+    try:
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            probed(model, (channels, *sides(image_size)))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2
 
 
