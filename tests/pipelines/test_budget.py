@@ -296,6 +296,7 @@ def test_hopeless_ratios_are_abandoned_and_only_what_was_asked_for_can_win(find:
         "the original is not what was asked for"
     )
     assert "points, more than 0.5" in outcome.record.why_not
+    assert find(**{**fields, "ratios": (0.8,)}).record.stopped == "", "none was left"
     everything = find(**fields, abandon=False)
     assert {candidate.ratio for candidate in everything.candidates} == {0.0, 0.8, 0.88}
     assert everything.record.stopped == ""
@@ -528,7 +529,7 @@ def test_what_comes_last_does_not_cost_what_was_found(
     monkeypatch.setattr(networks, "remove_channels", fails_at(2, problem, honest))
     outcome = find(quantize=("none",), stages=tmp_path / "1")
     assert outcome.winner.name == "25 % fp32"
-    assert outcome.record.stopped == "ratios above 0.5 were not tried: the pruning of this one failed"
+    assert (left_out(outcome), outcome.record.stopped) == ([("50 %", str(problem))], ""), "it was the last ratio"
     monkeypatch.setattr(networks, "remove_channels", fails_at(1, problem, honest))
     refused(CompressionError, "cannot be quantized", find, quantize=("none",), stages=tmp_path / "2")
 

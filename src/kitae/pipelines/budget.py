@@ -69,7 +69,7 @@ def search(bench: Bench) -> Outcome:
                 raise  # it cannot be pruned as asked
             bench.leave_out(percent(ratio), str(error))
             what = "pruning" if isinstance(error, CompressionError) else "fine-tuning"
-            stopped = f"ratios above {ratio:g} were not tried: the {what} of this one failed"
+            stopped = _untried(spec, ratio, f"the {what} of this one failed")
             break
         if network is None:
             why = f"it is the same network as {percent(reached[-1].ratio)}: no more channels may be removed"
@@ -82,7 +82,7 @@ def search(bench: Bench) -> Outcome:
         candidates += found
         best = min((candidate.row["drop"] for candidate in found), default=0.0)
         if spec.abandon and best > hopeless(spec):
-            stopped = f"ratios above {ratio:g} were not tried: this one loses {best:.2f} points"
+            stopped = _untried(spec, ratio, f"this one loses {best:.2f} points")
             break
     candidates, latency = bench.timed(candidates)
     winner, why_not = choose(candidates, spec)
@@ -115,6 +115,11 @@ def search(bench: Bench) -> Outcome:
         "sensitivity": [vars(item) for item in sensitivity],
     })  # fmt: skip
     return Outcome(record, tuple(candidates), winner, network.shape, _filters(networks.original.model, network))
+
+
+def _untried(spec: CompressSpec, ratio: float, why: str) -> str:
+    """Why larger ratios than this were not tried; empty where there are none."""
+    return f"ratios above {ratio:g} were not tried: {why}" if ratio < spec.ratios[-1] else ""
 
 
 def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring) -> Tested:
