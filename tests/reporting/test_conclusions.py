@@ -444,6 +444,17 @@ def test_the_noise_is_told_with_the_label_of_the_reference() -> None:
     assert noise_line(analysis, {"none": "without augmentation"}).endswith("; without augmentation: 80.00")
 
 
+def test_the_noise_of_a_short_time_is_told_with_the_decimals_of_its_scatter() -> None:
+    noise = {"sd": 0.0105, "low": 0.0068, "high": 0.0232, "df": 6, "reference": "none", "reference_mean": 0.8128}
+    factors = {"unit": "s", "effects": [Effect(name="mixing", metric="epoch_seconds", ratio=True).model_dump()]}
+    for mean, sd, told in ((0.01728, 0.0017, "0.0173 +-0.0017"), (36.171, 2.53, "36.2 +-2.5")):
+        analysis = Analysis.model_validate({**factors, "noise": {**noise, "reference_mean": mean, "reference_sd": sd}})
+        assert (
+            noise_line(analysis)
+            == f"noise between runs: 1.05 % (0.68 to 2.32, 6 degrees of freedom); none: {told} over seeds"
+        )
+
+
 def test_sentences_are_told_with_labels_and_keep_what_only_the_study_knew(tmp_path: Path) -> None:
     lost = "nothing can be said: no finished run has a value of test.accuracy"
     recorded = ("a: helps, +2.0 points (interval +1.0 to +3.0, 3 seeds)", f"b_c: {lost}", "a note")

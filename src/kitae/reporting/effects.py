@@ -278,9 +278,10 @@ def noise_line(analysis: Analysis, labels: Mapping[str, str] | None = None) -> s
     scale = 100.0 if ratio else 1.0
     digits = 2 if ratio or analysis.unit == "points" else decimals(noise.sd, otherwise=2)
     reference = (labels or {}).get(noise.reference, noise.reference)
-    own = "" if math.isnan(noise.reference_mean) else f"; {reference}: {noise.reference_mean:.{digits}f}"
+    exact = decimals(noise.reference_sd, otherwise=2) if ratio else digits  # not relative, as the noise is
+    own = "" if math.isnan(noise.reference_mean) else f"; {reference}: {noise.reference_mean:.{exact}f}"
     if own and not math.isnan(noise.reference_sd):
-        own += f" +-{noise.reference_sd:.{digits}f} over seeds"
+        own += f" +-{noise.reference_sd:.{exact}f} over seeds"
     how = "" if noise.source == "replicates" else ", from the residual of the fit (one seed)"
     return (
         f"noise between runs: {noise.sd * scale:.{digits}f}{unit} "
