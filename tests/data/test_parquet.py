@@ -182,6 +182,7 @@ def in_memory(table: Any) -> bytes:
 
 
 ONLY_PATHS = pa.array([{"path": "x.png"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+TEXT_BYTES = pa.array([{"bytes": "/etc/hostname"}], pa.struct([("bytes", pa.string())]))
 LABELS_TWICE = pa.Table.from_arrays([[b"x"], [0], [0]], names=["image", "label", "label"])
 IMAGES_TWICE = pa.Table.from_arrays([[b"x"], [b"x"], [0]], names=["image", "image", "label"])
 WHOLE = in_memory(pa.table(six()))
@@ -194,6 +195,7 @@ WHOLE = in_memory(pa.table(six()))
         ({"image": [b"x"], "kind": [0]}, r"no column 'label' \(data.label_column\); its columns are image, kind"),
         ({"image": ["x.png"], "label": [0]}, "column 'image' holds string; expected encoded bytes"),
         ({"image": [{"path": "x.png"}], "label": [0]}, "column 'image' holds struct"),
+        ({"image": TEXT_BYTES, "label": [0]}, "column 'image' holds struct"),
         ({"image": ONLY_PATHS, "label": [0]}, "no bytes in any row, only paths, .*; write the images"),
         ({"image": [b"x", b"x"], "label": [0, -1]}, ":1: label -1 is out of range"),
         ({"image": [b"x", b"x"], "label": [0, None]}, ":1: has no label; add it, or leave the row out"),

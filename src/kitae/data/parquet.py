@@ -122,8 +122,9 @@ class ParquetSource(Source):
         column = self._column(path, schema, "image_column")
         kind = schema.field(column).type
         fields = [kind.field(i).name for i in range(kind.num_fields)] if types.is_struct(kind) else []
-        binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-        if not binary and "bytes" not in fields:
+        held = kind.field("bytes").type if fields.count("bytes") == 1 else kind
+        # Never text: it would be opened as the path of a file.
+        if not (types.is_binary(held) or types.is_large_binary(held) or types.is_fixed_size_binary(held)):
             raise DataError(f"{path}: column {column!r} holds {kind}; expected encoded bytes, or a struct with `bytes`")
         return column, fields
 
