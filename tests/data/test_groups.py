@@ -60,7 +60,12 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     assert sizes(grouped(spec, "parent")) == [1, 1, 1, 3], "p1 of both classes is one; an image in no folder is alone"
     assert sizes(grouped(spec, r"(\d)\.png")) == [1, 1, 1, 1, 2]
     assert grouped(spec, "parent").fingerprint() != open_source(spec).fingerprint()
-    for rule, words in (("patient", "neither a column"), ("(x", "nor a regular expression"), ("(p.)/", r"b/4\.png, 2")):
+    rules = [
+        ("patient", "neither a column"), ("(x", "nor a regular expression"),
+        ("(x{99999999999})", "number is too large"),
+        ("(p.)/", r"b/4\.png, 2"),
+    ]  # fmt: skip
+    for rule, words in rules:
         with pytest.raises(DataError, match=rf"data\.groups: .*{words}"):
             grouped(spec, rule).table.groups  # noqa: B018
     write_folder(tmp_path / "flat")

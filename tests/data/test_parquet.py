@@ -166,6 +166,10 @@ def test_classes_in_the_metadata_set_the_range(tmp_path: Path) -> None:
     assert ParquetSource(path).table.classes == ("0", "1", "2")
 
 
+def test_metadata_that_no_decoder_can_read_name_no_classes(tmp_path: Path) -> None:
+    assert ParquetSource(write(tmp_path / "x.parquet", six(), {"classes": "[" * 100_000})).table.classes == tuple("012")
+
+
 def test_files_must_number_their_classes_alike(tmp_path: Path) -> None:
     for name, metadata in (("test", '["cat", "dog", "fox"]'), ("train", '["cat", "dog", "fox"]'), ("zoo", None)):
         write(tmp_path / f"{name}.parquet", six(), metadata and {"classes": metadata})
@@ -183,6 +187,7 @@ def in_memory(table: Any) -> bytes:
 
 ONLY_PATHS = pa.array([{"path": "x.png"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 TEXT_BYTES = pa.array([{"bytes": "/etc/hostname"}], pa.struct([("bytes", pa.string())]))
+NOT_UTF8 = pa.array([b"caf\xe9"]).view(pa.string())
 LABELS_TWICE = pa.Table.from_arrays([[b"x"], [0], [0]], names=["image", "label", "label"])
 IMAGES_TWICE = pa.Table.from_arrays([[b"x"], [b"x"], [0]], names=["image", "image", "label"])
 WHOLE = in_memory(pa.table(six()))
@@ -201,6 +206,8 @@ WHOLE = in_memory(pa.table(six()))
         ({"image": [b"x", b"x"], "label": [0, None]}, ":1: has no label; add it, or leave the row out"),
         ({"image": [b"x", b"x"], "label": ["a", " "]}, ":1: has no label; add it"),
         ({"image": [b"x"], "label": [0.5]}, "labels must be int or string, not float"),
+        ({"image": [b"x"], "label": NOT_UTF8}, "column 'label' cannot be read .*utf-8.*write it again"),
+        ({"image": [b"x"], "label": pa.array([2**62], pa.duration("s"))}, "column 'label' cannot be read"),
         ({"image": [b"x"], "label": pa.array([2**64 - 1], pa.uint64())}, "out of range"),
         ({"image": [b"x"], "label": [0], "split": ["holdout"]}, "unknown split 'holdout' in row 0; valid: train"),
         ({"image": [b"x"], "label": [0], "split": [["train"]]}, r"unknown split \['train'\] in row 0"),

@@ -65,7 +65,7 @@ def by_paths(paths: Sequence[str], rule: str, inside: int = 0) -> NDArray[np.int
         return np.array([name_key(folder if folder or not inside else f"\0{path}") for path, folder in pairs], np.int64)
     try:
         pattern = re.compile(rule)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise DataError(f"data.groups: {rule!r} is neither a column nor a regular expression ({error})") from error
     if not pattern.groups:
         raise DataError(

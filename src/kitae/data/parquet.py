@@ -218,9 +218,9 @@ class ParquetSource(Source):
             _check_single(path, schema.names, *columns.values())
             nested = "path" not in schema.names and "path" in fields
             table = file.read(columns=sorted({*columns.values(), *([f"{image}.path"] if nested else [])}))
-        found = {kind: table.column(column).to_pylist() for kind, column in columns.items()}
+        found = {kind: _listed(path, table, column) for kind, column in columns.items()}
         if nested:
-            found["path"] = [row and row["path"] for row in table.column(image).to_pylist()]
+            found["path"] = [row and row["path"] for row in _listed(path, table, image)]
         if "class_name" in found:
             if None in found["class_name"]:
                 raise DataError(f"{path}: row {found['class_name'].index(None)} has no class_name")
@@ -250,6 +250,14 @@ def _check_single(path: Path, names: list[str], *columns: str) -> None:
     twice = next((column for column in columns if names.count(column) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: has {names.count(twice)} columns {twice!r}; remove or rename one")
+
+
+def _listed(path: Path, table: Any, column: str) -> list[Any]:
+    try:
+        values: list[Any] = table.column(column).to_pylist()
+    except (ArithmeticError, ValueError) as error:  # text that is not UTF-8, or a time out of Python's range
+        raise DataError(f"{path}: column {column!r} cannot be read ({one_line(error)}); write it again") from error
+    return values
 
 
 def _is_null(metadata: Any, leaf: str) -> bool:
@@ -313,7 +321,7 @@ def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:
         else:
             names = json.loads(metadata["classes"])
         json.dumps(names, ensure_ascii=False).encode()  # half of a surrogate pair is not text
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         return None
