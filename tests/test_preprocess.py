@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -455,6 +456,13 @@ def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
     odd.write_bytes(b"x")
     refused(DataError, r"two\?lines\.png", decode, odd, RGB16)
     refused(DataError, "^猫\u3000\u202f👩\u200d🔬: the file is empty", decode, b"", RGB16, "猫\u3000\u202f👩\u200d🔬")
+
+
+def test_a_pipe_or_a_device_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "tty.png").symlink_to("/dev/null")
+    for name in ("pipe.png", "tty.png"):
+        refused(DataError, rf"{name}: is a pipe or a device, not a file; copy", decode, tmp_path / name, RGB16)
 
 
 def test_an_open_file_is_its_content(tmp_path: Path) -> None:

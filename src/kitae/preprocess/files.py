@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import stat
 import sys
 import threading
 import unicodedata
@@ -75,8 +76,18 @@ def opened(source: Encoded, name: str = "") -> Iterator[ImageFile.ImageFile]:
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _never_half(), naming(name, source), Image.open(file, formats=FORMATS) as image:
-        yield image
+    with _never_half(), naming(name, source):
+        if not isinstance(source, bytes):
+            _require_file(source)
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
+
+
+def _require_file(path: str | Path) -> None:
+    """Refuse what may never end, or never begin: a pipe that nobody writes to, a device."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # Pillow refuses a folder
+        raise DataError("is a pipe or a device, not a file; copy its content to a file")
 
 
 @contextlib.contextmanager
