@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
+import sys
 import unicodedata
 from collections.abc import Callable
 from importlib import resources
@@ -172,6 +174,31 @@ def test_links_to_folders_are_followed_at_any_depth_and_circles_end(make_folder:
     assert np.bincount(source.table.labels)[0] == 12
     assert len(source) == 12 + 6 + 12  # dogs/all holds cats, and dogs once
     assert not source.ignored()
+
+
+def test_folders_that_link_to_each_other_in_too_many_ways_are_refused(
+    make_folder: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitae.preprocess.files._MOST_CROSSED", 100)  # for the time of the test
+    names = "abcdefghijkl"  # with 12 folders, each link is reached in more than ten million ways
+    root = make_folder(*names)
+    for one, other in itertools.permutations(names, 2):
+        (root / one / f"to-{other}").symlink_to(root / other, target_is_directory=True)
+    refused(DataError, "links lead to each other's folders in too many ways; remove", folder_source, root)
+
+
+def test_folders_may_be_nested_more_deeply_than_calls(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    folder, made = root / "cats", []
+    for _ in range(sys.getrecursionlimit() + 10):
+        folder = Path(f"{folder}/d")
+        folder.mkdir()
+        made.append(folder)
+    try:
+        assert len(folder_source(root)) == 12
+    finally:  # shutil.rmtree calls itself for each folder
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 @pytest.mark.parametrize("link", ["train/emus", "test"])

@@ -46,6 +46,8 @@ _OF_SYSTEMS = frozenset((
     "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found",
 ))  # fmt: skip
 
+_MOST_CROSSED = 10_000  # folders behind three links; of 12 that link to each other there are over ten million
+
 # Errors of a busy machine or of a network disk. They say nothing about an image, which must not be left out for them.
 # EIO is what most network disks say; a local disk is failing then, and the image must be removed by hand.
 _PASSING = frozenset((
@@ -201,28 +203,37 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def visible_files(folder: Path) -> Iterator[Path]:
     """All files of a folder at any depth, in no order. Hidden files and folders are skipped, links to folders followed.
 
-    Args:
-        above: folders that this one lies in, so that a circle of links ends.
-
     Raises:
-        DataError: a folder cannot be read.
+        DataError: a folder cannot be read, or links lead to each other's folders in too many ways.
     """
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it is in
-        return
-    try:
-        entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from error
-    for entry in entries:
-        # DirEntry.is_dir follows links as well, but raises for a link to itself.
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-            yield from visible_files(Path(entry.path), (*above, real))
-        else:
-            yield Path(entry.path)
+    # Each with its real path, those of the folders that it lies in, and the number of links on the way. Not by
+    # recursion, since folders may be nested more deeply than Python's calls.
+    start: tuple[str, str, frozenset[str], int] = (os.fspath(folder), os.path.realpath(folder), frozenset(), 0)
+    waiting = [start]
+    crossed = 0
+    while waiting:
+        place, real, above, links = waiting.pop()
+        if real in above:  # a link to a folder that it is in
+            continue
+        crossed += links > 2
+        if crossed > _MOST_CROSSED:
+            raise DataError(f"{place}: links lead to each other's folders in too many ways; remove some of the links")
+        try:
+            entries = [entry for entry in os.scandir(place) if not is_hidden(entry.name)]
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}") from error
+        for entry in entries:
+            # DirEntry.is_dir follows links as well, but raises for a link to itself.
+            inside = os.path.join(real, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((entry.path, inside, above | {real}, links))
+            elif entry.is_symlink() and os.path.isdir(inside):
+                waiting.append((entry.path, os.path.realpath(inside), above | {real}, links + 1))
+            else:
+                yield Path(entry.path)
 
 
 def image_files(folder: Path) -> list[Path]:
