@@ -181,6 +181,7 @@ def write(path: Path, text: str) -> Path:
         ("augment:\n  train:\n    - rotate: {p: 1, 'p': 0.5}\n", ":3: 'p' is listed twice"),
         ("!!python/object/apply:os.system ['true']\n", ".*not valid YAML"),
         ("train:\n  ema: !!float ''\n", ".*not valid YAML"),
+        ("data: " + "[" * 20_000, ".*nested more than 50 deep"),
         ("#" * (1 << 21), ".*larger than"),
         (b"\xff\xfe\x00", ".*UTF-8"),
     ],

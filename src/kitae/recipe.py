@@ -37,7 +37,8 @@ OPS_BY_NAME = "augment.train."
 """Prefix of an op in an override, by its name or by its position in the list."""
 
 # PyYAML does not catch errors of its constructors, such as those of impossible dates, odd tags and huge numbers.
-_YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError)
+YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError)
+_MAX_DEPTH = 50  # of lists and mappings in each other; PyYAML needs minutes for 10,000
 _OPTIMIZER = "train.optimizer.name"
 _MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake or an attack
 
@@ -194,21 +195,29 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
 
 
 def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
-    """A YAML mapping, and its tree for line numbers. Aliases are refused: they can blow up to any size.
+    """A YAML mapping, and its tree for line numbers. Aliases are refused: they can blow up to any size. So is nesting
+    that no recipe needs.
 
     Duplicate keys in a mapping are refused too, since YAML would silently take the last.
 
     Raises:
-        RecipeError: not YAML, not a mapping, with aliases, or with a key twice.
+        RecipeError: not YAML, not a mapping, with aliases, nested too deeply, or with a key twice.
     """
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise RecipeError(f"{origin}: YAML aliases (*name) are not allowed")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError(f"{origin}: YAML aliases (*name) are not allowed")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise RecipeError(
+                    f"{origin}: lists or mappings are nested more than {_MAX_DEPTH} deep, which no recipe needs"
+                )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if twice := _doubled_key(node):
             raise RecipeError(f"{origin}:{twice.start_mark.line + 1}: {twice.value!r} is listed twice; remove one")
         value = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
+    except YAML_ERRORS as error:
         mark, reason = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or error)
         where = f":{mark.line + 1}" if mark else ""
         raise RecipeError(f"{origin}{where}: not valid YAML ({' '.join(reason.split())})") from error
@@ -294,7 +303,7 @@ def assignment(text: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {text}: must be FIELD=VALUE, for example train.epochs=30")
     try:
         return field.strip(), yaml.safe_load(value)
-    except _YAML_ERRORS as error:
+    except YAML_ERRORS as error:
         raise RecipeError(f"--set {text}: the value is not valid YAML") from error
 
 

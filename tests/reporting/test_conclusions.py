@@ -591,7 +591,9 @@ def test_effects_of_shipped_studies_are_told_in_words(name: str) -> None:
         assert variants["all"] == "with all of them"
 
 
-@pytest.mark.parametrize("text", ["{", "study: 3", "study: {contrasts: {cutmix over mixup: [mixup]}}"])
+@pytest.mark.parametrize(
+    "text", ["{", "study: 3", "study: !!int ''", "study: {contrasts: {cutmix over mixup: [mixup]}}"]
+)
 def test_a_damaged_study_yaml_is_named(text: str, tmp_path: Path) -> None:
     folder = next(one for one in PUBLISHED if one.name == "ledger-small")
     shutil.copy(folder / "effects.json", tmp_path)

@@ -34,6 +34,7 @@ from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import plain, write_atomically, write_json
 from kitae.folders import REPORT, SIGNS, Owned, lock
 from kitae.machine import now
+from kitae.recipe import YAML_ERRORS
 
 FORMAT = 1
 # Increased when the same recipe and seed give a different run. 2: initial weights are keyed by parameter names.
@@ -66,7 +67,7 @@ def read_settings(file: Path, *keys: str) -> dict[str, Any] | None:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         if content.get("format", FORMAT) == FORMAT and set(keys) <= set(content):
             return dict(content)
-    except (yaml.YAMLError, ValueError, AttributeError):  # a date that does not exist is a ValueError
+    except (*YAML_ERRORS, TypeError):
         pass
     raise TrainingError(f"{file}: is damaged, or from another version of Kitae; {ANOTHER_OUT}")
 

@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from kitae.errors import KitaeError, one_line
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
+from kitae.recipe import YAML_ERRORS
 from kitae.reporting.effects import Analysis, Effect
 from kitae.reporting.results import Number, Record
 
@@ -23,7 +24,7 @@ def study_of(folder: Path) -> dict[str, Any]:
     file = folder / SIGNS["study"]
     try:
         return dict(yaml.safe_load(file.read_text(encoding="utf-8"))["study"])
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *YAML_ERRORS, TypeError) as error:
         raise KitaeError(f"{file}: is damaged ({one_line(error)})") from error
 
 
