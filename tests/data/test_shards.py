@@ -143,10 +143,21 @@ def test_names_of_shards_say_their_split(tmp_path: Path, cache: str) -> None:
         refused(DataError, words, opened, other, cache)
 
 
-JSON = r"/x\.json: must be an object whose field `label` is a name or an integer"
+JSON = r"/x\.json: must be an object whose field `label` is a name of at most 255 characters or an integer"
 WHOLE = packed(samples(0, 15))
 with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
-    BORDER = _tar.getmembers()[4].offset
+    FIRST_LABEL, BORDER = (_tar.getmembers()[place].offset for place in (1, 4))
+
+
+def sized(size: int) -> bytes:
+    """A shard whose first label says that it has this size."""
+    content = bytearray(WHOLE)
+    header = content[FIRST_LABEL : FIRST_LABEL + 512]
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[124] |= 0x80  # a binary number
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * ord(" ") + sum(header[156:]))
+    content[FIRST_LABEL : FIRST_LABEL + 512] = header
+    return bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +173,7 @@ with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
         ([("x.png", PNG), ("x.json", b'{"label": true}')], JSON),
         ([("x.png", PNG), ("x.json", b'{"label": " "}')], JSON),
         ([("x.png", PNG), ("x.json", b'{"label": "\\ud83d"}')], JSON),
+        ([("x.png", PNG), ("x.json", json.dumps({"label": "x" * 256}).encode())], JSON),
         ([("x.png", PNG), ("x.json", b'{"label": 1}'.ljust(1 << 21))], JSON),
         ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], "/x: has two files .* or two images"),
         ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ": the files of 'x' are not next to each other; sort"),
@@ -174,6 +186,8 @@ with tarfile.open(fileobj=io.BytesIO(WHOLE)) as _tar:
         (WHOLE[: len(WHOLE) // 2], rf": truncated.*; {REPACK}"),
         (WHOLE[:700], rf": truncated.*; {REPACK}"),
         (WHOLE[:BORDER], rf": truncated, damaged or .* at byte .*; {REPACK}"),
+        (sized(-512), rf": not a tar file \(the size of '00000\.cls' is negative\); {REPACK}"),
+        (sized(2**80), rf": not a tar file .*; {REPACK}"),
         (b"", rf": not a tar file \(empty file\); {REPACK}"),
     ],
 )

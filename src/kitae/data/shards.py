@@ -49,12 +49,13 @@ from kitae.files import cache_folder, replacing, storage_errors
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
 LABELS = {
     "cls": "hold an integer in [0, 2**31); put names into a .json with a field `label`",
-    "json": "be an object whose field `label` is a name or an integer in [0, 2**31)",
+    "json": "be an object whose field `label` is a name of at most 255 characters or an integer in [0, 2**31)",
 }
 """Extension -> what such a file must do."""
 _MAX_SHARDS = 100_000
 _DOWNLOADS = 8  # at a time
 _MAX_LABEL_BYTES = 1 << 20
+_MAX_NAME = 255  # characters of a class, as of a folder: an array of names takes the longest one for each
 _TAIL = 1024  # last bytes of an image, which differ for nearly all; they lie next to a header that is read anyway
 _INDEX_FORMAT = 4
 _HEAD = 25  # bytes of a PNG up to its bits per channel
@@ -182,6 +183,8 @@ def scan(file: IO[bytes], name: str) -> ShardIndex:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them
+                if member.size < 0:  # some versions of tarfile would read the same header again and again
+                    raise tarfile.ReadError(f"the size of {member.name!r} is negative")
                 key, extension = _split_name(member.name)
                 if member.isdir() or (extension not in IMAGES and extension not in LABELS):
                     if extension.rpartition(".")[2] in IMAGES:
@@ -210,7 +213,7 @@ def scan(file: IO[bytes], name: str) -> ShardIndex:
                 "pack it under a name without dots"
             )
         return _indexed(file, name, samples, problems)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:  # a header's number that is none, or too large to seek to
         what = "truncated" if "unexpected end" in str(error) else f"not a tar file ({one_line(error)})"
         raise DataError(f"{name}: {what}; get or pack the shard again") from error
 
@@ -284,7 +287,8 @@ def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> in
         label = int(text) if kind == "cls" else json.loads(text)["label"]
         if type(label) is int and 0 <= label < 2**31:
             return label
-        if isinstance(label, str) and label.strip() and label.encode():  # half of a surrogate pair is not text
+        if isinstance(label, str) and label.strip() and len(label) <= _MAX_NAME:
+            label.encode()  # half of a surrogate pair is not text, and raises an error
             return label
     raise DataError(f"{where}.{kind}: must {LABELS[kind]}")
 
