@@ -898,6 +898,22 @@ def test_of_equal_classes_the_first_is_shown_and_written(
     assert f"{tmp_path / '0.png'},b," in (tmp_path / "p.csv").read_text()
 
 
+def test_no_cell_of_predictions_is_a_formula_of_a_spreadsheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = ("=1+1", "+cmd|x", "-5", "@sum", "a=b")
+    answer = SimpleNamespace(probabilities=np.eye(5, dtype=np.float32))
+    model = SimpleNamespace(classes=classes, predict=lambda images: answer)
+    monkeypatch.setattr("kitae.runtime.Model", lambda _: model)
+    monkeypatch.chdir(tmp_path)
+    files = [Path(name) for name in ("=1+1.png", "+x.png", "-x.png", "@x.png", "x=.png")]
+    for file in files:
+        file.touch()
+    for _ in range(2):  # the second time the file is replaced
+        cli.start.predict(Path("m.onnx"), files, out=Path("p.csv"))
+    head, *rows = csv.reader(Path("p.csv").read_text().splitlines())
+    assert head[2:] == [row[1] for row in rows] == ["'=1+1", "'+cmd|x", "-5", "'@sum", "a=b"]
+    assert [row[0] for row in rows] == ["./=1+1.png", "./+x.png", "./-x.png", "./@x.png", "x=.png"]
+
+
 @pytest.mark.parametrize(
     "more",
     [",split,group\n0.png,a,train,1", ",split,group\n0.png,a", ",x,y\n0.png,a,0.250000,0.750000", ",a,b\n0.png,a,1,0"],

@@ -199,14 +199,18 @@ def test_what_a_csv_file_cannot_hold_is_refused(name: str, words: str, folder: P
     assert not (tmp_path / "fixed.csv").exists()
 
 
-def test_a_folder_called_like_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["~", "=1+1"])
+def test_a_folder_called_like_the_home_folder_or_a_formula(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for number in range(4):
-        file = tmp_path / "~" / "ab"[number % 2] / f"{number}.png"
+        file = tmp_path / name / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode(photo(number)))
-    source = open_source(DataSpec(source=f"folder:{tmp_path / '~'}"))
+    source = open_source(DataSpec(source=f"folder:{tmp_path / name}"))
     written = fix(source, check(source), tmp_path / "fixed.csv")
+    assert f"\n./{name}/a" in written.path.read_text()
     assert len(open_source(DataSpec(source=f"csv:{written.path}"))) == 4
 
 

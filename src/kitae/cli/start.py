@@ -318,9 +318,17 @@ def _check_out(out: Path) -> None:
 _SHARE = re.compile(r"[01]\.\d{6}")  # a probability in a .csv file
 
 
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,]*$)")  # a cell that a spreadsheet would run; a signed number is none
+
+
+def _cell(name: str) -> str:
+    """A name in a .csv file, as text of a spreadsheet: names come from the files and the model of others."""
+    return f"'{name}" if _FORMULA.match(name) else name
+
+
 def _head(classes: tuple[str, ...]) -> list[str]:
     """The columns of predictions in a .csv file."""
-    return ["image", "class", *map(console.printable, views.class_columns(classes))]
+    return ["image", "class", *(_cell(console.printable(name)) for name in views.class_columns(classes))]
 
 
 def _are_predictions(file: Path, classes: tuple[str, ...]) -> bool:
@@ -375,7 +383,8 @@ def _write_predictions(
         writer = csv.writer(text)
         writer.writerow(_head(classes))
         for file, name, shares in zip(files, names, probabilities, strict=True):
-            writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
+            path = f"./{file}" if _FORMULA.match(str(file)) else str(file)
+            writer.writerow([path, _cell(name), *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
     import numpy as np

@@ -112,8 +112,8 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
             raise DataError(f"{file}: its name cannot be written to a CSV file; rename it")
         if label != label.strip():  # would become the class without the spaces
             raise DataError(f"{source.name}: the class {label!r} begins or ends with a space; rename its folder")
-        # Else a folder called `~` would be read as the home folder.
-        paths.append(f"./{name}" if name.startswith("~") else name)
+        # Else a folder called `~` would be read as the home folder, and a spreadsheet would run the others as formulas.
+        paths.append(f"./{name}" if name.startswith(("~", "=", "+", "-", "@")) else name)
     columns = {"path": paths, "label": labels, **_more(table, kept)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
