@@ -126,6 +126,8 @@ def test_overrides_apply_in_order_and_a_section_keeps_what_follows_it() -> None:
         (["train.epochs.x=1"], "epochs is a single value and has no field 'x'"),
         (["data.resize=stretch"], r"data\.resize: should be 'crop', 'squash' or 'pad'"),
         (["train.optimizer.lr=nan"], r"train\.optimizer\.lr"),
+        (["train.optimizer.lr=1e+40"], r"train\.optimizer\.lr: should be less than or equal to 10{15}, "),
+        (["train.optimizer.weight_decay=1.0e+40"], r"train\.optimizer\.weight_decay: should be less than or equal"),
         (["augment.train.9={}"], "the list has positions 0 to"),
         (["augment.train.horizontal_flap=null"], "horizontal_flap.*did you mean horizontal_f"),
         (["augment.train.cutout.size=4"], "augment.train.cutout.size: the recipe's augment.train has no cutout"),

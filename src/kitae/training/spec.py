@@ -36,6 +36,7 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
 # Adadelta has no rate of its own (Zeiler 2012): its steps are in units of the weights, and torch multiplies them by it.
 _USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05), "muon": (0.05, 0.0), "adadelta": (1.0, 0.0)}
 _USUAL_OTHERS = (1.0e-3, 0.0)
+_LARGEST = 1e15  # whose square is a float32 too: torch refuses to multiply a tensor by a larger number
 _EPS = {"adadelta": 1.0e-6, "adagrad": 1.0e-10}  # torch's; of the others it is 1e-8
 
 
@@ -69,15 +70,15 @@ class OptimizerSpec(GrowingSpec):
     newer: ClassVar[frozenset[str]] = frozenset({"other_lr", "norm", "bias_lr"})
 
     name: str = "sgd"
-    lr: float = Field(0.1, gt=0)
+    lr: float = Field(0.1, gt=0, le=_LARGEST)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(5.0e-4, ge=0)
+    weight_decay: float = Field(5.0e-4, ge=0, le=_LARGEST)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, le=_LARGEST)
     layer_decay: float | None = Field(None, gt=0, le=1)
-    other_lr: float | None = Field(None, gt=0)
-    bias_lr: float | None = Field(None, gt=0)
+    other_lr: float | None = Field(None, gt=0, le=_LARGEST)
+    bias_lr: float | None = Field(None, gt=0, le=_LARGEST)
     norm: bool = False
 
     @model_validator(mode="before")
