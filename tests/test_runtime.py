@@ -11,6 +11,7 @@ import venv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,18 @@ def test_the_batch_size_does_not_matter(path: Path) -> None:
     one, four = (model.predict(images, batch_size=n).probabilities for n in (1, 4))
     np.testing.assert_allclose(one, four, atol=1e-6)
     np.testing.assert_array_equal(model.predict(list(images)).probabilities, model.predict(images).probabilities)
+
+
+def test_a_graph_that_cannot_be_run_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory is short: onnxruntime's error is of a type of its own."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("[ONNXRuntimeError]\nFailed to allocate memory")
+
+    model = Model(path)
+    monkeypatch.setattr(model, "session", SimpleNamespace(run=fail))
+    words = r"onnxruntime cannot run the graph for a batch of 1 .*Failed to allocate memory\); free some memory"
+    refused(ExportError, words, model.predict, picture((1, 2, 3)))
 
 
 BROKEN = encode(picture((1, 2, 3)))[:60]

@@ -252,8 +252,19 @@ def open_session(
 
 
 def answers(session: onnxruntime.InferenceSession, batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """What an exported graph gives for batches of images uint8 [n, C, H, W], one after the other: [N, K]."""
-    return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0] for batch in batches])
+    """What an exported graph gives for batches of images uint8 [n, C, H, W], one after the other: [N, K].
+
+    Raises:
+        ExportError: onnxruntime cannot run it, such as for lack of memory.
+    """
+    found = []
+    for batch in batches:
+        try:
+            found.append(session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0])
+        except Exception as error:  # onnxruntime has types of its own
+            why = f"onnxruntime cannot run the graph for a batch of {len(batch)} ({one_line(error, 300)})"
+            raise ExportError(f"{why}; free some memory, or export the run again") from error
+    return np.concatenate(found)
 
 
 def read_metadata(content: bytes, name: str, session: onnxruntime.InferenceSession) -> dict[str, Any]:
