@@ -125,6 +125,8 @@ def test_overrides_apply_in_order_and_a_section_keeps_what_follows_it() -> None:
         (["train.epochs"], "must be FIELD=VALUE"),
         (["train.epochs.x=1"], "epochs is a single value and has no field 'x'"),
         (["data.resize=stretch"], r"data\.resize: should be 'crop', 'squash' or 'pad'"),
+        (['data.cache="a\\0b"'], r"data\.cache: must be the path of a folder"),
+        (['data.cache="\\ud800"'], r"data\.cache: must be the path of a folder"),
         (["train.optimizer.lr=nan"], r"train\.optimizer\.lr"),
         (["train.optimizer.lr=1e+40"], r"train\.optimizer\.lr: should be less than or equal to 10{15}, "),
         (["train.optimizer.weight_decay=1.0e+40"], r"train\.optimizer\.weight_decay: should be less than or equal"),

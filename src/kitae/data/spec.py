@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kitae.spec import GrowingSpec, Spec
 
@@ -113,6 +114,17 @@ class DataSpec(GrowingSpec):
     folds: int | None = Field(None, ge=2, le=20)
     fold: int | None = Field(None, ge=1)
     cache: str | None = None
+
+    @field_validator("cache")
+    @classmethod
+    def _names_a_folder(cls, value: str | None) -> str | None:
+        try:
+            possible = b"\0" not in os.fsencode(value or "")
+        except UnicodeEncodeError:  # half of a surrogate pair
+            possible = False
+        if not possible:
+            raise ValueError(f"must be the path of a folder, not {value!r}")
+        return value
 
     @property
     def whole(self) -> bool:
