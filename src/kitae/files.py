@@ -114,6 +114,30 @@ def require_format(value: Mapping[str, Any], known: int, path: Path, error: type
         raise error(f"{path}: was written by a newer version of Kitae (format {given}, not {known}); upgrade kitae")
 
 
+def require_model_facts(facts: Mapping[str, Any], known: int, path: Path, error: type[KitaeError]) -> None:
+    """Refuse a model.json of a newer version, or with values that no model has, such as those of a careless edit.
+
+    Raises:
+        KitaeError: of type `error`; it names the field.
+    """
+    require_format(facts, known, path, error)
+
+    def numbers(values: Any, above: float) -> bool:
+        real = isinstance(values, list) and all(type(one) in (int, float) and above < one < 1e30 for one in values)
+        return real and len(values) in (1, 3)  # as there are channels
+
+    classes = facts["classes"]
+    fits = {
+        "classes": isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes),
+        "preprocess": isinstance(facts["preprocess"], dict),
+        "mean": numbers(facts["mean"], -1e30),
+        "std": numbers(facts["std"], 0) and len(facts["std"]) == len(facts["mean"]),
+        "temperature": numbers([facts["temperature"]], 0),
+    }
+    if wrong := next((name for name, fit in fits.items() if not fit), None):
+        raise error(f"{path}: is damaged ({wrong} is {str(facts[wrong])[:50]}); copy it again, or train again")
+
+
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path with `~` expanded. Unlike `Path.expanduser`, it leaves a `~` that names no user as it is.
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from kitae import console, files, views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
-from kitae.files import read_json, read_json_lines, require_format, write_json, write_json_lines, write_parquet
+from kitae.files import read_json, read_json_lines, write_json, write_json_lines, write_parquet
 from kitae.folders import REPORT, SIGNS, Owned, lock, why_not
 from kitae.machine import machine, now
 from kitae.preprocess import ImageLike, PreprocessRules
@@ -385,7 +385,7 @@ class Run:
         """
         keys = ("classes", "preprocess", "mean", "std", "temperature")
         facts = self._json("model.json", "the run was never started", *keys)
-        require_format(facts, _FORMAT, self.facts_file, TrainingError)
+        files.require_model_facts(facts, _FORMAT, self.facts_file, TrainingError)
         return facts
 
     @property

@@ -650,8 +650,8 @@ def test_where_no_run_can_be_and_none_is(tmp_path: Path) -> None:
     refused(TrainingError, "the run was never started", run.environment)
 
 
-def of_format(number: int, content: bytes) -> bytes:
-    return json.dumps({**json.loads(content), "format": number}).encode()
+def changed(content: bytes, **fields: Any) -> bytes:
+    return json.dumps({**json.loads(content), **fields}).encode()
 
 
 @pytest.mark.parametrize(
@@ -660,7 +660,12 @@ def of_format(number: int, content: bytes) -> bytes:
         ("best.safetensors", lambda whole: whole[:1000], Run.load_model, TrainingError, "not a whole checkpoint"),
         ("model.json", lambda _: b"{", Run.facts, TrainingError, "is damaged"),
         ("model.json", lambda _: b"{}", Run.predictor, TrainingError, "damaged.* no classes"),
-        ("model.json", lambda whole: of_format(99, whole), Run.predictor, TrainingError, "newer version"),
+        ("model.json", lambda whole: changed(whole, classes=None), Run.facts, TrainingError, r"damaged \(classes is N"),
+        ("model.json", lambda whole: changed(whole, preprocess=[]), Run.facts, TrainingError, r"\(preprocess is \[\]"),
+        ("model.json", lambda whole: changed(whole, mean=["a"]), Run.facts, TrainingError, r"\(mean is \['a'\]"),
+        ("model.json", lambda whole: changed(whole, std=[0.0]), Run.facts, TrainingError, r"\(std is \[0.0\]"),
+        ("model.json", lambda whole: changed(whole, temperature=None), Run.facts, TrainingError, r"\(temperature is N"),
+        ("model.json", lambda whole: changed(whole, format=99), Run.predictor, TrainingError, "newer version"),
         ("predictions.parquet", lambda whole: whole[:1000], Run.predictions, TrainingError, "is damaged"),
         ("splits.npz", lambda _: b"PK", Setup.of, DataError, ""),
     ],
