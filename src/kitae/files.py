@@ -228,9 +228,13 @@ def one_line_yaml(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically. NaN and infinity are not JSON and raise ValueError."""
-    text = json.dumps(value, indent=2, allow_nan=False)
-    if len(text) > _READABLE_BYTES:
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    # Indented, a confusion matrix of 10,000 classes would take gigabytes of memory.
+    if (
+        len(text) <= _READABLE_BYTES
+        and len(readable := json.dumps(value, indent=2, allow_nan=False)) <= _READABLE_BYTES
+    ):
+        text = readable
     write_atomically(path, f"{text}\n".encode())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from kitae.errors import TrainingError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, probabilities
 from kitae.evaluation.evaluate import View, evaluate, label_scores, predict_logits, predictions_table
+from kitae.files import read_json, write_json
 from tests.refusals import refused
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -333,3 +335,17 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
     assert "group" not in back.column_names
     grouped = predictions_table(names, np.array([2, 0, 1]), logits, CLASSES, groups=np.array([2**40, 7, 7]))
     assert grouped["group"].to_pylist() == [2**40, 7, 7]
+
+
+def test_a_large_confusion_matrix_takes_no_more_memory_than_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitae.files._READABLE_BYTES", 100_000)
+    confusion = [[0] * 600 for _ in range(600)]
+    tracemalloc.start()
+    write_json(tmp_path / "evaluation.json", {"confusion": confusion})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read_json(tmp_path / "evaluation.json")["confusion"] == confusion
+    assert (tmp_path / "evaluation.json").stat().st_size < 2.1 * 600**2
+    assert peak < 30 * 600**2, "indented, each number is a string of its own"
