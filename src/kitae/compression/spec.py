@@ -32,7 +32,8 @@ class CompressSpec(Spec):
         max_latency_ms: limit on the median time for one image, on this machine, in ONNX Runtime.
         max_bytes: limit on the size of the exported file.
         prune: `structured` removes channels, `unstructured` sets weights to zero (smaller when packed, not faster).
-        ratios: shares of the channels, or weights, to remove, tried from the smallest up, each from the one before.
+        ratios: shares of the channels, or weights, to remove, tried from the smallest up, each from the one before. A
+            layer keeps at least a tenth of its own.
         importance: which channels are removed first: `magnitude`, those whose filters have the smallest L1 norm;
             `group`, the smallest L2 norm over all coupled weights that touch the channel; `taylor`, the smallest change
             of the loss without it, to first order; `random`, any. See `kitae.compression.channels.remove_channels`.
