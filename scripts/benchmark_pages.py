@@ -177,11 +177,11 @@ plans keep the square. Test was not used. Made by `python benchmarks/fine_tuning
 AUGMENTATION = """\
 ## Which augmentation, for how many images?
 
-A plan crops from 0.35 to 1 of the area and flips, whatever the number of images. Validation accuracy of its fine-tuning
-with {steps} steps at {size} px, and the points that other augmentation gains on the same splits (mean and 95 % t
-interval), with {few} images to train with and with all of them. The probe's augmented view changes with it. Test was
-not used. Made by `python benchmarks/fine_tuning.py`; the figures are those of
-`benchmarks/results/fine_tuning_augment.json`, which has the fields.
+A plan crops from 0.35 to 1 of the area and flips, whatever the number of images. Validation accuracy that a run of
+{steps} steps keeps, and the points that other augmentation gains on the same splits (mean and 95 % t interval), with
+{few} images to train with and with all of them. The augmented view that the probe sees changes with it. Test was not
+used. Made by `python benchmarks/fine_tuning.py`; the figures are those of
+`benchmarks/results/fine_tuning_augment.json`, which has the fields of each variant.
 """
 AUGMENTATIONS = {
     "gentle": "crops of 0.7 to 1",
@@ -382,28 +382,27 @@ def seen(found: dict[str, Any]) -> str:
 
 
 def augmentation(found: dict[str, Any]) -> str:
-    """The section on augmentation by the number of images: pairs of fine-tunings, by set and over all sets."""
+    """The section on augmentation by the number of images: pairs of runs, by set and over all sets."""
     rows = {(row["variant"], row["set"], row["seed"]): row for row in found["rows"]}
-    few = next(row["fields"]["images"] for row in found["rows"] if "images" in row["fields"])
+    few = next(row["fields"]["images"] for row in rows.values() if "images" in row["fields"])
     heads = (f"{words}, points" for words in AUGMENTATIONS.values())
     lines = [
-        AUGMENTATION.format(few=few, **{key: found["rows"][0][key] for key in ("size", "steps")}),
-        f"| set | splits | planned | {' | '.join(heads)} |", "|---" * (3 + len(AUGMENTATIONS)) + "|",
+        AUGMENTATION.format(few=few, steps=found["rows"][0]["steps"]),
+        f"| images, set | splits | planned | {' | '.join(heads)} |", "|---" * (3 + len(AUGMENTATIONS)) + "|",
     ]  # fmt: skip
-    names = tuple(dict.fromkeys(row["set"] for row in found["rows"]))
-    for count in ("few", "all"):
-        for these in (*((name,) for name in names), names):
-            planned = {key: row for key, row in rows.items() if key[0] == f"{count}-planned" and key[1] in these}
-            what = "every set" if len(these) > 1 else SETS[these[0]].partition(" (")[0]
-            cells = [what + (f", {few} images" if count == "few" else ""), str(len(planned))]
-            cells.append(f"{100 * statistics.fmean(row['val_accuracy'] for row in planned.values()):.1f} %")
+    for count, words in (("few", few), ("all", "all")):
+        every = [row for row in rows.values() if row["variant"] == f"{count}-planned"]
+        names = list(dict.fromkeys(row["set"] for row in every))
+        for these in (*([name] for name in names), names):
+            planned = [row for row in every if row["set"] in these]
+            what = f"{SETS[these[0].partition(':')[0]].partition(' (')[0]}, {planned[0]['size']} px"
+            cells = [f"{words}: {what if len(these) == 1 else 'the three sets'}", str(len(planned))]
+            cells.append(f"{100 * statistics.fmean(row['val_accuracy'] for row in planned):.1f} %")
             for other in AUGMENTATIONS:
-                gains = [
-                    100 * (rows[f"{count}-{other}", *split]["val_accuracy"] - row["val_accuracy"])
-                    for (_, *split), row in planned.items()
-                ]
-                mean, low, high = mean_interval(gains)
-                cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
+                pairs = [(rows.get((f"{count}-{other}", row["set"], row["seed"])), row) for row in planned]
+                gains = [100 * (one["val_accuracy"] - row["val_accuracy"]) for one, row in pairs if one is not None]
+                whole = len(gains) == len(planned)
+                cells.append("{:+.1f} ({:+.1f} to {:+.1f})".format(*mean_interval(gains)) if whole else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

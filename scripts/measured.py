@@ -195,7 +195,7 @@ def from_scratch(passes: int) -> dict[tuple[str, str], dict[int, dict[str, Any]]
 
 
 def gains_of(splits: Mapping[int, dict[str, Any]], base: Mapping[int, dict[str, Any]]) -> list[float]:
-    """Points of validation accuracy that rows of `from_scratch` gain over those of the same splits in `base`."""
+    """Points of validation accuracy that rows gain over those of the same splits in `base`."""
     return [100 * (row["val_accuracy"] - base[seed]["val_accuracy"]) for seed, row in splits.items()]
 
 
@@ -249,6 +249,20 @@ def probes(page: Path) -> str:
                 epoch = str(row["best_epoch"]) if row["best_epoch"] else "the probe"
                 rows.append([f"{name}{images}, {row['seed']}", f"{row['steps']} at {row['size']} px", *cells, epoch])
     return table(["Set, split", "Steps", "Probe", "Last epoch", "Kept", "Epoch that is kept"], rows)
+
+
+def without_a_probe(page: Path) -> str:
+    """A table of validation accuracy of fine-tunings that start from a probe, and from a classifier of zeros."""
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {"all-planned": {}, "all-zeros": {}}
+    for row in json.loads((RESULTS / "fine_tuning_augment.json").read_text())["rows"]:
+        if row["variant"] in found:
+            found[row["variant"]].setdefault(row["set"], {})[row["seed"]] = row
+    rows = []
+    for name, zeros in found["all-zeros"].items():
+        probed = found["all-planned"][name]
+        cells = [splits_in_words(splits.values()) for splits in (probed, zeros)]
+        rows.append([set_in_words(name), *cells, points(gains_of(probed, zeros))])
+    return table(["Set", "From the probe (each split)", "From zeros", "Gained, points"], rows)
 
 
 def kept_tunings(page: Path) -> str:
@@ -489,6 +503,7 @@ MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "muon for long": long_trainings,
     "class weights": class_weights,
     "probes": probes,
+    "without a probe": without_a_probe,
     "kept fine-tunings": kept_tunings,
     "temperatures": temperatures,
     "views": views,
