@@ -141,8 +141,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
                 if text and len(pairs) > 1:
                     low, high = quality.interval(pairs)
                     text += f"  {key} {statistics.fmean(pairs):+.2f} ({low:+.2f} to {high:+.2f})"
-            keys = ("probe", "tuned", "last")  # without a probe, the first is empty
-            columns = [100 * statistics.fmean(row[key] or math.nan for row in mine.values()) for key in keys]
+            scores = [[row[key] for row in mine.values()] for key in ("probe", "tuned", "last")]
+            columns = [math.nan if None in each else 100 * statistics.fmean(each) for each in scores]  # without a probe
             kept = 100 * statistics.fmean(row["val_accuracy"] for row in mine.values())
             each = " ".join(f"{100 * row['tuned']:.1f}" for row in mine.values())
             print(

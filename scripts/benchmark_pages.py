@@ -15,7 +15,7 @@ from typing import Any
 
 import cifar10_steps
 import gpu_page
-from means import mean_interval
+from means import mean_interval, points
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks"
@@ -405,7 +405,7 @@ def augmentation(found: dict[str, Any]) -> str:
                 pairs = [(rows.get((f"{count}-{other}", row["set"], row["seed"])), row) for row in planned]
                 gains = [100 * (one["val_accuracy"] - row["val_accuracy"]) for one, row in pairs if one is not None]
                 whole = len(gains) == len(planned)
-                cells.append("{:+.1f} ({:+.1f} to {:+.1f})".format(*mean_interval(gains)) if whole else "")
+                cells.append(points(gains) if whole else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -431,11 +431,11 @@ def long(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     for (kind, name), scores in pairs.items():
         if kind == "crop":
-            mean, low, high = mean_interval([after - before for before, after in scores])
+            gained = points([after - before for before, after in scores])
             across, down = name.rpartition("-")[2].split("x")
             shape = f"{across}:{down}" if int(down) < 20 else f"1:{int(down) / int(across):g}"
             cells = (", ".join(f"{value:.1f}" for value in values) + " %" for values in zip(*scores, strict=True))
-            lines.append(f"| {shape} | {' | '.join(cells)} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |")
+            lines.append(f"| {shape} | {' | '.join(cells)} | {gained} |")
     return "\n".join([*lines, ""])
 
 

@@ -13,3 +13,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean of at least two values, and the ends of its interval."""
     mean, half = fmean(values), half_interval(stdev(values) / math.sqrt(len(values)), len(values) - 1)
     return mean, mean - half, mean + half
+
+
+def points(gains: Sequence[float]) -> str:
+    """The mean of gains in points, and its interval."""
+    mean, low, high = mean_interval(gains)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -24,7 +24,7 @@ from benchmark_pages import SETS, splits_in_words
 from compression_claims import CORRECTED, RESULTS, in_words
 from kitae.experiments.result import StudyResult
 from ledger import load, measured, setting, table
-from means import mean_interval
+from means import mean_interval, points
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -132,12 +132,6 @@ def effects(lines: Sequence[Line], results: Sequence[StudyResult]) -> str:
     return table(["What", "Change, with its 95 % interval", "Setting", "Study"], rows)
 
 
-def points(gains: Sequence[float]) -> str:
-    """The mean of gains in points, and its interval."""
-    mean, low, high = mean_interval(gains)
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 def recalls(page: Path) -> str:
     """A table of the mean recall of the largest and the rarest classes in the study of rare classes."""
     result = StudyResult.open(STUDIES / "ledger-minority")
@@ -176,10 +170,10 @@ def class_weights(page: Path) -> str:
     return table(["Set", "Trained", "Pictures", "Balance", "Splits", "Balanced accuracy", "Accuracy"], rows)
 
 
-def fine_tunings(variant: str) -> dict[str, list[dict[str, Any]]]:
-    """Set in words -> its fine-tunings in `benchmarks/results/fine_tuning.json` of a variant, a split each."""
+def fine_tunings(variant: str, result: str = "fine_tuning") -> dict[str, list[dict[str, Any]]]:
+    """Set in words -> its fine-tunings of a variant, a split each, in a result of `benchmarks/fine_tuning.py`."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in json.loads((RESULTS / "fine_tuning.json").read_text())["rows"]:
+    for row in json.loads((RESULTS / f"{result}.json").read_text())["rows"]:
         if row["variant"] == variant:
             found.setdefault(set_in_words(row["set"]), []).append(row)
     return found
@@ -253,15 +247,12 @@ def probes(page: Path) -> str:
 
 def without_a_probe(page: Path) -> str:
     """A table of validation accuracy of fine-tunings that start from a probe, and from a classifier of zeros."""
-    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {"all-planned": {}, "all-zeros": {}}
-    for row in json.loads((RESULTS / "fine_tuning_augment.json").read_text())["rows"]:
-        if row["variant"] in found:
-            found[row["variant"]].setdefault(row["set"], {})[row["seed"]] = row
+    probed, zeros = (fine_tunings(variant, "fine_tuning_augment") for variant in ("all-planned", "all-zeros"))
     rows = []
-    for name, zeros in found["all-zeros"].items():
-        probed = found["all-planned"][name]
-        cells = [splits_in_words(splits.values()) for splits in (probed, zeros)]
-        rows.append([set_in_words(name), *cells, points(gains_of(probed, zeros))])
+    for name, splits in zeros.items():
+        cells = [splits_in_words(found[name]) for found in (probed, zeros)]
+        ours, base = ({row["seed"]: row for row in one} for one in (probed[name], splits))
+        rows.append([name, *cells, points(gains_of(ours, base))])
     return table(["Set", "From the probe (each split)", "From zeros", "Gained, points"], rows)
 
 

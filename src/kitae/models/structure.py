@@ -29,7 +29,7 @@ def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter, fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch counts nothing of its fused attention on a CPU
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter misses fused attention on a CPU
     try:
         with counter, sdpa_kernel(SDPBackend.MATH):
             probed(model, (channels, *sides(image_size)))
