@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -25,6 +26,7 @@ from PIL import Image
 
 from kitae.data import build as build_module
 from kitae.data import store as store_module
+from kitae.data.build import MANIFEST
 from kitae.data.loader import ImageSet
 from kitae.data.parallel import DecodeMemory
 from kitae.data.pictures import Pictures
@@ -33,6 +35,7 @@ from kitae.data.spec import DataSpec
 from kitae.data.store import Names, Store, open_store
 from kitae.errors import DataError, KitaeError
 from kitae.files import cache_folder
+from kitae.folders import lock
 from kitae.preprocess import PreprocessRules, decode, probe
 from kitae.preprocess import picture as picture_of
 from tests.images import encode, picture, turned_by, write_folder, write_parquet
@@ -671,6 +674,69 @@ def test_processes_that_prepare_at_once_end_well(make_folder: Maker, tmp_path: P
 
 
 # Disks
+
+
+def used_at(store: Store, seconds: float) -> None:
+    os.utime(store.path / MANIFEST, (seconds, seconds))
+
+
+def bytes_of(store: Store) -> int:
+    return sum(file.stat().st_size for file in store.path.iterdir())
+
+
+def bytes_removed(store: Store) -> int:
+    size = bytes_of(store)
+    shutil.rmtree(store.path)
+    return size
+
+
+def test_the_least_recently_used_stores_make_room(pets: Path, cache: Path) -> None:
+    old, middle, new = (open_store(of(pets, image_size=size)) for size in (8, 9, 10))
+    for seconds, store in enumerate((old, middle, new)):
+        used_at(store, 1000 + seconds)
+    assert open_store(of(pets, image_size=8)).path == old.path  # used just now
+    pixels = new.images[:].copy()
+    limit = bytes_of(old) + bytes_removed(open_store(of(pets, image_size=11)))
+    last = open_store(of(pets, image_size=11, store_cache_gb=limit / 1e9))
+    assert set(stores(cache)) == {old.path, last.path}
+    assert leftovers(cache) == []
+    assert (new.images == pixels).all()  # what is open stays readable
+    assert (open_store(of(pets, image_size=10)).images == pixels).all()  # and is decoded again when it is needed
+
+
+def test_the_store_in_use_may_be_larger_than_the_limit(pets: Path, cache: Path) -> None:
+    open_store(of(pets, image_size=8))
+    store = open_store(of(pets, store_cache_gb=1e-9))
+    assert len(store) == 12
+    assert stores(cache) == [store.path]
+
+
+def test_stores_take_half_of_the_free_disk_at_most(pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (open_store(of(pets, image_size=size)) for size in (8, 9))
+    used_at(first, 1000)
+    room = 2 * (bytes_of(second) + bytes_removed(open_store(of(pets, image_size=10))))
+
+    def usage(path: Path) -> Any:
+        files = (file for folder in stores(cache) for file in folder.iterdir())
+        return SimpleNamespace(free=room - sum(file.stat().st_size for file in files))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    opened = open_store(of(pets, image_size=10))
+    assert set(stores(cache)) == {second.path, opened.path}
+
+
+def test_a_store_that_another_process_makes_is_not_removed(pets: Path, cache: Path) -> None:
+    first = open_store(of(pets, image_size=8))
+    with lock(first.path.with_suffix(".lock")):
+        second = open_store(of(pets, image_size=9, store_cache_gb=1e-9))
+    assert set(stores(cache)) == {first.path, second.path}
+
+
+def test_a_store_of_which_half_was_removed_is_swept(pets: Path, cache: Path) -> None:
+    first = open_store(of(pets, image_size=8))
+    first.path.rename(first.path.with_name(f".{first.path.name}-old.tmp"))
+    open_store(of(pets, image_size=9))
+    assert leftovers(cache) == []
 
 
 def test_a_disk_without_room_is_told_before_decoding(pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 from kitae.data.download import DownloadError, chunks, is_url
+from kitae.data.room import Kept, make_room
 from kitae.errors import DataError
 from kitae.files import remove_unfinished, replacing, storage_errors, user_path, write_atomically
 from kitae.folders import lock
@@ -115,19 +117,11 @@ class ShardCache:
             write_atomically(noted, content.hexdigest().encode())
 
     def _make_room(self, keep: Path) -> None:
-        """Remove the least recently used shards until the rest fits, but not `keep` or one that is being opened."""
-        with lock(keep.parent / "room.lock"):
-            held = []
+        def entries() -> Iterator[Kept]:
             for path in keep.parent.glob("*.tar"):
                 with contextlib.suppress(OSError):  # removed by another process
                     stat = path.stat()
-                    held.append((stat.st_mtime_ns, stat.st_size, path))
-            total = sum(size for _, size, _ in held)
-            for _, size, path in sorted(held):
-                if total <= self.limit or path == keep:
-                    continue
-                with lock(path.with_suffix(".lock"), wait=False) as state:
-                    if state != "busy":
-                        path.unlink(missing_ok=True)
-                        total -= size
+                    yield Kept(stat.st_mtime_ns, stat.st_size, path)
+
+        make_room(keep.parent, entries, lambda _: self.limit, lambda path: path.unlink(missing_ok=True), keep)
         self._opened.cache_clear()  # an open file would keep its room, also one that another process removed

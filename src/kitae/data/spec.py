@@ -70,6 +70,8 @@ class DataSpec(GrowingSpec):
             `shuffle_buffer` images, and each window is shuffled, so that a disk reads long stretches. `auto` is
             `blocks` for shards and for a store of more than half the memory, else `full`.
         shuffle_buffer: images of a window, with `blocks`.
+        store_cache_gb: size limit of the cache of decoded images; the least recently used stores are removed first. It
+            also ends at half of the space that the disk would have free without them. The store in use always stays.
         shard_cache_gb: size limit of the cache of shards from URLs; the least recently used are removed first.
         image_column, label_column: names of the columns of a Parquet file, or of a CSV file, in which images are paths.
             At the defaults, other usual names of these columns are tried too.
@@ -87,7 +89,7 @@ class DataSpec(GrowingSpec):
 
     newer: ClassVar[frozenset[str]] = frozenset({
         "val_seed", "depth", "store_size", "crop_pct", "groups", "folds", "fold", "order", "shuffle_buffer",
-        "shard_cache_gb",
+        "store_cache_gb", "shard_cache_gb",
     })  # fmt: skip
 
     source: str = "fashion-mini"
@@ -107,6 +109,7 @@ class DataSpec(GrowingSpec):
     on_corrupt: Literal["error", "skip"] = "error"
     order: Literal["auto", "full", "blocks"] = "auto"
     shuffle_buffer: int = Field(8192, ge=2, lt=2**31)
+    store_cache_gb: float = Field(50.0, gt=0)
     shard_cache_gb: float = Field(50.0, gt=0)
     image_column: str = "image"
     label_column: str = "label"

@@ -17,7 +17,8 @@ network's size, [M, C, H, W]. Shards are not decoded into a store: it only conta
 
 A store is built in a temporary folder next to it, by one process at a time, flushed to disk and then renamed, so it is
 never incomplete: a killed build leaves a temporary folder, which the next build removes. Opening checks every file's
-size against the manifest; a store that fails the check is rebuilt.
+size against the manifest; a store that fails the check is rebuilt. The manifest's modification time is when the store
+was last opened: once the stores take more than `data.store_cache_gb`, a new one replaces the least recently used.
 
 Pixels are written with `write`, not through a mapping, so that a full disk is an error and not a SIGBUS.
 """
@@ -29,6 +30,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +45,7 @@ from kitae.data.encoded import Encoded
 from kitae.data.groups import HASH_BYTES, first_alike
 from kitae.data.pictures import Pictures
 from kitae.data.remote import ShardCache
+from kitae.data.room import Kept, make_room
 from kitae.data.shards import ShardSource
 from kitae.data.sources import open_source, path_of
 from kitae.data.spec import DataSpec
@@ -122,9 +125,12 @@ def open_store(
                 return store
             _sweep(root, key if state == "held" else None)
             shutil.rmtree(final, ignore_errors=True)  # damaged
+            _make_room(final, spec.store_cache_gb * 1e9)
             make = index_shards if isinstance(source, ShardSource) else build
             make(Job(source, request, fingerprint, final, progress, threads))
-    if (store := _load(final, limit)) is None:
+            _make_room(final, spec.store_cache_gb * 1e9)
+            store = _load(final, limit)  # before another process may remove it
+    if store is None:
         raise DataError(f"{final}: the store was changed while it was opened, try again")
     return store
 
@@ -177,6 +183,8 @@ def _load(folder: Path, limit: float) -> Store | None:
             return None
         if any((folder / name).stat().st_size != size for name, size in manifest["files"].items()):
             return None
+        with contextlib.suppress(OSError):  # a cache of another user
+            os.utime(folder / MANIFEST)  # used just now
         rules = PreprocessRules.from_dict(manifest["rules"])
         count = int(manifest["count"])
         names = Names(
@@ -212,6 +220,28 @@ def _load(folder: Path, limit: float) -> Store | None:
         raise DataError(f"{error.filename}: {error.strerror}") from error
     except (DataError, OSError, ValueError, KeyError, TypeError):  # not there, damaged, or of another version
         return None
+
+
+def _make_room(keep: Path, limit: float) -> None:
+    """Remove the least recently used stores until the rest fits in `limit` bytes and in half of the disk's free space.
+
+    The free space is what the disk would have without any store. A store that is in use stays mapped after its files
+    are removed.
+    """
+    root = keep.parent
+
+    def entries() -> Iterator[Kept]:
+        for manifest in root.glob(f"*/{MANIFEST}"):
+            with contextlib.suppress(OSError):  # removed by another process
+                used = manifest.stat().st_mtime_ns
+                yield Kept(used, sum(file.stat().st_size for file in manifest.parent.iterdir()), manifest.parent)
+
+    def remove(folder: Path) -> None:
+        with contextlib.suppress(OSError):  # in use, where the system does not rename open files
+            aside = folder.rename(root / f".{folder.name}-old.tmp")  # so that nobody opens half of it
+            shutil.rmtree(aside, ignore_errors=True)
+
+    make_room(root, entries, lambda total: min(limit, (shutil.disk_usage(root).free + total) / 2), remove, keep)
 
 
 def _sweep(root: Path, own_key: str | None) -> None:
