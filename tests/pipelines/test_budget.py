@@ -464,6 +464,17 @@ def test_a_float_file_that_fails_its_check_is_left_out_but_for_the_original(
     assert [name for name, _ in left_out(outcome)] == ["original int8-qat"]
 
 
+def test_8_bit_training_that_only_made_it_worse_is_no_candidate(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Networks, "aware", lambda self, network: replace(network, key="trained"))
+    outcome = find(prune="none", quantize=("none", "static", "qat"))
+    assert names(outcome) == ["original fp32", "original int8-static"]
+    [(name, why)] = left_out(outcome)
+    assert name == "original int8-qat"
+    assert "which is the static file" in why
+    alone = find(prune="none", quantize=("none", "qat"))
+    assert names(alone) == ["original fp32", "original int8-qat"]
+
+
 def test_a_fine_tuning_that_diverges_ends_the_ratios_and_not_the_search(
     find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

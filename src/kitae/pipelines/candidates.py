@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -267,7 +268,12 @@ class Bench:
         if precision == "qat":
             length = plural(self.spec.qat_epochs, "epoch")
             self.say(f"{network.name} {NAMES[precision]}: quantization-aware training, {length}")
-            network = self.networks.aware(network)
+            trained = self.networks.aware(network)
+            if like is None and "static" in self.spec.quantize and _same_weights(trained.model, network.model):
+                why = "no epoch of 8-bit training was better than the start, which is the static file"
+                self.leave_out(f"{network.name} {NAMES[precision]}", why)
+                return []
+            network = trained
             about = self._calibrated(network.model)
             graph = to_onnx(network.model, about)
             # Its integers are compared with this graph, so the graph itself is first compared with the network.
@@ -363,6 +369,11 @@ class Bench:
         return Candidate(
             name, network.ratio, NAMES[precision], path, row, network.model, about.temperature, bool(network.control)
         )
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
 
 
 def as_sure_as_possible(spec: CompressSpec, scoring: Scoring, say: Say) -> CompressSpec:
