@@ -45,6 +45,8 @@ class CompressSpec(Spec):
             ONNX Runtime packs channels by 16: with fewer, INT8 convolutions use a slow kernel, and an incomplete pack
             costs as much as a full one.
         gradual: unstructured pruning rises along a cubic over the first two thirds of the fine-tuning.
+        reconstruct: once channels are removed, the other weights are solved so that each layer computes what it did
+            before (least squares over training images; structured pruning only).
         finetune_epochs: after each ratio, through the run's own training loop.
         finetune_rate: the share of the recipe's learning rate that fine-tuning starts with; it falls along a cosine.
         distill: fine-tuning learns from the unpruned model as well, and quantization-aware training from the network
@@ -81,6 +83,7 @@ class CompressSpec(Spec):
     layer_ratios: dict[str, LayerRatio] = Field(default_factory=dict)
     round_to: int = Field(16, ge=1, le=64)
     gradual: bool = False
+    reconstruct: bool = True
     finetune_epochs: int = Field(5, ge=0)
     finetune_rate: float = Field(0.1, gt=0, le=1)
     distill: bool = True
@@ -138,6 +141,7 @@ class CompressOptions(TypedDict, total=False):
     layer_ratios: Mapping[str, float]
     round_to: int
     gradual: bool
+    reconstruct: bool
     finetune_epochs: int
     finetune_rate: float
     distill: bool

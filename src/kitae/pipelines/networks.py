@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 import kitae
-from kitae.compression.batchnorm import reestimate_batchnorm
 from kitae.compression.channels import remove_channels, whole_packs
 from kitae.compression.counting import prunable_layers, require_layers, weight_of, width_of
 from kitae.compression.masks import Gradual, apply_masks, magnitude_masks, most
 from kitae.compression.qat import Simulated
+from kitae.compression.reconstruct import reconstruct
 from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, TrainingError
@@ -39,7 +39,7 @@ from kitae.training.learner import Teacher
 
 Say = Callable[[str], None]
 
-_FORMAT = 9  # increased when the same settings give different networks than before
+_FORMAT = 10  # increased when the same settings give different networks than before
 _WIDTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)  # of the small networks
 
 
@@ -214,7 +214,7 @@ class Networks:
     def _key(self, ratios: Sequence[float], spec: CompressSpec | None = None, **more: Any) -> str:
         spec = spec or self.spec
         matters = ("prune", "importance", "scope", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
-                   "finetune_rate", "distill", "seed")  # fmt: skip
+                   "finetune_rate", "distill", "reconstruct", "seed")  # fmt: skip
         facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": self._origin}
         facts["layer_ratios"] = list(spec.layer_ratios.items())  # in their order: of coupled layers the first counts
         facts |= {"format": _FORMAT, "kitae": kitae.__version__, **more}
@@ -276,7 +276,7 @@ class Networks:
             earlier = kept.get(name, tuple(range(widths[name])))
             kept[name] = tuple(earlier[i] for i in positions)
         shape = difference(original, result.model, kept)
-        reestimate_batchnorm(result.model, self._batches)
+        reconstruct(before.model, result.model, result.removed, self._batches, weights=spec.reconstruct)
         if spec.finetune_epochs:
             self._recover(result.model, spec.finetune_epochs, spec.finetune_rate, seed)
         return Network(ratio, result.model, shape, masked_error=result.masked_error)
@@ -298,7 +298,7 @@ class Networks:
         shares = self._by_layer(model, ratio) if spec.scope == "layer" else ratio
         masks = magnitude_masks(model, shares, scope=spec.scope, skip=spec.skip)
         apply_masks(model, masks)
-        reestimate_batchnorm(model, self._batches)
+        reconstruct(before.model, model, {}, self._batches, weights=False)
         if epochs:
             hold = partial(apply_masks, masks=masks)
             self._recover(model, epochs, rate, _seed(key), after_step=hold)

@@ -1,0 +1,210 @@
+"""After channels were removed: let the layers compute again what they computed before, without training.
+
+Every convolution and linear layer gets the weights with which its outputs, from the inputs that are left, come closest
+to those of the network before (least squares, as in He et al., "Channel Pruning for Accelerating Very Deep Neural
+Networks", ICCV 2017), and every BatchNorm the statistics that its inputs now have. Both happen in one pass: a layer is
+solved when the images arrive at it, so it also corrects what the layers before it could not.
+
+Statistics are moved by what pruning has changed on these images, not measured anew: those of a network that was
+fine-tuned with frozen statistics are not those of its data, and it depends on them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kitae.compression.batchnorm import Batches
+from kitae.modes import convolutions_in_float32, evaluating
+
+RIDGE = 0.03
+"""How far solved weights are held to the old ones: the share of the mean variance of a layer's inputs that is added to
+each. Measured in `benchmarks/results/reconstruction.json`."""
+
+_PIXELS = 2**23  # of the images of the pass, all in memory at once: 2,048 at 64 px, 167 at 224
+_IMAGES = 2048
+_FEATURES = 5000  # inputs times kernel of the largest layer that is solved; the time grows with the cube
+_ROWS = 4096, 16384  # positions that a layer is solved on, at least and at most, else four times its features
+
+Hook = Callable[..., None]
+Removed = Mapping[str, Sequence[int]]
+
+
+def reconstruct(
+    original: nn.Module, smaller: nn.Module, removed: Removed, batches: Batches, *, weights: bool = True
+) -> None:
+    """Change the weights and BatchNorm statistics of a pruned network, so that it computes what it did before.
+
+    Solved are ungrouped 2d convolutions that pad with zeros, and linear layers, each used once in a pass.
+
+    Args:
+        original: the network before; not changed.
+        smaller: changed in place; its mode is kept. On the same device.
+        removed: the output channels that `smaller` lost, by layer and norm, as in `channels.Pruned`.
+        batches: *training* images, of which as many are used as `_PIXELS` allows.
+        weights: False only corrects the statistics.
+    """
+    images = _first(batches)
+    before = _Before()
+    with evaluating(original), evaluating(smaller), torch.no_grad(), convolutions_in_float32():
+        with _Hooks() as hooks:
+            for name, module in original.named_modules():
+                if _is_norm(module):
+                    hooks.add(module.register_forward_hook(partial(before.note_norm, name)))
+                elif weights and _can_be_solved(module):
+                    hooks.add(module.register_forward_hook(partial(before.note_layer, name)))
+            original(images)
+        with _Hooks() as hooks:
+            for name, module in smaller.named_modules():
+                if before.calls[name] != 1:
+                    continue
+                kept = _kept(before.widths[name], removed.get(name, ()))
+                if name in before.statistics:
+                    hooks.add(module.register_forward_pre_hook(partial(_move, before.statistics[name], kept)))
+                else:
+                    places, outputs = before.outputs[name]
+                    wanted = outputs[:, kept.to(outputs.device)]
+                    centred = module.bias is not None or bool(before.statistics)
+                    hooks.add(module.register_forward_pre_hook(partial(_solve, places, wanted, centred)))
+            smaller(images)
+
+
+class _Hooks:
+    """Hooks that are removed at the end."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self.add = self._handles.append
+
+    def __enter__(self) -> _Hooks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class _Before:
+    """What the network computed before channels were removed.
+
+    Attributes:
+        calls: how often each module was called.
+        widths: outputs of each module.
+        statistics: mean and variance of the inputs of each norm.
+        outputs: of each layer, positions, and its outputs there [rows, width].
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.widths: dict[str, int] = {}
+        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
+        self.outputs: dict[str, tuple[Tensor | slice, Tensor]] = {}
+
+    def note_norm(self, name: str, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.calls[name] += 1
+        self.widths[name] = output.shape[1]
+        self.statistics[name] = _statistics(inputs[0])
+
+    def note_layer(self, name: str, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.calls[name] += 1
+        rows = min(max(_ROWS[0], 4 * layer.weight[0].numel()), _ROWS[1])
+        if isinstance(layer, nn.Conv2d):
+            self.widths[name] = output.shape[1]
+            places = _places(len(output), output[0, 0].numel(), max(1, rows // len(output))).to(output.device)
+            values = output.flatten(2).gather(2, places[:, None].expand(-1, output.shape[1], -1))
+            self.outputs[name] = places, values.transpose(1, 2).flatten(0, 1)
+        else:
+            self.widths[name] = output.shape[-1]
+            every = slice(None, None, max(1, output[..., 0].numel() // rows))
+            self.outputs[name] = every, output.flatten(0, -2)[every].clone()  # the next layer may work in place
+
+
+def _first(batches: Batches) -> Tensor:
+    """As many images as are used, in one tensor [n, C, H, W]."""
+    found: list[Tensor] = []
+    most = _IMAGES
+    for images, _ in batches():
+        most = min(_IMAGES, max(1, _PIXELS // images[0, 0].numel()))
+        found.append(images[: most - sum(map(len, found))])
+        if sum(map(len, found)) >= most:
+            break
+    return torch.cat(found)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
+def _can_be_solved(module: nn.Module) -> bool:
+    if type(module) is nn.Conv2d:
+        plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    else:
+        plain = type(module) is nn.Linear
+    return plain and module.weight[0].numel() <= _FEATURES  # type: ignore[index]
+
+
+def _kept(width: int, removed: Sequence[int]) -> Tensor:
+    return torch.tensor([i for i in range(width) if i not in set(removed)], dtype=torch.int64)
+
+
+def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of [N, C, ...]."""
+    variance, mean = torch.var_mean(values.float().transpose(0, 1).flatten(1), dim=1)
+    return mean, variance
+
+
+def _move(before: tuple[Tensor, Tensor], kept: Tensor, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Move a norm's statistics by what has changed."""
+    mean, variance = _statistics(inputs[0])
+    old_mean, old_variance = (values[kept.to(values.device)] for values in before)
+    norm.running_mean += mean - old_mean
+    norm.running_var *= (variance + norm.eps) / (old_variance + norm.eps)
+
+
+def _solve(places: Tensor | slice, wanted: Tensor, centred: bool, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Give a layer the weights whose outputs are closest to `wanted`. `centred`: means are corrected elsewhere."""
+    x = inputs[0].flatten(0, -2)[places] if isinstance(places, slice) else _patches(layer, inputs[0], places)
+    x, weight = x.float(), layer.weight.flatten(1).float()
+    missing = wanted - x @ weight.T
+    if layer.bias is not None:
+        missing = missing - layer.bias.float()
+    x_mean, missing_mean = (values.mean(0) * centred for values in (x, missing))
+    x, missing = x - x_mean, missing - missing_mean
+    gram, product = ((x.T @ other / len(x)).cpu().double() for other in (x, missing))
+    hold = RIDGE * gram.diagonal().mean()
+    if not hold > 0 or not missing.any():
+        return  # nothing arrives, or nothing was lost
+    factor, failed = torch.linalg.cholesky_ex(gram + hold * torch.eye(len(gram), dtype=gram.dtype))
+    change = torch.cholesky_solve(product, factor).T
+    if failed or not change.isfinite().all():
+        return
+    change = change.to(weight.device, weight.dtype)
+    layer.weight += change.reshape(layer.weight.shape).to(layer.weight.dtype)
+    if layer.bias is not None:
+        layer.bias += (missing_mean - change @ x_mean).to(layer.bias.dtype)
+
+
+def _places(images: int, positions: int, each: int) -> Tensor:
+    """Evenly spaced positions of each image, which begin elsewhere in every image: int64 [images, each at most]."""
+    each = min(each, positions)
+    start = (torch.arange(images, dtype=torch.float64) * 0.6180339887 % 1 * positions).long()
+    return (torch.arange(each) * positions // each + start[:, None]) % positions
+
+
+def _patches(layer: nn.Conv2d, images: Tensor, places: Tensor) -> Tensor:
+    """What a convolution reads for some of its outputs: [images * places, C * kernel height * kernel width]."""
+    (high, wide), (down, across), (apart, beside) = layer.kernel_size, layer.stride, layer.dilation
+    pad_down, pad_across = (int(n) for n in layer.padding)
+    columns = (images.shape[3] + 2 * pad_across - beside * (wide - 1) - 1) // across + 1
+    images = nn.functional.pad(images, (pad_across, pad_across, pad_down, pad_down))
+    here = images.device
+    top, left = places // columns * down, places % columns * across
+    rows = top[:, :, None, None] + apart * torch.arange(high, device=here)[:, None]
+    places_across = left[:, :, None, None] + beside * torch.arange(wide, device=here)
+    image = torch.arange(len(images), device=here)[:, None, None, None]
+    return images[image, :, rows, places_across].movedim(-1, 2).flatten(0, 1).flatten(1)
