@@ -114,6 +114,10 @@ def require_format(value: Mapping[str, Any], known: int, path: Path, error: type
         raise error(f"{path}: was written by a newer version of Kitae (format {given}, not {known}); upgrade kitae")
 
 
+MODEL_FACTS = ("classes", "preprocess", "mean", "std", "temperature")
+"""The fields of model.json that are needed to predict."""
+
+
 def require_model_facts(facts: Mapping[str, Any], known: int, path: Path, error: type[KitaeError]) -> None:
     """Refuse a model.json of a newer version, or with values that no model has, such as those of a careless edit.
 

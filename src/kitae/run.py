@@ -383,8 +383,7 @@ class Run:
         Raises:
             TrainingError: it is missing, damaged, or of a newer version of Kitae.
         """
-        keys = ("classes", "preprocess", "mean", "std", "temperature")
-        facts = self._json("model.json", "the run was never started", *keys)
+        facts = self._json("model.json", "the run was never started", *files.MODEL_FACTS)
         files.require_model_facts(facts, _FORMAT, self.facts_file, TrainingError)
         return facts
 
@@ -402,7 +401,7 @@ class Run:
         """The network with its best weights, in eval mode on the CPU.
 
         Args:
-            free: make every layer trainable, whatever the recipe froze: a pruned network is fine-tuned as a whole.
+            free: make all weights trainable, whatever the recipe froze: a pruned network is fine-tuned as a whole.
 
         Raises:
             TrainingError: there is no best model yet, or its file is damaged.
@@ -413,7 +412,8 @@ class Run:
         if not self.best.is_file():
             cure = f"train again from {self.recipe_file}" if self.finished else self._cure
             raise self._error(f"has no best.safetensors; {cure}")
-        model = build_seeded(self.recipe.model, self.recipe.train.seed, len(self.classes), self.rules, free=free)
+        spec = self.recipe.model.trainable if free else self.recipe.model
+        model = build_seeded(spec, self.recipe.train.seed, len(self.classes), self.rules)
         try:
             model.load_state_dict(load_weights(self.best)[0])
         except RuntimeError as error:

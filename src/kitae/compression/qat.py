@@ -45,7 +45,10 @@ class Simulated(nn.Module):
         with quiet():
             flow = require("torchao.quantization.pt2e.quantize_pt2e")
         # Traced in eval mode: stochastic depth is the identity there, and dropout and BatchNorm can be switched back.
-        source = copy.deepcopy(model).eval()
+        source = copy.deepcopy(model).train()
+        norms = [module for module in source.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self._frozen = bool(norms) and not any(norm.training for norm in norms)
+        source.eval()
         device = next(source.parameters()).device
         example = torch.randn(2, *input_shape, device=device)
         with quiet():
@@ -72,7 +75,8 @@ class Simulated(nn.Module):
         self.training = mode
         with quiet():
             if mode:
-                tools.move_exported_model_to_train(self.graph)
+                if not self._frozen:  # frozen statistics stay; without it, dropout stays off as well
+                    tools.move_exported_model_to_train(self.graph)
                 self.graph.apply(tools.enable_observer)
             else:
                 tools.move_exported_model_to_eval(self.graph)

@@ -147,7 +147,6 @@ def build(
 
 def build_seeded(
     spec: ModelSpec, seed: int, classes: int, rules: PreprocessRules, *, weights: Weights | None = None,
-    free: bool = False,
 ) -> nn.Module:  # fmt: skip
     """`build` on the CPU in float32, with initial weights that are a pure function of `seed`.
 
@@ -157,13 +156,11 @@ def build_seeded(
         seed: `train.seed` of a recipe, in [0, 2**32).
         rules: how its images are prepared.
         weights: pretrained weights to start from; without them none are loaded, whatever the spec says.
-        free: every layer can be trained, whatever the spec freezes.
 
     Raises:
         RecipeError, MissingExtraError: as `build`.
     """
     spec = spec.model_copy(update={} if weights is not None else {"pretrained": False})
-    spec = spec.model_copy(update={"freeze": "none", "freeze_first": 0}) if free else spec
     with GENERATORS, torch_defaults(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which also seeds the generators of all GPUs.
         torch.default_generator.manual_seed(keyed.derive_seed(seed, 0, 0, keyed.SLOT_MODEL))

@@ -52,6 +52,20 @@ class ModelSpec(GrowingSpec):
     whiten_stem: bool | None = None
     identity_init: bool | None = None
 
+    @property
+    def unfrozen(self) -> ModelSpec:
+        """The same network with nothing frozen, as it is trained from initial weights."""
+        return self.model_copy(update={"freeze": "none", "freeze_first": 0})
+
+    @property
+    def trainable(self) -> ModelSpec:
+        """The same network with all weights trained, as a pruned one is fine-tuned.
+
+        BatchNorms keep the statistics that were frozen: those of the data are others, and the network depends on them.
+        """
+        frozen = self.freeze != "none" or self.freeze_first > 0
+        return self.unfrozen.model_copy(update={"freeze": "statistics"}) if frozen else self
+
     @model_validator(mode="after")
     def _pretrained_where_frozen_and_not_where_started(self) -> ModelSpec:
         for field, value, free in (("freeze", self.freeze, "none"), ("freeze_first", self.freeze_first, 0)):

@@ -185,7 +185,7 @@ class CompressionResult:
         try:
             recipe = Recipe.model_validate(facts["recipe"])
             rules = PreprocessRules.from_dict(facts["preprocess"])
-            model = build_seeded(recipe.model, recipe.train.seed, len(facts["classes"]), rules, free=True)
+            model = build_seeded(recipe.model.trainable, recipe.train.seed, len(facts["classes"]), rules)
             model = reshape(model, Shape.model_validate(facts["shape"]))
         except MissingExtraError:
             raise

@@ -207,7 +207,7 @@ class Networks:
 
     def _fresh(self, spec: ModelSpec | None = None) -> nn.Module:
         run, recipe = self.run, self.run.recipe
-        return build_seeded(spec or recipe.model, recipe.train.seed, len(run.classes), run.rules, free=True)
+        return build_seeded((spec or recipe.model).unfrozen, recipe.train.seed, len(run.classes), run.rules)
 
     # ---- what is kept -------------------------------------------------------------------------------------------
 
