@@ -3,7 +3,9 @@ machine."""
 
 from __future__ import annotations
 
+import copy
 import functools
+import multiprocessing
 import os
 import pickle
 import re
@@ -254,6 +256,23 @@ def test_what_collate_cannot_use_is_named() -> None:
         refuse(f"index must be integer, not {kind}", collate, [(image, 0, wrong), (image, 1, wrong)])
         refuse(f"index must be integer, not {kind}", collate, [(image, wrong)])
     assert collate([(image, 0, torch.tensor(0)), (image, 1, np.int64(1))])[1].tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_collate_takes_flipped_and_read_only_arrays() -> None:
+    read_only = X[1].copy()
+    read_only.flags.writeable = False
+    images = Augment([]).collate()([(X[0, :, :, ::-1], 0), (read_only, 1)])
+    np.testing.assert_array_equal(images.numpy(), [X[0, :, :, ::-1], X[1]])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda collate: pickle.loads(pickle.dumps(collate))])
+def test_a_forked_worker_sees_the_epoch_of_a_copied_collate(copied) -> None:
+    collate = copied(Augment([]).collate(epoch=3))
+    child = multiprocessing.get_context("fork").Process(target=setattr, args=(collate, "epoch", 7))
+    child.start()
+    child.join(60)
+    assert collate.epoch == 7
 
 
 def test_collate_leaves_arrays_on_the_cpu_whatever_torch_s_default_device() -> None:

@@ -344,6 +344,10 @@ class Collate:
         self._epoch = torch.zeros(1, dtype=torch.int64, device="cpu").share_memory_()  # type: ignore[no-untyped-call]
         self.epoch = epoch
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # a copy is not, but forked workers must see it
+
     @property
     def epoch(self) -> int:
         """The epoch that samples are keyed by."""
@@ -359,7 +363,9 @@ class Collate:
         if not samples or not isinstance(samples[0], Sequence) or len(samples[0]) not in (2, 3):
             raise AugmentError("the data set must yield (image, label, index) or (image, index)")
         try:
-            pictures = [s[0] if is_torch(s[0]) else torch.as_tensor(s[0], device="cpu") for s in samples]
+            # A copy, as torch neither reads negative strides, as of a flipped array, nor likes read-only ones.
+            given = [s[0].copy() if isinstance(s[0], np.ndarray) else s[0] for s in samples]
+            pictures = [image if is_torch(image) else torch.as_tensor(image, device="cpu") for image in given]
         except (RuntimeError, TypeError, ValueError):  # a path, or an image of Pillow
             kind = type(samples[0][0]).__name__
             raise AugmentError(f"images must be torch tensors or NumPy arrays, uint8 [C, H, W], not {kind}") from None
