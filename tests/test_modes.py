@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from kitae.modes import convolutions_in_float32, torch_defaults
+from kitae.modes import GENERATORS, convolutions_in_float32, torch_defaults
 
 BACKENDS: Any = torch.backends
 PRODUCTS = BACKENDS, BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv
@@ -90,3 +93,24 @@ def test_an_autocast_around_a_call_has_no_effect() -> None:
         with torch_defaults():
             assert linear(inputs).dtype == torch.float32
         assert linear(inputs).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_does_not_wait_for_threads_that_draw() -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def drawing() -> None:
+        with GENERATORS:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=drawing)
+    thread.start()
+    assert held.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=GENERATORS.acquire)
+    child.start()
+    child.join(60)
+    child.kill()
+    done.set()
+    thread.join()
+    assert child.exitcode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-GENERATORS = threading.Lock()
-"""Held while torch's global generators are seeded and drawn from: all threads of a process share them."""
+GENERATORS = threading.RLock()
+"""Held while global generators are seeded and drawn from: all threads of a process share them."""
+
+# In a forked process, none of the parent's other threads would release it.
+os.register_at_fork(after_in_child=GENERATORS._at_fork_reinit)  # type: ignore[attr-defined]
 
 _WHOLE = ("none", "ieee")  # settings with which float32 is not rounded
 

@@ -8,10 +8,12 @@ import functools
 import multiprocessing
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -347,6 +349,23 @@ def test_torchvision_transforms() -> None:
     np.testing.assert_array_equal(aug(X[3:5], epoch=0, index=ROWS[3:5]), out[3:5])
     assert not np.array_equal(out, aug(X, epoch=1, index=ROWS))
     assert "RandomPhotometricDistort" in aug.explain(epoch=0, index=0, size=(16, 16))[0]
+
+
+def noisy(image: torch.Tensor) -> torch.Tensor:
+    """Draws from the generators of torch, Python and NumPy."""
+    return image + int(torch.randint(0, 80, (1,))) + random.randrange(80) + np.random.randint(80)
+
+
+def test_threads_do_not_take_each_other_s_random_numbers() -> None:
+    aug, rows = Augment([noisy]), np.arange(200)
+    images = np.zeros((200, 1, 4, 4), np.uint8)
+    expected = aug(images, epoch=0, index=rows)
+    before = torch.get_rng_state(), random.getstate()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: aug(images, epoch=0, index=rows), range(12)))
+    assert all(np.array_equal(out, expected) for out in found)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
 
 
 def test_what_is_explained_is_of_the_size_that_was_augmented() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kitae import keyed
 from kitae.augment.ops.base import CUSTOM, Op, Site, Step
 from kitae.errors import AugmentError
+from kitae.modes import GENERATORS
 
 if TYPE_CHECKING:
     import torch
@@ -125,9 +126,9 @@ class TransformOp(CustomOp):
         import torch
 
         devices = [images.device] if images.is_cuda else []
-        python, legacy = random.getstate(), np.random.get_state()
         out = []
-        with torch.random.fork_rng(devices=devices):
+        with GENERATORS, torch.random.fork_rng(devices=devices):
+            python, legacy = random.getstate(), np.random.get_state()
             try:
                 for image, seed in zip(images, parameters["seeds"].tolist(), strict=True):
                     torch.default_generator.manual_seed(seed)
