@@ -24,7 +24,7 @@ from PIL import Image
 from kitae.augment import cpu, tta
 from kitae.augment import functional as f
 from kitae.augment.engine import Augment
-from kitae.augment.ops import CustomOp, RandomCrop, TransformOp
+from kitae.augment.ops import CustomOp, Draw, RandomCrop, TransformOp
 from kitae.augment.spec import OPS, AugmentSpec, MixSpec, make_op
 from kitae.errors import AugmentError
 from kitae.native import jit
@@ -366,6 +366,13 @@ def test_threads_do_not_take_each_other_s_random_numbers() -> None:
     assert all(np.array_equal(out, expected) for out in found)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
+
+
+def test_what_cannot_be_drawn_is_named() -> None:
+    draw = Draw(0, 0, ROWS, 64)
+    refuse(r"high must be above low, by 2\*\*31 at most, not 9 and 9", draw.integers, 0, 9, 9)
+    refuse("not 0 and 4294967296", draw.integers, 0, 0, 2**32)
+    assert set(draw.integers(0, 9, 10).tolist()) == {9}
 
 
 def test_what_is_explained_is_of_the_size_that_was_augmented() -> None:

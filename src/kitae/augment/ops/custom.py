@@ -42,8 +42,11 @@ class Draw:
         return low + (high - low) * keyed.uniform(*self._key(slot))
 
     def integers(self, slot: int, low: int, high: int) -> NDArray[np.int64]:
-        """int64 [N] in [low, high)."""
-        return low + keyed.integers(*self._key(slot), high=high - low)
+        """int64 [N] in [low, high), whose ends are at most 2**31 apart."""
+        spread = np.subtract(high, low)
+        if not ((spread > 0) & (spread <= 2**31)).all():
+            raise AugmentError(f"high must be above low, by 2**31 at most, not {low} and {high}")
+        return low + keyed.integers(*self._key(slot), high=spread)
 
     def normal(self, slot: int) -> NDArray[np.float64]:
         """float64 [N], standard normal."""
