@@ -382,6 +382,12 @@ def test_what_is_explained_is_of_the_size_that_was_augmented() -> None:
     assert aug.explain(epoch=0, index=2) == aug.explain(epoch=0, index=2, size=(32, 32))
 
 
+def test_a_size_may_be_an_array() -> None:
+    aug = Augment(["random_erasing"], seed=0)
+    assert aug.explain(epoch=0, index=2, size=np.array([32, 32])) == aug.explain(epoch=0, index=2, size=(32, 32))
+    refuse("1 or 3 channels", aug.explain, epoch=0, index=0, channels=0)
+
+
 def test_pickled_pipelines_work() -> None:
     aug = Augment(["horizontal_flip", {"rotate": {}}], seed=4)
     expected = aug(X, epoch=0, index=ROWS)

@@ -306,7 +306,8 @@ class Augment:
                 before there was one.
             step: number of its batch, as in a call; if that was given none, the first index of the batch.
         """
-        pipeline = self.pipeline(channels or self._seen[0], *as_size(size or self._seen[1:]))
+        seen, *seen_size = self._seen
+        pipeline = self.pipeline(seen if channels is None else channels, *as_size(seen_size if size is None else size))
         epoch = one_integer(epoch, "epoch", 2**32)
         keys = as_keys(epoch, np.array([index]), step)
         program = plan_sample(pipeline, self.seed, epoch, int(keys.index[0]), keys.step)
