@@ -108,12 +108,16 @@ def test_torch_s_default_type_changes_nothing(dtype: torch.dtype) -> None:
         torch.set_default_dtype(before)
 
 
-def test_products_in_tf32_are_not_relied_on() -> None:
-    device, before = torch.device("cuda"), torch.get_float32_matmul_precision()
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_in_fewer_bits_are_not_relied_on(device: str, precision: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    x = pictures(4, 3, 17, 23)
     try:
-        assert exact(device, 1.0) == torch.float32
-        torch.set_float32_matmul_precision("high")
-        assert exact(device, 1.0) == torch.float64
+        assert exact(torch.device(device), 1.0) == torch.float32
+        torch.set_float32_matmul_precision(precision)
+        assert exact(torch.device(device), 1.0) == torch.float64
+        np.testing.assert_array_equal(f.resize(x, 40, executor="torch"), f.resize(x, 40, executor="cpu"))
     finally:
         torch.set_float32_matmul_precision(before)
 

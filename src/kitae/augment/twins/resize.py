@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,10 @@ def exact(device: torch.device, most: float) -> torch.dtype:
     Args:
         most: pixels of a window to a pixel of the result, the largest ratio.
     """
-    # A weight is below 2**15, which TF32 does not hold. Weights add up to 2 ** precision, which is 2**16 at most where
-    # three pixels become one: times 255, that is below 2**24, where float32 ceases to hold all integers.
-    rounds = device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    # A weight is below 2**15, which neither TF32 nor bfloat16 holds. Weights add up to 2 ** precision, which is 2**16
+    # at most where three pixels become one: times 255, that is below 2**24, where float32 ceases to hold all integers.
+    backend: Any = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(device.type)
+    rounds = backend is not None and backend.matmul.fp32_precision in ("tf32", "bf16")
     return torch.float64 if rounds or most > 3.0 else torch.float32
 
 
