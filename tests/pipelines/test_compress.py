@@ -172,7 +172,9 @@ def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     about = json.loads((result.path / "model.json").read_text())
     assert (about["parameters"], about["macs"]) == (result.winner["parameters"], result.winner["macs"])
     assert about["parameters"] < finished.facts()["parameters"]
-    model = result.load_model()
+    with torch.inference_mode():
+        model = result.load_model()
+    assert not any(parameter.is_inference() for parameter in model.parameters()), "it can be trained further"
     assert count(model).parameters == result.winner["parameters"]
     assert not model.training
     with torch.no_grad():

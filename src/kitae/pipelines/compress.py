@@ -173,6 +173,7 @@ class CompressionResult:
         columns = ["candidate", "validation accuracy", "lost", "file", "latency"]
         return views.block(str(self.path), compression_page.answer(self.record), columns, rows)
 
+    @torch_defaults()
     def load_model(self) -> nn.Module:
         """The winner's network in PyTorch (before any rounding to 8 bits), in eval mode on the CPU.
 
