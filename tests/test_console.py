@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from itertools import count
@@ -125,6 +126,26 @@ def test_quiet_silences_other_libraries_below_an_error(caplog: pytest.LogCapture
         raise ValueError
     logger.warning("afterwards")
     assert [record.message for record in caplog.records] == ["an error", "afterwards"]
+
+
+def test_threads_that_are_quiet_leave_the_process_as_it_was() -> None:
+    before = logging.root.manager.disable, list(warnings.filters)
+    entered, leave = threading.Event(), threading.Event()
+
+    def quietly() -> None:
+        with console.quiet():
+            entered.set()
+            leave.wait(60)
+
+    first, second = threading.Thread(target=quietly), threading.Thread(target=quietly)
+    first.start()
+    assert entered.wait(60)
+    second.start()
+    second.join(0.2)
+    leave.set()
+    first.join()
+    second.join()
+    assert (logging.root.manager.disable, list(warnings.filters)) == before
 
 
 def test_the_time_left_is_of_each_fold(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ _CELL_SECONDS = 0.25  # between two states of a bar in a notebook, each of which
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _json = False  # whether only `answer` prints to standard output
+_silence = threading.RLock()
 _shown: Live | None = None  # the line of `status`, until something is printed
 
 
@@ -182,15 +184,19 @@ def _separated(cells: Sequence[str]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, and log messages below an error: users cannot act on those of other libraries."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    """Silence warnings, and log messages below an error: users cannot act on those of other libraries.
+
+    One thread at a time, since both belong to the whole process, and the last one would restore the silence of another.
+    """
+    with _silence:
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.WARNING))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
 
 
 def percent(share: float | None, interval: Any = None) -> str:
