@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -114,3 +116,30 @@ def test_a_fork_does_not_wait_for_threads_that_draw() -> None:
     done.set()
     thread.join()
     assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("change", [torch_defaults, convolutions_in_float32])
+def test_threads_share_a_change_until_the_last_one_ends(
+    change: Callable[[], AbstractContextManager[None]], restored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as predictions in the threads of a server."""
+
+    def state() -> list[Any]:
+        return [*settings(), BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.allow_tf32, torch.get_default_dtype()]
+
+    monkeypatch.setattr(BACKENDS.cudnn, "allow_tf32", True)
+    new()
+    torch.set_default_dtype(torch.float64)
+    try:
+        before, first, second = state(), change(), change()
+        first.__enter__()
+        inside = state()
+        assert inside != before
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(second.__enter__).result()
+            first.__exit__(None, None, None)
+            assert state() == inside
+            pool.submit(second.__exit__, None, None, None).result()
+        assert state() == before
+    finally:
+        torch.set_default_dtype(torch.float32)

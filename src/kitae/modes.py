@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,11 +55,8 @@ def torch_defaults() -> Iterator[None]:
     """
     import torch
 
-    before, cpu = torch.get_default_dtype(), torch.device("cpu")
-    with ExitStack() as held:
-        if before != torch.float32:
-            held.callback(torch.set_default_dtype, before)
-            torch.set_default_dtype(torch.float32)
+    cpu = torch.device("cpu")
+    with _process_defaults(), ExitStack() as held:
         if torch.get_default_device() != cpu:
             held.enter_context(cpu)
         held.enter_context(torch.inference_mode(False))
@@ -66,18 +64,51 @@ def torch_defaults() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 held.enter_context(torch.autocast(kind, enabled=False))
-        held.enter_context(_whole_products())
         yield
 
 
+def _for_all_threads(change: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
+    """A change of what belongs to the whole process: the first thread inside makes it, and the last one undoes it.
+
+    Each on its own would restore what it found, which another thread had changed.
+    """
+    lock, held, inside = threading.Lock(), ExitStack(), 0
+
+    @contextmanager
+    @functools.wraps(change)
+    def shared() -> Iterator[None]:
+        nonlocal inside
+        with lock:
+            if not inside:
+                held.enter_context(change())
+            inside += 1
+        try:
+            yield
+        finally:
+            with lock:
+                inside -= 1
+                if not inside:
+                    held.close()
+
+    return shared
+
+
+@_for_all_threads
 @contextmanager
-def _whole_products() -> Iterator[None]:
-    """Multiply float32 in float32, and restore what the caller has set by torch's old functions and its new ones."""
+def _process_defaults() -> Iterator[None]:
+    """Take float32 as default and multiply it in float32.
+
+    Restores what the caller has set by torch's old functions and its new ones.
+    """
     import torch
 
+    before = torch.get_default_dtype()
     backends: Any = torch.backends
     products = backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv
     with ExitStack() as held:
+        if before != torch.float32:
+            held.callback(torch.set_default_dtype, before)
+            torch.set_default_dtype(torch.float32)
 
         def hold(backend: Any, value: str) -> None:
             held.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
@@ -97,6 +128,7 @@ def _whole_products() -> Iterator[None]:
         yield
 
 
+@_for_all_threads
 @contextmanager
 def convolutions_in_float32() -> Iterator[None]:
     """Let GPUs convolve float32 tensors in float32: by default cuDNN rounds them to TF32, which has 10 bits.
