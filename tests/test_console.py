@@ -128,6 +128,13 @@ def test_quiet_silences_other_libraries_below_an_error(caplog: pytest.LogCapture
     assert [record.message for record in caplog.records] == ["an error", "afterwards"]
 
 
+def test_handlers_of_other_libraries_do_not_stay_at_the_root_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with console.quiet():
+        logging.warning("makes a handler")
+    assert logging.root.handlers == []
+
+
 def test_threads_that_are_quiet_leave_the_process_as_it_was() -> None:
     before = logging.root.manager.disable, list(warnings.filters)
     entered, leave = threading.Event(), threading.Event()

@@ -187,9 +187,10 @@ def quiet() -> Iterator[None]:
     """Silence warnings, and log messages below an error: users cannot act on those of other libraries.
 
     One thread at a time, since both belong to the whole process, and the last one would restore the silence of another.
+    Handlers that they give to the root logger are removed: with one, a later `logging.basicConfig` would do nothing.
     """
     with _silence:
-        before = logging.root.manager.disable
+        before, handlers = logging.root.manager.disable, logging.root.handlers[:]
         logging.disable(max(before, logging.WARNING))
         try:
             with warnings.catch_warnings():
@@ -197,6 +198,8 @@ def quiet() -> Iterator[None]:
                 yield
         finally:
             logging.disable(before)
+            for handler in set(logging.root.handlers) - set(handlers):
+                logging.root.removeHandler(handler)
 
 
 def percent(share: float | None, interval: Any = None) -> str:

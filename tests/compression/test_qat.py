@@ -42,6 +42,12 @@ def fragile(net: nn.Module) -> nn.Module:
     return net
 
 
+def test_the_program_s_random_numbers_are_not_drawn(trained: nn.Module) -> None:
+    before = torch.get_rng_state()
+    Simulated(trained, SHAPE).train().eval()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.slow
 def test_training_through_the_loop_beats_rounding_afterwards(trained: nn.Module, train: Data, selection: Data) -> None:
     net = fragile(trained)

@@ -9,6 +9,8 @@ is exported and quantized like any other. So static and QAT files differ only in
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,11 +20,19 @@ from kitae.compression.batchnorm import Batches
 from kitae.compression.spec import Target
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
+from kitae.modes import GENERATORS
 
 _WEIGHTED = ("aten.conv2d.default", "aten.conv1d.default", "aten.linear.default")
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor", "aten.mul.Tensor", "aten.mul_.Tensor")
 _NORMS = ("aten.batch_norm.default",)
 _CLAMPS = ("aten.relu.default", "aten.relu_.default", "aten.hardtanh.default", "aten.hardtanh_.default")
+
+
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Silence torchao, and restore torch's generator, from which it draws inputs to trace its patterns with."""
+    with GENERATORS, torch.random.fork_rng(devices=[]), quiet():
+        yield
 
 
 class Simulated(nn.Module):
@@ -42,16 +52,15 @@ class Simulated(nn.Module):
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int], target: Target = "any") -> None:
         super().__init__()
-        with quiet():
-            flow = require("torchao.quantization.pt2e.quantize_pt2e")
         # Traced in eval mode: stochastic depth is the identity there, and dropout and BatchNorm can be switched back.
         source = copy.deepcopy(model).train()
         norms = [module for module in source.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self._frozen = bool(norms) and not any(norm.training for norm in norms)
         source.eval()
         device = next(source.parameters()).device
-        example = torch.randn(2, *input_shape, device=device)
-        with quiet():
+        example = torch.zeros(2, *input_shape, device=device)
+        with _unnoticed():
+            flow = require("torchao.quantization.pt2e.quantize_pt2e")
             try:
                 program = torch.export.export(
                     source, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
@@ -73,7 +82,7 @@ class Simulated(nn.Module):
         """Switch BatchNorm, dropout and the quantizers' observers; an exported graph does not do that by itself."""
         tools = require("torchao.quantization.pt2e")
         self.training = mode
-        with quiet():
+        with _unnoticed():
             if mode:
                 if not self._frozen:  # frozen statistics stay; without it, dropout stays off as well
                     tools.move_exported_model_to_train(self.graph)
