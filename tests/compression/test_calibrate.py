@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -41,6 +43,13 @@ def test_every_method_stays_inside_the_extremes(graph: onnx.ModelProto, train: D
         assert widest[name][0] - 1e-5 <= low <= high <= widest[name][1] + 1e-5
         narrower += bool(high - low < 0.98 * (widest[name][1] - widest[name][0]))
     assert (narrower > 0) == (method != "minmax")
+
+
+def test_threads_leave_standard_output_as_it_was(graph: onnx.ModelProto, train: Data) -> None:
+    before = sys.stdout
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: calibrate(graph, train.images[:32]), range(9)))
+    assert sys.stdout is before
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kitae.compression.graph import prepared, quantizable
 from kitae.compression.spec import Method
+from kitae.console import quiet
 from kitae.errors import CompressionError, require
 from kitae.files import temporary_folder
 from kitae.runtime import INPUT, open_session
@@ -65,7 +66,7 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
     if method == "average":  # a short last batch has narrower extremes, and would weigh as much as a full one
         images = images[: max(len(images) - len(images) % batch_size, min(len(images), batch_size))]
     feeds = ({INPUT: images[start : start + batch_size]} for start in range(0, len(images), batch_size))
-    with temporary_folder() as folder, redirect_stdout(io.StringIO()):
+    with quiet(), temporary_folder() as folder, redirect_stdout(io.StringIO()):  # the lock of `quiet` for stdout too
         source, probe = folder / "float.onnx", folder / "probe.onnx"
         require("onnx").save(work, source)
         calibrator = calibration.create_calibrator(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,6 +22,7 @@ from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of, wid
 from kitae.compression.masks import global_shares, most, ratios_by_layer
 from kitae.compression.shape import Shape, difference
 from kitae.compression.spec import Importance, Scope
+from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
 from kitae.keyed import uniform
 from kitae.modes import convolutions_in_float32, evaluating
@@ -234,8 +234,7 @@ def _groups(
     device = next(model.parameters()).device
     names = {module: name for name, module in model.named_modules()}
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.enable_grad(), quiet():
             graph = tp.DependencyGraph().build_dependency(
                 model, example_inputs=torch.zeros(2, *input_shape, device=device), verbose=False
             )

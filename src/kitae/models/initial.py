@@ -17,13 +17,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from kitae.console import quiet
 
 _Purposes = Mapping[int, tuple[str, int]]
 """Number of a random operation -> its parameter, and the number of earlier operations for this parameter."""
@@ -61,8 +62,7 @@ def keyed_by_name(construct: Callable[[], nn.Module], outline: Callable[[], nn.M
 def _outlined(outline: Callable[[], nn.Module]) -> _Purposes:
     draws = _Draws(0, {}, values=False)
     # A network may read values that these tensors do not have. A real error is raised again by the build with values.
-    with contextlib.suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with contextlib.suppress(Exception), quiet():
         with draws:
             model = outline()
         return draws.purposes(model)
