@@ -320,6 +320,10 @@ def test_threads_change_nothing(make_folder: Callable[..., Path], tmp_path: Path
 def test_report_as_json_and_as_lines(tmp_path: Path, distinct: list[bytes]) -> None:
     report = report_of(tmp_path, [*distinct, *distinct[:8]], [0, 1] * 34)
     plain = json.loads(json.dumps(report.to_dict()))
+    for found in ("counts", "sizes", "modes"):
+        report.to_dict()[found].clear()
+    report.to_dict()["counts"]["train"].clear()
+    assert report.to_dict() == plain, "what is returned is the caller's own"
     assert plain["ok"] is True  # equal images share a split and a label here
     assert len(plain["exact_duplicates"]) == 8
     assert plain["exact_duplicates"][0]["images"][0] == {
