@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ def test_figures_of_a_run(make_run: Callable[..., Run], tmp_path: Path) -> None:
         assert isinstance(figure, Figure)
         assert figure._repr_png_()[:4] == b"\x89PNG"  # type: ignore[attr-defined]
         figure.savefig(tmp_path / "figure.png")
+        assert pickle.loads(pickle.dumps(figure))._repr_png_() == figure._repr_png_()  # type: ignore[attr-defined]
     assert "curves" in repr(plot)
 
 

@@ -49,7 +49,15 @@ def _figure_class() -> type[Figure]:
         def _repr_png_(self) -> bytes:
             return png(self)
 
+        def __reduce__(self) -> tuple[Any, ...]:  # for pickle, which does not find a class inside a function
+            return _empty_figure, (), self.__getstate__()
+
     return Shown
+
+
+def _empty_figure() -> Figure:
+    kind = _figure_class()
+    return kind.__new__(kind)
 
 
 def new_figure(
