@@ -79,7 +79,7 @@ def op_slot(name: str, occurrence: int = 0) -> int:
 
 def _uint64(value: ArrayLike, name: str, limit: int) -> NDArray[np.uint64]:
     array = np.asarray(value)
-    if array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu":  # an empty list is of floats
         raise TypeError(f"{name} must be integer, not {array.dtype}")
     if array.size and (array.min() < 0 or int(array.max()) >= limit):
         raise ValueError(f"{name} must be in [0, {limit})")
