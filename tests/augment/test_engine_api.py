@@ -249,6 +249,7 @@ def test_what_collate_cannot_use_is_named() -> None:
     refuse("labels must be integers, not torch", Augment([], mean=0.5, std=0.5).collate(), rows)
     refuse("integer targets need num_classes", Augment([], mix={}).collate(), [(image, 0, 0), (image, 1, 1)])
     refuse(r"not \[3, 6, 8\] and \[3, 8, 8\]", Augment([]).collate(), [(image, 0, 0), (image[:, 2:], 1, 1)])
+    refuse(r"not \[1, 8, 8\] and \[3, 8, 8\]: resize or convert", Augment([]).collate(), [(image, 0), (image[:1], 1)])
     collate = Augment([], num_classes=2).collate()
     refuse(r"labels must be integers, or .* of one length, not 'cat'", collate, [(image, "cat", 0), (image, "dog", 1)])
     refuse(r"labels must be .*, not \[0.5, 0.5\]", collate, [(image, [0.5, 0.5], 0), (image, [1.0], 1)])

@@ -347,7 +347,7 @@ class Collate:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # a copy is not, but forked workers must see it
+        self._epoch.share_memory_()  # a copy is not shared, but forked workers must see it
 
     @property
     def epoch(self) -> int:
@@ -365,14 +365,14 @@ class Collate:
             raise AugmentError("the data set must yield (image, label, index) or (image, index)")
         try:
             # A copy, as torch neither reads negative strides, as of a flipped array, nor likes read-only ones.
-            given = [s[0].copy() if isinstance(s[0], np.ndarray) else s[0] for s in samples]
+            given: list[Any] = [s[0].copy() if isinstance(s[0], np.ndarray) else s[0] for s in samples]
             pictures = [image if is_torch(image) else torch.as_tensor(image, device="cpu") for image in given]
         except (RuntimeError, TypeError, ValueError):  # a path, or an image of Pillow
             kind = type(samples[0][0]).__name__
             raise AugmentError(f"images must be torch tensors or NumPy arrays, uint8 [C, H, W], not {kind}") from None
         if len(shapes := {tuple(picture.shape) for picture in pictures}) > 1:
             a, b, *_ = (list(shape) for shape in sorted(shapes))
-            raise AugmentError(f"the images of a batch must have one shape, not {a} and {b}: resize them first")
+            raise AugmentError(f"the images of a batch must have one shape, not {a} and {b}: resize or convert them")
         images = torch.stack(pictures)
         index = [s[-1] for s in samples]
         if len(samples[0]) == 2:
