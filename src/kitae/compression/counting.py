@@ -64,7 +64,8 @@ def width_of(layer: nn.Module) -> int:
 def count(model: nn.Module) -> Counts:
     """Count parameters and zero weights."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    return Counts(total, sum(int((weight_of(layer) == 0).sum()) for layer in prunable_layers(model).values()))
+    weights = {id(weight): weight for weight in map(weight_of, prunable_layers(model).values())}  # shared ones once
+    return Counts(total, sum(int((weight == 0).sum()) for weight in weights.values()))
 
 
 def compressed_bytes(model: nn.Module) -> int:
