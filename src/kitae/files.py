@@ -211,7 +211,7 @@ def plain(value: Any) -> Any:
     """A value converted for JSON: NaN to null, NumPy numbers to Python's, paths to text, objects to their fields."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [plain(inner) for inner in value]
     if isinstance(value, Path):
         return str(value)

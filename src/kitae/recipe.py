@@ -288,8 +288,19 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
 
 
 def assignments(fields: Mapping[str, Any]) -> list[str]:
-    """Fields and their values as `Recipe.override` takes them, the inverse of `assignment`."""
-    return [f"{field}={one_line_yaml(value)}" for field, value in fields.items()]
+    """Fields and their values as `Recipe.override` takes them, the inverse of `assignment`.
+
+    Raises:
+        RecipeError: a value that a recipe cannot hold, such as a function.
+    """
+    texts = []
+    for field, value in fields.items():
+        try:
+            texts.append(f"{field}={one_line_yaml(value)}")
+        except YAML_ERRORS as error:
+            kind = type(value).__name__
+            raise RecipeError(f"{field}: should be a number, a text, a list or a mapping, not {kind}") from error
+    return texts
 
 
 def assignment(text: str) -> tuple[str, Any]:

@@ -129,6 +129,9 @@ def test_fields_are_set_by_texts_or_by_a_mapping() -> None:
     recipe = apply(base, Choices(set={"train.optimizer.lr": np.float64(0.25), "data.source": Path("mnist")}))
     assert (recipe.train.optimizer.lr, recipe.data.source) == (0.25, "mnist")
     assert apply(base, Choices(set=None)) == base
+    assert set_fields(Choices(set={"study.seeds": range(3)})) == ("study.seeds=[0, 1, 2]",)
+    with pytest.raises(KitaeError, match=r"^train\.epochs: should be a number, a text, .* not generator$"):
+        set_fields(Choices(set={"train.epochs": (epochs for epochs in range(2))}))
 
 
 @pytest.mark.parametrize("given", [[("train.epochs", 3)], 5, ["train.epochs=3", None], [b"train.epochs=3"]])
