@@ -67,7 +67,7 @@ def torch_defaults() -> Iterator[None]:
         yield
 
 
-def _for_all_threads(change: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
+def for_all_threads(change: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
     """A change of what belongs to the whole process: the first thread inside makes it, and the last one undoes it.
 
     Each on its own would restore what it found, which another thread had changed.
@@ -93,7 +93,7 @@ def _for_all_threads(change: Callable[[], AbstractContextManager[None]]) -> Call
     return shared
 
 
-@_for_all_threads
+@for_all_threads
 @contextmanager
 def _process_defaults() -> Iterator[None]:
     """Take float32 as default and multiply it in float32.
@@ -128,7 +128,7 @@ def _process_defaults() -> Iterator[None]:
         yield
 
 
-@_for_all_threads
+@for_all_threads
 @contextmanager
 def convolutions_in_float32() -> Iterator[None]:
     """Let GPUs convolve float32 tensors in float32: by default cuDNN rounds them to TF32, which has 10 bits.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,29 @@ def test_macs_by_hand() -> None:
     assert count_macs(
         nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Flatten(), nn.Linear(128, 5)), 4, 4
     ) == (8 * 2 * 9 * 16 + 128 * 5)
+
+
+def test_counting_macs_in_threads_leaves_attention_as_it_was() -> None:
+    class Waiting(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            entered.set()
+            self.leave.wait(60)
+            return images
+
+    entered, models = threading.Event(), [Waiting(1, 1), Waiting(1, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        futures = []
+        for model in models:
+            model.leave = threading.Event()
+            entered.clear()
+            futures.append(pool.submit(count_macs, model, 1, 4))
+            assert entered.wait(60)
+        for model, future in zip(models, futures, strict=True):
+            model.leave.set()
+            assert future.result() == 0
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 def test_macs_include_attention() -> None:

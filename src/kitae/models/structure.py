@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from kitae.errors import RecipeError, require
 from kitae.models.stages import StageFeatures
-from kitae.modes import evaluating
+from kitae.modes import evaluating, for_all_threads
 from kitae.preprocess import Size, sides
 
 
@@ -19,22 +20,31 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@for_all_threads
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Compute attention by separate products, as the counter misses fused attention on a CPU."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
     """Multiply-adds of one forward pass of one image: convolutions, linear layers and attention, as they are executed.
 
     Half of torch's own count, which counts a multiply-add as two operations. Element-wise operations, normalisation and
     pooling are not counted. Training costs about three forward passes, 6 operations per multiply-add.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter, fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter misses fused attention on a CPU
-    try:
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            probed(model, (channels, *sides(image_size)))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with FlopCounterMode(display=False) as counter, _plain_attention():
+        probed(model, (channels, *sides(image_size)))
     return int(counter.get_total_flops()) // 2
 
 
