@@ -80,5 +80,6 @@ def test_the_command_prints_each_corruption(run: Run, capsys: pytest.CaptureFixt
     classified(run, setup, setup.splits.val, 5, progress=lambda *counted: done.append(counted))
     assert done == [(count, 24) for count in range(1, 25)]
     opened = run.test_openings
-    refused(RecipeError, "images: 0 must be 1 or more", lambda: robustness(run, images=0))
+    for images in (0, 1e3, float("nan")):
+        refused(RecipeError, f"images: {images} must be a whole number", lambda n=images: robustness(run, images=n))
     assert run.test_openings == opened, "not for nothing"

@@ -67,15 +67,15 @@ def robustness(run: Run | str | Path, split: str = "test", *, images: int = 1000
         severities, with a normal interval; with Wilson's where all images have the same mean.
 
     Raises:
-        RecipeError: there is no such split, the run has no images of it, or `images` is below 1.
+        RecipeError: there is no such split, the run has no images of it, or `images` is no whole number from 1 on.
         TrainingError: there is no best model yet; for test, the run is not finished, or read-only.
         DataError: the images have changed since the run was trained, or cannot be read.
     """
     from kitae.pipelines.setup import Setup
 
     run = run if isinstance(run, Run) else Run.open(run)
-    if images < 1:
-        raise RecipeError(f"images: {images} must be 1 or more")
+    if not isinstance(images, int | np.integer) or images < 1:
+        raise RecipeError(f"images: {images} must be a whole number, 1 or more")
     run.require_split(split)
     with counter(None, "decoding images") as progress:
         setup = Setup.of(run, progress)
