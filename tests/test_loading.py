@@ -93,3 +93,4 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
 def test_what_is_no_path_is_one_line(call: Callable[[object], object]) -> None:
     refused(KitaeError, "a path is needed, a text or a pathlib.Path, not (NoneType|int)", call, None)
     refused(KitaeError, "a path is needed, a text or a pathlib.Path, not list", call, ["run"])
+    refused(KitaeError, "a path is needed, .*, not an empty text", call, "")  # the current folder would be trained on

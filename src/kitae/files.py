@@ -146,10 +146,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """A path with `~` expanded. Unlike `Path.expanduser`, it leaves a `~` that names no user as it is.
 
     Raises:
-        KitaeError: it is not a path.
+        KitaeError: it is not a path, or empty.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise KitaeError(f"a path is needed, a text or a pathlib.Path, not {type(path).__name__}")
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # an empty one would be the current folder
+        given = type(path).__name__ if path != "" else "an empty text"
+        raise KitaeError(f"a path is needed, a text or a pathlib.Path, not {given}")
     return Path(os.path.expanduser(path))
 
 
