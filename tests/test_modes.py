@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from kitae import console
 from kitae.modes import GENERATORS, convolutions_in_float32, torch_defaults
 
 BACKENDS: Any = torch.backends
@@ -98,18 +99,19 @@ def test_an_autocast_around_a_call_has_no_effect() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_does_not_wait_for_threads_that_draw() -> None:
+@pytest.mark.parametrize("lock", [GENERATORS, console._silence])
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent(lock: Any) -> None:
     held, done = threading.Event(), threading.Event()
 
-    def drawing() -> None:
-        with GENERATORS:
+    def holding() -> None:
+        with lock:
             held.set()
             done.wait()
 
-    thread = threading.Thread(target=drawing)
+    thread = threading.Thread(target=holding)
     thread.start()
     assert held.wait(60)
-    child = multiprocessing.get_context("fork").Process(target=GENERATORS.acquire)
+    child = multiprocessing.get_context("fork").Process(target=lock.acquire)
     child.start()
     child.join(60)
     child.kill()

@@ -38,6 +38,8 @@ console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _json = False  # whether only `answer` prints to standard output
 _silence = threading.RLock()
+if hasattr(os, "register_at_fork"):  # in a forked process, none of the parent's other threads would release it
+    os.register_at_fork(after_in_child=_silence._at_fork_reinit)  # type: ignore[attr-defined]
 _shown: Live | None = None  # the line of `status`, until something is printed
 
 

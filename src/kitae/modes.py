@@ -73,6 +73,7 @@ def for_all_threads(change: Callable[[], AbstractContextManager[None]]) -> Calla
     Each on its own would restore what it found, which another thread had changed.
     """
     lock, held, inside = threading.Lock(), ExitStack(), 0
+    os.register_at_fork(after_in_child=lock._at_fork_reinit)  # type: ignore[attr-defined]
 
     @contextmanager
     @functools.wraps(change)
