@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,17 +112,26 @@ class Learner:
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
-        self._states_before = [generator.get_state() for generator in self._generators]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with GENERATORS:  # another thread may be between its seed and its draws
-            for generator, state in zip(self._generators, self._states_before, strict=True):
-                generator.set_state(state)
         for hook in self._hooks:
             hook.remove()
         if self._unsync is not None:
             self._unsync()
+
+    @contextlib.contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Seed the global generators, and restore what other threads and the program itself draw from."""
+        with GENERATORS:
+            before = [generator.get_state() for generator in self._generators]
+            try:
+                for generator in self._generators:
+                    generator.manual_seed(seed)
+                yield
+            finally:
+                for generator, state in zip(self._generators, before, strict=True):
+                    generator.set_state(state)
 
     def step(self, images: Tensor, targets: Tensor, at: Progress) -> Step:
         """Learn from this process's part of a batch, number `at.step` of epoch `at.epoch`.
@@ -142,9 +151,7 @@ class Learner:
         # Processes exchange gradients once per update, at its last batch.
         exchange = contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync()
         with exchange, compilation_named() if self.spec.compile else contextlib.nullcontext():
-            with GENERATORS, autocast(self.precision, self.world.device), self._gradients:
-                for generator in self._generators:
-                    generator.manual_seed(seed)
+            with self._seeded(seed), autocast(self.precision, self.world.device), self._gradients:
                 logits = self._forward(images)
                 loss = self._loss(images, logits, targets)
             share = loss if self.shape.accumulate == 1 else loss / self.shape.accumulate
