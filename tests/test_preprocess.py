@@ -188,6 +188,23 @@ def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     assert highest == (1 << depth) - 1
 
 
+def test_tiles_without_names_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile is a plain tuple before Pillow 11, and the oldest that Kitae allows is 10.3."""
+    deep = np.random.default_rng(0).integers(0, 1 << 12, (16, 16, 3)).astype(np.uint16)
+    files = [png16(deep), encode(scene(), "JPEG")]
+    expected = [decode(data, replace(RGB16, depth=12)) for data in files]
+    inner = Image.open
+
+    def with_plain_tiles(*given: Any, **options: Any) -> Any:
+        image: Any = inner(*given, **options)
+        image.tile = [tuple(tile) for tile in image.tile]
+        return image
+
+    monkeypatch.setattr(Image, "open", with_plain_tiles)
+    for data, pixels in zip(files, expected, strict=True):
+        np.testing.assert_array_equal(decode(data, replace(RGB16, depth=12)), pixels)
+
+
 def test_levels_above_the_depth_are_white_and_8_bits_do_not_care() -> None:
     deep = np.full((16, 16), 5000, np.uint16)
     assert (decode(deep, PreprocessRules(16, 1, depth=12)) == 255).all()

@@ -178,18 +178,21 @@ def low_bytes(image: ImageFile.ImageFile, source: Encoded) -> NDArray[np.uint8] 
     if not any(_raw_mode(tile) in _OTHER_BYTE for tile in image.tile) or "transparency" in image.info:
         return None
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as again:
-        tiles = []
+        tiles: list[Any] = []
         for tile in again.tile:
             other = _OTHER_BYTE.get(_raw_mode(tile))
             if other is None:
                 return None
-            tiles.append(tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other))
+            *place, about = tile
+            make = getattr(tile, "_make", tuple)  # before Pillow 11, a tile is a tuple without names
+            tiles.append(make((*place, (other, *about[1:]) if isinstance(about, tuple) else other)))
         again.tile = tiles
         return np.asarray(again)
 
 
 def _raw_mode(tile: Any) -> str:
-    mode = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
+    about = tile[3]
+    mode = about[0] if isinstance(about, tuple) and about else about
     return mode if isinstance(mode, str) else ""
 
 
