@@ -765,6 +765,21 @@ def test_a_missing_extra_is_named(home: Path) -> None:
     assert done.stderr.strip().endswith("[train]'")
 
 
+@pytest.mark.parametrize("words", ["predict run photos", "train fashion-mini --out none"])
+def test_windows_is_told_what_runs_there(home: Path, words: str) -> None:
+    """It has no `resource`."""
+    code = (
+        f"import sys\nsys.modules['resource'] = None\nsys.argv[1:] = {words.split()}\n"
+        "from kitae.cli import main\nmain()"
+    )
+    (home / "photos").mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(home / "photos" / "a.png")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=home)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: runs need Linux or macOS; here, predict from a file")
+    assert "Traceback" not in done.stderr
+
+
 LONG = ("train missing/", "study missing.yaml", "study ablate missing.yaml", "search missing/")
 PIPED = (
     "predict missing x.png", "predict missing.onnx x.png", "evaluate missing", "bench missing.yaml",

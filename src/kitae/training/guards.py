@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
-import resource
 import signal
 import sys
 import threading
@@ -15,9 +14,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from kitae.errors import TrainingError, one_line
+from kitae.errors import KitaeError, TrainingError, one_line
 from kitae.training.distributed import lost_process
 from kitae.training.spec import TrainSpec
+
+try:
+    import resource
+except ModuleNotFoundError as error:  # Windows
+    raise KitaeError("runs need Linux or macOS; here, predict from a file that `kitae export` wrote") from error
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
