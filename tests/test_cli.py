@@ -765,15 +765,26 @@ def test_a_missing_extra_is_named(home: Path) -> None:
     assert done.stderr.strip().endswith("[train]'")
 
 
-@pytest.mark.parametrize("words", ["predict run photos", "train fashion-mini --out none"])
-def test_windows_is_told_what_runs_there(home: Path, words: str) -> None:
+def test_without_pytorch_a_wrong_path_is_not_answered_with_it(home: Path) -> None:
+    """PyTorch would not help."""
+    Image.new("RGB", (8, 8)).save(home / "a.png")
+    code = (
+        "import sys\nsys.modules['torch'] = None\nsys.argv[1:] = ['predict', 'modle.onx', 'a.png']\n"
+        "from kitae.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=home)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: modle.onx: not a run folder (there is no such folder)\n")
+
+
+@pytest.mark.parametrize("words", ["predict run a.png", "train fashion-mini --out none"])
+def test_windows_is_told_what_runs_there(home: Path, run: Path, words: str) -> None:
     """It has no `resource`."""
     code = (
         f"import sys\nsys.modules['resource'] = None\nsys.argv[1:] = {words.split()}\n"
         "from kitae.cli import main\nmain()"
     )
-    (home / "photos").mkdir(exist_ok=True)
-    Image.new("RGB", (8, 8)).save(home / "photos" / "a.png")
+    Image.new("RGB", (8, 8)).save(home / "a.png")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=home)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: runs need Linux or macOS; here, predict from a file")

@@ -197,10 +197,12 @@ def evaluate(
 def _opened(run: Path) -> Any:
     """The run, in a process that keeps the memory of activations for the next ones, as that of `kitae train` does."""
     from kitae.run import Run
+
+    opened = Run.open(run)  # before PyTorch is imported, which another path would not need
     from kitae.training.guards import keep_freed_memory
 
     keep_freed_memory()
-    return Run.open(run)
+    return opened
 
 
 def _print_robustness(run: Path, split: str, tta: str | None) -> None:
