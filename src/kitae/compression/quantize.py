@@ -125,6 +125,7 @@ def dynamic(proto: onnx.ModelProto, *, target: Target = "any", per_channel: bool
     onnx_module = require("onnx")
     with quiet(), temporary_folder() as folder:
         source, result = folder / "float.onnx", folder / "dynamic.onnx"
+        del work.graph.value_info[:]  # before 1.32, onnxruntime transposes weights, but not their shapes in here
         onnx_module.save(work, source)
         try:
             quantization.quantize_dynamic(
