@@ -270,7 +270,7 @@ SCALE = OURS.index(np.float32(0.02).tobytes())
         (b"", "not an ONNX file"),
         (encode(picture((1, 2, 3))), "not an ONNX file"),
         (colour_graph().SerializeToString(), "not one that kitae wrote"),
-        (OURS[: len(OURS) // 2], "cannot load it .*; export or copy it again"),
+        (OURS[: len(OURS) // 2], "cannot load it .*; export or copy it again, or upgrade onnxruntime"),
         (OURS[:SCALE] + bytes([OURS[SCALE] ^ 1]) + OURS[SCALE + 1 :], "hash differs"),
         (stamped(SAID | {"format": 2}), "upgrade"),
         (stamped("{"), "metadata is damaged"),

@@ -247,7 +247,7 @@ def open_session(
         )
     except Exception as error:
         why = f"onnxruntime {ort.__version__} cannot load it ({one_line(error, 300)})"
-        raise ExportError(f"{name}: {why}; export or copy it again") from error
+        raise ExportError(f"{name}: {why}; export or copy it again, or upgrade onnxruntime") from error
     return session
 
 
