@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_an_extra_is_installed_as_kitae_was(
     monkeypatch.setattr(sys, "executable", "/my env/bin/python")
     monkeypatch.setattr(shutil, "which", lambda _: f"{sys.prefix}/bin/pip")
     assert install("train") == command
+
+
+def test_a_clone_on_windows_is_named_as_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Origin({"url": "file:///C:/my%20clone"}))
+    monkeypatch.setattr(urllib.request, "url2pathname", {"/C:/my%20clone": r"C:\my clone"}.__getitem__)
+    assert install("train").endswith(r" install 'C:\my clone[train]'")
 
 
 def test_an_extra_installs_every_module_that_is_required() -> None:

@@ -134,7 +134,8 @@ def install(extra: str) -> str:
     import importlib.metadata
     import json
     import shlex
-    from urllib.parse import unquote, urlsplit
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
 
     try:
         origin = json.loads(importlib.metadata.distribution("kitae").read_text("direct_url.json") or "{}")
@@ -142,7 +143,7 @@ def install(extra: str) -> str:
         origin = {}
     url = str(origin.get("url", ""))
     if url.startswith("file://"):
-        folder = shlex.quote(f"{unquote(urlsplit(url).path)}[{extra}]")
+        folder = shlex.quote(f"{url2pathname(urlsplit(url).path)}[{extra}]")
         return f"{_installer()} {'-e ' if origin.get('dir_info', {}).get('editable') else ''}{folder}"
     if control := origin.get("vcs_info"):
         revision = control.get("requested_revision")  # without it, the default branch would be installed
