@@ -50,6 +50,14 @@ def colour_graph() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
+def overflowing_graph() -> onnx.ModelProto:
+    """The same, which overflows for bright images."""
+    graph = colour_graph()
+    graph.graph.node[1].op_type = "Exp"
+    del graph.graph.node[1].input[1], graph.graph.initializer[:]
+    return graph
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "model.onnx"
@@ -146,6 +154,17 @@ def test_12_bit_images_are_read_with_the_depth_of_the_file(tmp_path: Path, monke
     model.predict(tmp_path / "12-bit.png")
     np.testing.assert_array_equal(given[0][0], decode(tmp_path / "12-bit.png", rules))
     assert 100 < given[0].mean() < 155  # with depth 16: 8
+
+
+def test_an_output_that_is_not_finite_is_no_class(tmp_path: Path) -> None:
+    file = tmp_path / "bright.png"
+    picture((250, 250, 250)).save(file)
+    (tmp_path / "model.onnx").write_bytes(serialize(overflowing_graph(), CARD))
+    model = Model(tmp_path / "model.onnx")
+    dark = Image.new("RGB", (8, 8), (3, 1, 1))
+    assert model.predict([dark]).names == ["red"]
+    refused(ExportError, f"{file}: the model's output for it is not finite; train again", model.predict, [file])
+    refused(ExportError, "image 33: the model's output", model.predict, [*[dark] * 33, picture((250, 250, 250))])
 
 
 def test_dynamic_files_take_one_image_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from kitae import console, views
 from kitae.errors import DataError, ExportError, KitaeError, one_line, require
 from kitae.files import user_path
 from kitae.machine import cpuinfo
-from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
+from kitae.preprocess import ImageLike, PreprocessRules, load, on_one_line, one_or_several, paths_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -170,7 +170,7 @@ class Model:
 
         Raises:
             DataError: an image cannot be read; the message names it.
-            ExportError: an array has another dtype or size than the model takes.
+            ExportError: an array has another dtype or size than the model takes, or an output is not finite.
         """
         if batch_size < 1:
             raise ExportError(f"batch_size must be at least 1, not {batch_size}")
@@ -186,6 +186,11 @@ class Model:
             batches = self._batches(several, batch_size)
         parts = [self.run(batch) for batch in batches]
         probabilities = np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
+        if (bad := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))).size:  # no class would be right
+            name = on_one_line(paths[bad[0]]) if paths else f"image {bad[0]}"
+            raise ExportError(
+                f"{name}: the model's output for it is not finite; train again with a smaller train.optimizer.lr"
+            )
         return Predictions(probabilities.argmax(axis=1).astype(np.int64), probabilities, self.classes, paths)
 
     def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
