@@ -1,4 +1,4 @@
-"""Predict from an exported file with only onnxruntime, NumPy and Pillow. PyTorch is never imported.
+"""Predict from an exported file with only onnxruntime, NumPy, Pillow and rich. PyTorch is never imported.
 
     from kitae.runtime import Model
 
