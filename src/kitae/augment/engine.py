@@ -364,9 +364,7 @@ class Collate:
         if not samples or not isinstance(samples[0], Sequence) or len(samples[0]) not in (2, 3):
             raise AugmentError("the data set must yield (image, label, index) or (image, index)")
         try:
-            # A copy, as torch neither reads negative strides, as of a flipped array, nor likes read-only ones.
-            given: list[Any] = [s[0].copy() if isinstance(s[0], np.ndarray) else s[0] for s in samples]
-            pictures = [image if is_torch(image) else torch.as_tensor(image, device="cpu") for image in given]
+            pictures = [s[0] if is_torch(s[0]) else _tensor_of(s[0]) for s in samples]
         except (RuntimeError, TypeError, ValueError):  # a path, or an image of Pillow
             kind = type(samples[0][0]).__name__
             raise AugmentError(f"images must be torch tensors or NumPy arrays, uint8 [C, H, W], not {kind}") from None
@@ -388,3 +386,12 @@ class Collate:
                 raise AugmentError(f"labels must be integers, not {labels.dtype}")
             return self.augment(images, epoch=self.epoch, index=index), labels.to(torch.int64)
         return self.augment(images, labels, epoch=self.epoch, index=index)
+
+
+def _tensor_of(image: Any) -> Any:
+    """An image as a tensor that shares its memory, unless torch does not read its strides, or warns of its flags."""
+    import torch
+
+    if isinstance(image, np.ndarray) and (not image.flags.writeable or any(step < 0 for step in image.strides)):
+        image = image.copy()
+    return torch.as_tensor(image, device="cpu")
