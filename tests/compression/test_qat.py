@@ -16,7 +16,7 @@ from kitae.errors import CompressionError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from tests.compression.reference import assert_bit_for_bit
-from tests.compression.tiny_world import CARD, MEAN, SHAPE, STD, Data, accuracy, fit
+from tests.compression.tiny_world import CARD, MEAN, SHAPE, STD, Data, TinyNet, accuracy, fit
 from tests.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("patterns_traced_once")
@@ -97,6 +97,25 @@ def test_observers_hold_still_in_eval_mode(simulated: Simulated, train: Data) ->
     simulated.train()
     simulated(images * 9)
     assert not all(torch.equal(a, b) for a, b in zip(before, scales(), strict=True))
+
+
+def test_frozen_statistics_stay(trained: nn.Module, train: Data) -> None:
+    """A network that was fine-tuned with frozen statistics keeps them in its 8-bit training too."""
+
+    class Frozen(TinyNet):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            for module in self.modules():
+                module.training &= not isinstance(module, nn.BatchNorm2d)
+            return self
+
+    frozen = Frozen()
+    frozen.load_state_dict(trained.state_dict())
+    for net, stays in ((frozen, True), (trained, False)):
+        simulated = Simulated(net.train(), SHAPE)
+        simulated.train()(train.tensors()[0][:64])
+        learnt = simulated.weights_into(net)
+        assert torch.equal(learnt.norm.running_mean, net.norm.running_mean) == stays
 
 
 def test_any_batch_size_autocast_and_deepcopy(simulated: Simulated, train: Data) -> None:

@@ -464,6 +464,18 @@ def test_a_float_file_that_fails_its_check_is_left_out_but_for_the_original(
     assert [name for name, _ in left_out(outcome)] == ["original int8-qat"]
 
 
+def test_statistics_that_were_frozen_stay_so_in_fine_tuning(finished: Run, tmp_path: Path) -> None:
+    """Those of the data are others, and the network depends on the frozen ones."""
+    run = Run.open(finished.path)
+    model = run.recipe.model.model_copy(update={"freeze": "statistics"})
+    run.recipe = run.recipe.model_copy(update={"model": model})
+    networks = Networks(run, CompressSpec(distill=False), tmp_path, print)
+    before, after = networks.original.model.state_dict(), networks.further(1).model.state_dict()
+    same = {name: torch.equal(value, after[name]) for name, value in before.items()}
+    assert all(equal for name, equal in same.items() if ".running_" in name)
+    assert not all(same.values()), "the weights were trained"
+
+
 def test_8_bit_training_that_only_made_it_worse_is_no_candidate(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Networks, "aware", lambda self, network: replace(network, key="trained"))
     outcome = find(prune="none", quantize=("none", "static", "qat"))

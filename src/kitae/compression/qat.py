@@ -83,13 +83,11 @@ class Simulated(nn.Module):
         tools = require("torchao.quantization.pt2e")
         self.training = mode
         with _unnoticed():
-            if mode:
-                if not self._frozen:  # frozen statistics stay; without it, dropout stays off as well
-                    tools.move_exported_model_to_train(self.graph)
-                self.graph.apply(tools.enable_observer)
-            else:
+            if mode and not self._frozen:
+                tools.move_exported_model_to_train(self.graph)
+            else:  # with frozen statistics, dropout stays off as well
                 tools.move_exported_model_to_eval(self.graph)
-                self.graph.apply(tools.disable_observer)
+            self.graph.apply(tools.enable_observer if mode else tools.disable_observer)
         return self
 
     def observe(self, batches: Batches) -> Simulated:

@@ -29,6 +29,7 @@ each. Measured in `benchmarks/results/reconstruction.json`."""
 _PIXELS = 2**23  # of the images of the pass, all in memory at once: 2,048 at 64 px, 167 at 224
 _IMAGES = 2048
 _FEATURES = 5000  # inputs times kernel of the largest layer that is solved; the time grows with the cube
+_ROUNDING = 1e-5  # differences of outputs below it, as a share of the largest, are rounding
 _ROWS = 4096, 16384  # positions that a layer is solved on, at least and at most, else four times its features
 
 Hook = Callable[..., None]
@@ -154,7 +155,7 @@ def _kept(width: int, removed: Sequence[int]) -> Tensor:
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel of [N, C, ...]."""
-    variance, mean = torch.var_mean(values.float().transpose(0, 1).flatten(1), dim=1)
+    variance, mean = torch.var_mean(values.float().transpose(0, 1).flatten(1), dim=1, correction=0)
     return mean, variance
 
 
@@ -170,15 +171,15 @@ def _solve(places: Tensor | slice, wanted: Tensor, centred: bool, layer: Any, in
     """Give a layer the weights whose outputs are closest to `wanted`. `centred`: means are corrected elsewhere."""
     x = inputs[0].flatten(0, -2)[places] if isinstance(places, slice) else _patches(layer, inputs[0], places)
     x, weight = x.float(), layer.weight.flatten(1).float()
-    missing = wanted - x @ weight.T
-    if layer.bias is not None:
-        missing = missing - layer.bias.float()
+    missing = wanted - nn.functional.linear(x, weight, layer.bias)
+    if missing.abs().max() <= _ROUNDING * wanted.abs().max():
+        return  # nothing was lost
     x_mean, missing_mean = (values.mean(0) * centred for values in (x, missing))
     x, missing = x - x_mean, missing - missing_mean
     gram, product = ((x.T @ other / len(x)).cpu().double() for other in (x, missing))
     hold = RIDGE * gram.diagonal().mean()
-    if not hold > 0 or not missing.any():
-        return  # nothing arrives, or nothing was lost
+    if not hold > 0:
+        return  # nothing arrives
     factor, failed = torch.linalg.cholesky_ex(gram + hold * torch.eye(len(gram), dtype=gram.dtype))
     change = torch.cholesky_solve(product, factor).T
     if failed or not change.isfinite().all():

@@ -1,0 +1,175 @@
+"""Layers compute again what they computed before channels were removed."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kitae.compression import reconstruct as module
+from kitae.compression.batchnorm import reestimate_batchnorm
+from kitae.compression.channels import remove_channels
+from kitae.compression.reconstruct import reconstruct
+from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy, noise
+
+NOISE = noise(*SHAPE)
+GONE = {"first": (4, 5, 6, 7)}
+
+
+class Tokens(nn.Module):
+    """[N, C, H, W] -> [N, H * W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+def doubled(reader: nn.Module, between: nn.Module | None = None) -> tuple[nn.Sequential, nn.Sequential]:
+    """A network whose last four channels are copies of the first four, and the same without the copies."""
+    torch.manual_seed(0)
+
+    def made(width: int, reader: nn.Module) -> nn.Sequential:
+        first = nn.Conv2d(3, width, 3, bias=False)
+        return nn.Sequential(OrderedDict(first=first, between=between or nn.ReLU(), reader=reader))
+
+    whole = made(8, reader)
+    whole.first.weight.data[4:] = whole.first.weight.data[:4]
+    narrow = copy.deepcopy(reader)
+    narrow.weight = nn.Parameter(reader.weight.data[:, :4].clone())
+    if isinstance(narrow, nn.Conv2d):
+        narrow.in_channels = 4
+    small = made(4, narrow)
+    small.first.weight.data = whole.first.weight.data[:4].clone()
+    return whole.eval(), small.eval()
+
+
+READERS = {
+    "3x3": lambda: nn.Conv2d(8, 5, 3, padding=1),
+    "1x1 without a bias": lambda: nn.Conv2d(8, 5, 1, bias=False),
+    "stride": lambda: nn.Conv2d(8, 5, 3, stride=2),
+    "dilation": lambda: nn.Conv2d(8, 5, 3, dilation=2, padding=3),
+    "oblong": lambda: nn.Conv2d(8, 5, (1, 3), stride=(2, 1), padding=(0, 2)),
+    "linear over tokens": lambda: nn.Linear(8, 5),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_other_channels_say_too_is_not_lost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RIDGE", 1e-7)
+    whole, small = doubled(READERS[name](), Tokens() if "tokens" in name else None)
+    images, _ = next(iter(NOISE()))
+    with torch.no_grad():
+        expected = whole(images)
+        assert not torch.allclose(small(images), expected, atol=0.02)
+        before = copy.deepcopy(whole.state_dict())
+        reconstruct(whole, small, GONE, NOISE)
+        torch.testing.assert_close(small(images), expected, rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in whole.state_dict().items())
+    assert torch.equal(small.first.weight, whole.first.weight[:4]), "its own inputs are all there"
+
+
+def test_a_ridge_holds_weights_to_the_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RIDGE", 1e9)
+    whole, small = doubled(nn.Conv2d(8, 5, 3))
+    old = small.reader.weight.detach().clone()
+    reconstruct(whole, small, GONE, NOISE)
+    torch.testing.assert_close(small.reader.weight, old, rtol=0, atol=1e-6)
+
+
+UNTOUCHED = {
+    "grouped": lambda: nn.Conv2d(8, 8, 3, groups=2),
+    "reflects": lambda: nn.Conv2d(8, 5, 3, padding=1, padding_mode="reflect"),
+    "pads by a word": lambda: nn.Conv2d(8, 5, 3, padding="same"),
+}
+
+
+@pytest.mark.parametrize("name", UNTOUCHED)
+def test_layers_that_are_not_solved_stay_as_they_are(name: str) -> None:
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), UNTOUCHED[name]()).eval()
+    other = copy.deepcopy(whole)
+    with torch.no_grad():
+        other[0].weight[4:] = 0  # as if channels were gone
+    old = other[2].weight.detach().clone()
+    reconstruct(whole, other, {}, NOISE)
+    assert torch.equal(other[2].weight, old)
+
+
+def test_a_layer_that_is_too_large_or_used_twice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FEATURES", 71)
+    whole, small = doubled(nn.Conv2d(8, 5, 3))
+    old = small.reader.weight.detach().clone()
+    reconstruct(whole, small, GONE, NOISE)
+    assert torch.equal(small.reader.weight, old)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.again(self.again(self.first(x)))
+
+    twice = Twice().eval()
+    other = copy.deepcopy(twice)
+    with torch.no_grad():
+        other.first.weight[4:] = 0
+    old = other.again.weight.detach().clone()
+    reconstruct(twice, other, {}, NOISE)
+    assert torch.equal(other.again.weight, old)
+
+
+def test_statistics_are_moved_and_not_measured(trained: nn.Module, train: Data) -> None:
+    """A network that was fine-tuned with frozen statistics depends on them, and they are not those of its data."""
+    trained.norm.running_mean += 3
+    trained.norm.running_var *= 5
+    same = copy.deepcopy(trained)
+    reconstruct(trained, same, {}, train.batches())
+    torch.testing.assert_close(same.state_dict(), trained.state_dict(), rtol=1e-5, atol=1e-5)
+    louder = copy.deepcopy(trained)
+    with torch.no_grad():
+        louder.stem.weight *= 2
+    reconstruct(trained, louder, {}, train.batches(), weights=False)
+    images, _ = train.tensors()
+    with torch.no_grad():
+        mean = trained.stem(images).mean((0, 2, 3))
+    torch.testing.assert_close(louder.norm.running_mean, trained.norm.running_mean + mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(louder.norm.running_var, trained.norm.running_var * 4, rtol=1e-2, atol=1e-4)
+
+
+def test_it_recovers_more_than_new_statistics(trained: nn.Module, train: Data, selection: Data) -> None:
+    pruned = remove_channels(trained, SHAPE, 0.7, batches=train.batches())
+    measured = copy.deepcopy(pruned.model)
+    reestimate_batchnorm(measured, train.batches())
+    pruned.model.train()
+    reconstruct(trained, pruned.model, pruned.removed, train.batches())
+    assert pruned.model.training
+    assert not trained.training
+    assert accuracy(pruned.model.eval(), selection) > accuracy(measured, selection) + 0.02
+    assert not any(
+        part._forward_hooks or part._forward_pre_hooks for part in (*trained.modules(), *pruned.model.modules())
+    )
+
+
+def test_few_images_and_dead_channels_leave_finite_weights(trained: nn.Module) -> None:
+    """One image, and channels whose inputs are all zero."""
+    pruned = remove_channels(trained, SHAPE, 0.4, batches=NOISE)
+
+    def one() -> Iterator[tuple[Tensor, Any]]:
+        yield torch.zeros(1, *SHAPE), None
+
+    reconstruct(trained, pruned.model, pruned.removed, one)
+    assert all(value.isfinite().all() for value in pruned.model.state_dict().values())
+
+
+def test_images_are_as_many_as_fit(train: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIXELS", 100 * SHAPE[1] * SHAPE[2])
+    seen: list[int] = []
+    net = TinyNet().eval()
+    net.stem.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    reconstruct(net, copy.deepcopy(net), {}, train.batches())
+    assert seen == [100, 100]  # the original's and the copy's
