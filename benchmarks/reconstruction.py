@@ -6,7 +6,7 @@
         --out runs/tiny.json                                                                        does it run?
 
 A variant is NAME=FIELD:VALUE,FIELD:VALUE, fields of `CompressSpec`. `sgd` and `muon` train a ResNet-9 from scratch, as
-`from_scratch.py` does with --passes; `pretrained` is what a plan fine-tunes, in 240 steps. Each network is pruned to
+`from_scratch.py` does with --passes; `pretrained` is what a plan fine-tunes, in 120 steps. Each network is pruned to
 every one of --ratios, each from the one before. Rows have the score in float32 at every ratio, `val_accuracy`, their
 mean, and how many seconds the search took beside its measurements. Sets, splits and lists are those of `quality.py`;
 rows that are in --out already are not run again; other fields need another name.
@@ -38,7 +38,7 @@ from kitae.recipe import Recipe
 KEYS = ("set", "seed", "training", "variant")
 VARIANTS = ("off=reconstruct:false", "on=", "fast=finetune_rate:0.3", "alone=finetune_epochs:0")
 TRAININGS = {"sgd": {"sgd": "0.4"}, "muon": {"muon": "0.24"}}
-STEPS = 240
+STEPS = 120
 
 
 def planned(path: Path, seed: int, *, training: str, size: int | None, passes: int) -> Recipe:
