@@ -35,6 +35,7 @@ NAMES = {  # of variants in the ledger's studies
     "none": "no technique", "auto_augment": "AutoAugment", "rand_augment": "RandAugment", "mixup": "MixUp",
     "cutmix": "CutMix", "smoothing": "label smoothing", "full": "the full pipeline",
 }  # fmt: skip
+TRAININGS = {"sgd": "ResNet-9 with SGD", "muon": "ResNet-9 with Muon", "pretrained": "EfficientNet-Lite0 fine-tuned"}
 MUON_RATES = ("0.12", "0.24", "0.36", "0.48")
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
 
@@ -254,6 +255,29 @@ def without_a_probe(page: Path) -> str:
         ours, base = ({row["seed"]: row for row in one} for one in (probed[name], splits))
         rows.append([name, *cells, points(gains_of(ours, base))])
     return table(["Set", "From the probe (each split)", "From zeros", "Gained, points"], rows)
+
+
+def reconstructions(page: Path) -> str:
+    """A table of validation accuracy of pruned networks whose weights were solved, fine-tuned, or both."""
+    found: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
+    for row in json.loads((RESULTS / "reconstruction.json").read_text())["rows"]:
+        found.setdefault((row["set"], row["training"]), {}).setdefault(row["variant"], {})[row["seed"]] = row
+    rows = []
+    for (name, training), variants in found.items():
+        some = next(iter(variants["on"].values()))
+        network = f"{set_in_words(name)}, {some['image_size']} px, {TRAININGS[training]}"
+        for ratio in some["ratios"]:
+            reached = {
+                variant: {seed: row["ratios"][ratio][0] for seed, row in runs.items()}
+                for variant, runs in variants.items()
+            }
+            means = {variant: f"{100 * statistics.fmean(each.values()):.1f} %" for variant, each in reached.items()}
+            original = f"{100 * statistics.fmean(row['original'] for row in variants['on'].values()):.1f} %"
+            gained = points([100 * (value - reached["off"][seed]) for seed, value in reached["on"].items()])
+            removed = f"{100 * float(ratio):.0f} %"
+            rows.append([network, removed, original, *(means[v] for v in ("alone", "off", "on")), gained])
+    head = ["Network", "Channels removed", "Original", "Solved, no fine-tuning", "Only fine-tuned", "Both"]
+    return table([*head, "Gained by solving, points"], rows)
 
 
 def kept_tunings(page: Path) -> str:
@@ -496,6 +520,7 @@ MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "probes": probes,
     "without a probe": without_a_probe,
     "kept fine-tunings": kept_tunings,
+    "solved weights": reconstructions,
     "temperatures": temperatures,
     "views": views,
     "ratios": ratios,

@@ -32,6 +32,7 @@ from kitae.pipelines.networks import Network, Networks
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
 from kitae.runtime import Model
+from kitae.training.learner import Learner
 from kitae.training.spec import TrainSpec
 from tests.refusals import refused
 
@@ -474,6 +475,33 @@ def test_statistics_that_were_frozen_stay_so_in_fine_tuning(finished: Run, tmp_p
     same = {name: torch.equal(value, after[name]) for name, value in before.items()}
     assert all(equal for name, equal in same.items() if ".running_" in name)
     assert not all(same.values()), "the weights were trained"
+    for _ in range(2):  # the second time it is loaded, and the next ratio is fine-tuned from it
+        networks = Networks(run, CompressSpec(finetune_epochs=0), tmp_path, print)
+        pruned = networks.prune([networks.original], 0.5)
+        assert pruned is not None
+        norms = [module for module in pruned.model.train().modules() if isinstance(module, nn.BatchNorm2d)]
+        assert norms
+        assert not any(norm.training for norm in norms)
+
+
+def test_a_fine_tuning_that_makes_solved_weights_worse_is_discarded(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = Networks(finished, CompressSpec(finetune_rate=1.0, finetune_epochs=1), tmp_path / "tuned", print)
+    alone = Networks(finished, CompressSpec(finetune_epochs=0), tmp_path / "alone", print)
+    step = Learner.step
+
+    def spoils(learner: Learner, *args: Any) -> Any:
+        result = step(learner, *args)
+        with torch.no_grad():
+            for parameter in learner.model.parameters():
+                parameter.zero_()
+        return result
+
+    monkeypatch.setattr(Learner, "step", spoils)
+    found = [networks.prune([networks.original], 0.5) for networks in (tuned, alone)]
+    weights = [one.model.state_dict() for one in found if one is not None]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
 
 
 def test_8_bit_training_that_only_made_it_worse_is_no_candidate(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:

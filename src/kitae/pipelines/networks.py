@@ -126,7 +126,10 @@ class Networks:
                 return self._cut(reached[-1], ratio, spec, _seed(key))
             return self._masked(reached[-1], ratio, key)
 
-        found = self._once(key, lambda shape: reshape(self._fresh(), shape), train)
+        def build_for(shape: Shape) -> nn.Module:
+            return reshape(self._fresh(self.run.recipe.model.trainable), shape)
+
+        found = self._once(key, build_for, train)
         return None if found is None else replace(found, ratio=ratio)
 
     def aware(self, network: Network) -> Network:
@@ -173,7 +176,7 @@ class Networks:
         """Untrained networks, the narrowest first: of the run's family if it supports widths, else ResNet-9s."""
         given = self.run.recipe.model
         family = given.name if supports(given.name, width=_WIDTHS[0]) else "resnet9"
-        plain = given.model_copy(update={"name": family, "stem": "auto", "features": "last"})
+        plain = given.unfrozen.model_copy(update={"name": family, "stem": "auto", "features": "last"})
         specs = [plain.model_copy(update={"width": width}) for width in _WIDTHS]
         return {
             f"{family} of width {spec.width}": self.setup.whitened(self._fresh(spec), spec).eval() for spec in specs
@@ -207,7 +210,7 @@ class Networks:
 
     def _fresh(self, spec: ModelSpec | None = None) -> nn.Module:
         run, recipe = self.run, self.run.recipe
-        return build_seeded((spec or recipe.model).unfrozen, recipe.train.seed, len(run.classes), run.rules)
+        return build_seeded(spec or recipe.model.unfrozen, recipe.train.seed, len(run.classes), run.rules)
 
     # ---- what is kept -------------------------------------------------------------------------------------------
 
@@ -277,8 +280,8 @@ class Networks:
             kept[name] = tuple(earlier[i] for i in positions)
         shape = difference(original, result.model, kept)
         reconstruct(before.model, result.model, result.removed, self._batches, weights=spec.reconstruct)
-        if spec.finetune_epochs:
-            self._recover(result.model, spec.finetune_epochs, spec.finetune_rate, seed)
+        if spec.finetune_epochs:  # from solved weights, it may only make the network worse
+            self._recover(result.model, spec.finetune_epochs, spec.finetune_rate, seed, keep="best or start")
         return Network(ratio, result.model, shape, masked_error=result.masked_error)
 
     def _masked(self, before: Network, ratio: float, key: str) -> Network:
