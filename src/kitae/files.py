@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -112,6 +113,14 @@ def require_format(value: Mapping[str, Any], known: int, path: Path, error: type
     given = value.get("format", known)
     if not isinstance(given, int) or given > known:
         raise error(f"{path}: was written by a newer version of Kitae (format {given}, not {known}); upgrade kitae")
+
+
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,]*$)")  # a signed number is none
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would run this cell of a CSV file."""
+    return _FORMULA.match(text) is not None
 
 
 MODEL_FACTS = ("classes", "preprocess", "mean", "std", "temperature")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from kitae import console, views
 from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, note_unfinished, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError, require
-from kitae.files import unwritable, write_atomically, write_parquet
+from kitae.files import is_formula, unwritable, write_atomically, write_parquet
 from kitae.folders import kind_of
 
 
@@ -320,12 +320,9 @@ def _check_out(out: Path) -> None:
 _SHARE = re.compile(r"[01]\.\d{6}")  # a probability in a .csv file
 
 
-_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,]*$)")  # a cell that a spreadsheet would run; a signed number is none
-
-
 def _cell(name: str) -> str:
     """A name in a .csv file, as text of a spreadsheet: names come from the files and the model of others."""
-    return f"'{name}" if _FORMULA.match(name) else name
+    return f"'{name}" if is_formula(name) else name
 
 
 def _head(classes: tuple[str, ...]) -> list[str]:
@@ -385,7 +382,7 @@ def _write_predictions(
         writer = csv.writer(text)
         writer.writerow(_head(classes))
         for file, name, shares in zip(files, names, probabilities, strict=True):
-            path = f"./{file}" if _FORMULA.match(str(file)) else str(file)
+            path = f"./{file}" if is_formula(str(file)) else str(file)
             writer.writerow([path, _cell(name), *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())
         return

@@ -24,7 +24,7 @@ from kitae.data.check import CheckReport
 from kitae.data.parquet import ParquetSource
 from kitae.data.sources import path_of
 from kitae.errors import DataError, require
-from kitae.files import replacing, user_path, write_atomically
+from kitae.files import is_formula, replacing, user_path, write_atomically
 
 _ROWS = 128  # written at once
 
@@ -113,7 +113,7 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
         if label != label.strip():  # would become the class without the spaces
             raise DataError(f"{source.name}: the class {label!r} begins or ends with a space; rename its folder")
         # Else a folder called `~` would be read as the home folder, and a spreadsheet would run the others as formulas.
-        paths.append(f"./{name}" if name.startswith(("~", "=", "+", "-", "@")) else name)
+        paths.append(f"./{name}" if name.startswith("~") or is_formula(name) else name)
     columns = {"path": paths, "label": labels, **_more(table, kept)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
