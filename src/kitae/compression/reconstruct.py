@@ -12,7 +12,8 @@ fine-tuned with frozen statistics are not those of its data, and it depends on t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from kitae.modes import convolutions_in_float32, evaluating
 
 RIDGE = 0.03
 """How far solved weights are held to the old ones: the share of the mean variance of a layer's inputs that is added to
-each. Measured in `benchmarks/results/reconstruction.json`."""
+each. Chosen on validation; between 0.01 and 0.1 little changes (LOG.md, 2026-12-01)."""
 
 _PIXELS = 2**23  # of the images of the pass, all in memory at once: 2,048 at 64 px, 167 at 224
 _IMAGES = 2048
@@ -32,12 +33,14 @@ _FEATURES = 5000  # inputs times kernel of the largest layer that is solved; the
 _ROUNDING = 1e-5  # differences of outputs below it, as a share of the largest, are rounding
 _ROWS = 4096, 16384  # positions that a layer is solved on, at least and at most, else four times its features
 
-Hook = Callable[..., None]
-Removed = Mapping[str, Sequence[int]]
-
 
 def reconstruct(
-    original: nn.Module, smaller: nn.Module, removed: Removed, batches: Batches, *, weights: bool = True
+    original: nn.Module,
+    smaller: nn.Module,
+    removed: Mapping[str, Sequence[int]],
+    batches: Batches,
+    *,
+    weights: bool = True,
 ) -> None:
     """Change the weights and BatchNorm statistics of a pruned network, so that it computes what it did before.
 
@@ -53,41 +56,26 @@ def reconstruct(
     images = _first(batches)
     before = _Before()
     with evaluating(original), evaluating(smaller), torch.no_grad(), convolutions_in_float32():
-        with _Hooks() as hooks:
+        with ExitStack() as hooks:
             for name, module in original.named_modules():
                 if _is_norm(module):
-                    hooks.add(module.register_forward_hook(partial(before.note_norm, name)))
+                    hooks.callback(module.register_forward_hook(partial(before.note_norm, name)).remove)
                 elif weights and _can_be_solved(module):
-                    hooks.add(module.register_forward_hook(partial(before.note_layer, name)))
+                    hooks.callback(module.register_forward_hook(partial(before.note_layer, name)).remove)
             original(images)
-        with _Hooks() as hooks:
+        with ExitStack() as hooks:
             for name, module in smaller.named_modules():
                 if before.calls[name] != 1:
                     continue
                 kept = _kept(before.widths[name], removed.get(name, ()))
                 if name in before.statistics:
-                    hooks.add(module.register_forward_pre_hook(partial(_move, before.statistics[name], kept)))
+                    correct = partial(_move, before.statistics[name], kept)
                 else:
-                    places, outputs = before.outputs[name]
-                    wanted = outputs[:, kept.to(outputs.device)]
+                    places, outputs = before.outputs.pop(name)
                     centred = module.bias is not None or bool(before.statistics)
-                    hooks.add(module.register_forward_pre_hook(partial(_solve, places, wanted, centred)))
+                    correct = partial(_solve, places, outputs[:, kept.to(outputs.device)], centred)
+                hooks.callback(module.register_forward_pre_hook(correct).remove)
             smaller(images)
-
-
-class _Hooks:
-    """Hooks that are removed at the end."""
-
-    def __init__(self) -> None:
-        self._handles: list[Any] = []
-        self.add = self._handles.append
-
-    def __enter__(self) -> _Hooks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 class _Before:
