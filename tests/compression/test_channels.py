@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kitae.compression import channels
-from kitae.compression.batchnorm import reestimate_batchnorm
 from kitae.compression.channels import masked_original, remove_channels
 from kitae.compression.counting import count
+from kitae.compression.reconstruct import reconstruct
 from kitae.compression.shape import reshape
 from kitae.errors import CompressionError
 from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy, noise
@@ -176,7 +176,7 @@ def test_random_is_worse_than_importance(trained: nn.Module, selection: Data, tr
         result = remove_channels(
             trained, SHAPE, {"conv1": 0.5, "point": 0.5}, importance=importance, batches=train.batches(), seed=seed
         )
-        reestimate_batchnorm(result.model, train.batches())
+        reconstruct(trained, result.model, result.removed, train.batches(), weights=False)
         return accuracy(result.model, selection)
 
     chance = sum(after("random", seed) for seed in range(5)) / 5

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.batchnorm import Batches
 from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of, width_of
 from kitae.compression.masks import global_shares, most, ratios_by_layer
+from kitae.compression.reconstruct import Batches
 from kitae.compression.shape import Shape, difference
 from kitae.compression.spec import Importance, Scope
 from kitae.console import quiet

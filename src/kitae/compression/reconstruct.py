@@ -12,7 +12,7 @@ fine-tuned with frozen statistics are not those of its data, and it depends on t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.batchnorm import Batches
 from kitae.modes import convolutions_in_float32, evaluating
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives normalised training images float32 [n, C, H, W] and labels int64 [n]."""
 
 RIDGE = 0.03
 """How far solved weights are held to the old ones: the share of the mean variance of a layer's inputs that is added to

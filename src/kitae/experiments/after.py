@@ -6,6 +6,7 @@ A step is a function (run, folder, **settings) -> {name: number}, possibly neste
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import sys
@@ -118,18 +119,18 @@ def prune(
 
     Args:
         ratio: share of the weights (unstructured) or channels (structured) that is removed, in [0, 1).
-        epochs: of fine-tuning, from a tenth of the recipe's learning rate down a cosine; BatchNorm's statistics are
-            re-estimated before it. 0 is none.
+        epochs: of fine-tuning, from a tenth of the recipe's learning rate down a cosine; BatchNorm's statistics, and
+            with `structured` the weights that are left, are corrected before it. 0 is none.
         scope: rank weights within each `layer`, or all of them together (`global`).
 
     Returns:
         accuracy (test), val_accuracy, sparsity (zero weights as a share of all parameters), parameters (nonzero),
         compressed_bytes.
     """
-    from kitae.compression.batchnorm import reestimate_batchnorm
     from kitae.compression.channels import remove_channels
     from kitae.compression.counting import compressed_bytes, count
     from kitae.compression.masks import apply_masks, magnitude_masks
+    from kitae.compression.reconstruct import reconstruct
     from kitae.pipelines.setup import Setup
     from kitae.training.distributed import join
     from kitae.training.fit import Tuning
@@ -138,14 +139,16 @@ def prune(
     model = run.load_model(free=True).to(join(run.recipe.train.device).device)
     batches = partial(setup.clean_batches, next(model.parameters()).device)
     hold = None
+    before = copy.deepcopy(model)
     if ratio and kind == "unstructured":
         masks = magnitude_masks(model, ratio, scope=scope)
         apply_masks(model, masks)
         hold = partial(apply_masks, masks=masks)
+        reconstruct(before, model, {}, batches, weights=False)
     elif ratio:
-        model = remove_channels(model, setup.store.rules.shape, ratio, batches=batches, scope=scope).model
-    if ratio:
-        reestimate_batchnorm(model, batches)
+        pruned = remove_channels(model, setup.store.rules.shape, ratio, batches=batches, scope=scope)
+        model = pruned.model
+        reconstruct(before, model, pruned.removed, batches)
     if epochs:
         # Not the seed of the training, but the same for every ratio, so that only the ratio differs.
         seed = keyed.derive_seed(run.recipe.train.seed, 0, 0, keyed.SLOT_TUNING) & 0xFFFFFFFF
