@@ -32,6 +32,10 @@ EARLIER = (
     "fine-tuning saw the same augmented epochs at each ratio, and the original with the winner's further epochs was "
     "not among the controls."
 )
+NOT_SOLVED = (
+    "Measured before 1 December 2026, since when the weights that pruning leaves [are solved]"
+    "(../compression.md#without-training) before they are fine-tuned."
+)
 HEAD = """# Compression: what it costs and what it brings
 
 Made by `python benchmarks/compression.py` from the folders that `kitae compress` wrote
@@ -96,6 +100,8 @@ def _section(name: str, facts: dict[str, Any]) -> str:
     lines.append("")
     if facts["machine"]["when"] < CORRECTED:
         lines += [EARLIER, ""]
+    if spec["prune"] == "structured" and "reconstruct" not in spec:
+        lines += [NOT_SOLVED, ""]
     lines += [f"Left out: {item['name']} ({item['why']})." for item in facts.get("left_out", ())]
     lines += _verified(facts["candidates"])
     test, budget = facts["test"], facts["spec"]["max_drop"]
