@@ -275,9 +275,9 @@ def reconstructions(page: Path) -> str:
             original = f"{100 * statistics.fmean(row['original'] for row in variants['on'].values()):.1f} %"
             gained = points([100 * (value - reached["off"][seed]) for seed, value in reached["on"].items()])
             removed = f"{100 * float(ratio):.0f} %"
-            rows.append([network, removed, original, *(means[v] for v in ("alone", "off", "on")), gained])
-    head = ["Network", "Channels removed", "Original", "Solved, no fine-tuning", "Only fine-tuned", "Both"]
-    return table([*head, "Gained by solving, points"], rows)
+            rows.append([network, removed, original, *(means[v] for v in ("alone", "off", "on", "fast")), gained])
+    head = ["Network", "Removed", "Original", "Solved", "Fine-tuned at 0.1", "Both, at 0.1", "Both, at 0.3"]
+    return table([*head, "Gained by solving (at 0.1), points"], rows)
 
 
 def kept_tunings(page: Path) -> str:

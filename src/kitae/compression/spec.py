@@ -85,7 +85,7 @@ class CompressSpec(Spec):
     gradual: bool = False
     reconstruct: bool = True
     finetune_epochs: int = Field(5, ge=0)
-    finetune_rate: float = Field(0.1, gt=0, le=1)
+    finetune_rate: float = Field(0.3, gt=0, le=1)
     distill: bool = True
     quantize: tuple[Precision, ...] = Field(("none", "static"), min_length=1)
     qat_epochs: int = Field(2, ge=1)
