@@ -79,6 +79,21 @@ def test_a_ridge_holds_weights_to_the_old_ones(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(small.reader.weight, old, rtol=0, atol=1e-6)
 
 
+def test_the_mean_of_a_classifier_without_a_bias_is_kept() -> None:
+    """The norms of the network correct the means of convolutions, but no norm comes after the classifier."""
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 8, 3, bias=False)
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    whole = nn.Sequential(stem, nn.BatchNorm2d(8), nn.ReLU(), pool, nn.Linear(8, 5, bias=False)).eval()
+    other = copy.deepcopy(whole)
+    images, _ = next(iter(NOISE()))
+    with torch.no_grad():
+        other[4].weight[:, 4:] = 0  # as if channels were gone
+        mean, before = whole(images).mean(0), other(images).mean(0)
+        reconstruct(whole, other, {}, NOISE)
+        assert (other(images).mean(0) - mean).norm() < 0.1 * (before - mean).norm()
+
+
 UNTOUCHED = {
     "grouped": lambda: nn.Conv2d(8, 8, 3, groups=2),
     "reflects": lambda: nn.Conv2d(8, 5, 3, padding=1, padding_mode="reflect"),

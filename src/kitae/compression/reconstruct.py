@@ -74,7 +74,8 @@ def reconstruct(
                     correct = partial(_move, before.statistics[name], kept)
                 else:
                     places, outputs = before.outputs.pop(name)
-                    centred = module.bias is not None or bool(before.statistics)
+                    # A norm after a convolution corrects the means; after a classifier there is none.
+                    centred = module.bias is not None or (isinstance(module, nn.Conv2d) and bool(before.statistics))
                     correct = partial(_solve, places, outputs[:, kept.to(outputs.device)], centred)
                 hooks.callback(module.register_forward_pre_hook(correct).remove)
             smaller(images)
