@@ -732,6 +732,18 @@ def test_a_store_that_another_process_makes_is_not_removed(pets: Path, cache: Pa
     assert set(stores(cache)) == {first.path, second.path}
 
 
+def test_only_finished_stores_are_removed_to_make_room(pets: Path, cache: Path) -> None:
+    own = open_store(of(pets, image_size=8)).path.parent / "mine"
+    being_built = own.with_name(f".{'0' * 20}-12345678.tmp")  # its last file is the manifest
+    for folder in (own, being_built):
+        folder.mkdir()
+        (folder / MANIFEST).write_text("{}")
+    with lock(own.with_name(f"{'0' * 20}.lock")):
+        open_store(of(pets, image_size=9, store_cache_gb=1e-9))
+    assert own.exists()
+    assert being_built.exists()
+
+
 def test_a_store_of_which_half_was_removed_is_swept(pets: Path, cache: Path) -> None:
     first = open_store(of(pets, image_size=8))
     first.path.rename(first.path.with_name(f".{first.path.name}-old.tmp"))

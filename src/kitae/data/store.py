@@ -231,7 +231,7 @@ def _make_room(keep: Path, limit: float) -> None:
     root = keep.parent
 
     def entries() -> Iterator[Kept]:
-        for manifest in root.glob(f"*/{MANIFEST}"):
+        for manifest in root.glob(f"{'[0-9a-f]' * 20}/{MANIFEST}"):  # no folders of others, nor unfinished ones
             with contextlib.suppress(OSError):  # removed by another process
                 used = manifest.stat().st_mtime_ns
                 yield Kept(used, sum(file.stat().st_size for file in manifest.parent.iterdir()), manifest.parent)
