@@ -744,6 +744,40 @@ def test_only_finished_stores_are_removed_to_make_room(pets: Path, cache: Path) 
     assert being_built.exists()
 
 
+def test_a_store_that_cannot_be_removed_does_not_count_as_room(
+    pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (open_store(of(pets, image_size=size)) for size in (8, 9))
+    used_at(first, 1000)
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        if path == first.path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    limit = bytes_of(second) + bytes_removed(open_store(of(pets, image_size=10)))
+    last = open_store(of(pets, image_size=10, store_cache_gb=limit / 1e9))
+    assert set(stores(cache)) == {first.path, last.path}
+
+
+def test_a_cache_is_shared_with_a_user_whose_locks_cannot_be_taken(
+    pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = open_store(of(pets, image_size=8))
+    touch = Path.touch
+
+    def touched(path: Path) -> None:
+        if path.name in ("room.lock", f"{theirs.path.name}.lock"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        touch(path)
+
+    monkeypatch.setattr(Path, "touch", touched)
+    ours = open_store(of(pets, image_size=9, store_cache_gb=1e-9))
+    assert set(stores(cache)) == {theirs.path, ours.path}
+
+
 def test_a_store_of_which_half_was_removed_is_swept(pets: Path, cache: Path) -> None:
     first = open_store(of(pets, image_size=8))
     first.path.rename(first.path.with_name(f".{first.path.name}-old.tmp"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,13 +27,17 @@ def make_room(
 ) -> None:
     """Remove the least recently used entries until the rest fits, but not `keep` or one that is being opened or made.
 
+    What cannot be removed stays, such as the entries of another user.
+
     Args:
         folder: what is locked meanwhile, so that two processes do not both remove enough.
         entries: what `folder` holds now.
         limit: bytes that they may take, by what they take now.
-        remove: called with an entry's path while its lock is held, `NAME.lock` next to it.
+        remove: called with an entry's path while its lock is held, `NAME.lock` next to it. OSError: it is still there.
     """
-    with lock(folder / "room.lock"):
+    with ExitStack() as alone:
+        with suppress(PermissionError):  # made by another user
+            alone.enter_context(lock(folder / "room.lock"))
         held = sorted(entries())
         total = sum(entry.size for entry in held)
         most = limit(total)
@@ -41,7 +46,7 @@ def make_room(
                 break
             if entry.path == keep:
                 continue
-            with lock(entry.path.with_suffix(".lock"), wait=False) as state:
+            with suppress(OSError), lock(entry.path.with_suffix(".lock"), wait=False) as state:
                 if state != "busy":
                     remove(entry.path)
                     total -= entry.size

@@ -237,9 +237,8 @@ def _make_room(keep: Path, limit: float) -> None:
                 yield Kept(used, sum(file.stat().st_size for file in manifest.parent.iterdir()), manifest.parent)
 
     def remove(folder: Path) -> None:
-        with contextlib.suppress(OSError):  # in use, where the system does not rename open files
-            aside = folder.rename(root / f".{folder.name}-old.tmp")  # so that nobody opens half of it
-            shutil.rmtree(aside, ignore_errors=True)
+        aside = folder.rename(root / f".{folder.name}-old.tmp")  # so that nobody opens half of it
+        shutil.rmtree(aside, ignore_errors=True)
 
     make_room(root, entries, lambda total: min(limit, (shutil.disk_usage(root).free + total) / 2), remove, keep)
 
