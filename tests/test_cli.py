@@ -779,9 +779,10 @@ def test_without_pytorch_a_wrong_path_is_not_answered_with_it(home: Path) -> Non
 
 @pytest.mark.parametrize("words", ["predict run a.png", "train fashion-mini --out none"])
 def test_windows_is_told_what_runs_there(home: Path, run: Path, words: str) -> None:
-    """It has no `resource`."""
+    """It has no `resource` and no fork."""
     code = (
-        f"import sys\nsys.modules['resource'] = None\nsys.argv[1:] = {words.split()}\n"
+        "import concurrent.futures.thread, os, sys, torch.utils.data\n"
+        f"del os.register_at_fork\nsys.modules['resource'] = None\nsys.argv[1:] = {words.split()}\n"
         "from kitae.cli import main\nmain()"
     )
     Image.new("RGB", (8, 8)).save(home / "a.png")

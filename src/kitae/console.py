@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kitae.files import plain
+from kitae.machine import after_fork
 
 _LISTED = 20  # rows of a listing on a terminal
 _HELD = "\ue000"  # a space at which a line is not broken; of private use, so in no text
@@ -38,8 +39,7 @@ console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _json = False  # whether only `answer` prints to standard output
 _silence = threading.RLock()
-if hasattr(os, "register_at_fork"):  # in a forked process, none of the parent's other threads would release it
-    os.register_at_fork(after_in_child=_silence._at_fork_reinit)  # type: ignore[attr-defined]
+after_fork(_silence._at_fork_reinit)  # type: ignore[attr-defined]
 _shown: Live | None = None  # the line of `status`, until something is printed
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -29,6 +29,15 @@ def sleep_while_waiting(environment: MutableMapping[str, str]) -> None:
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def after_fork(action: Callable[[], object]) -> None:
+    """Call this in forked processes: locks of the parent's other threads would never be released there.
+
+    Does nothing on Windows, which has no fork.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=action)
 
 
 def processors() -> int:

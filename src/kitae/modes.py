@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from kitae.machine import after_fork
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 GENERATORS = threading.RLock()
 """Held while global generators are seeded and drawn from: all threads of a process share them."""
 
-# In a forked process, none of the parent's other threads would release it.
-os.register_at_fork(after_in_child=GENERATORS._at_fork_reinit)  # type: ignore[attr-defined]
+after_fork(GENERATORS._at_fork_reinit)  # type: ignore[attr-defined]
 
 _WHOLE = ("none", "ieee")  # settings with which float32 is not rounded
 
@@ -73,7 +73,7 @@ def for_all_threads(change: Callable[[], AbstractContextManager[None]]) -> Calla
     Each on its own would restore what it found, which another thread had changed.
     """
     lock, held, inside = threading.Lock(), ExitStack(), 0
-    os.register_at_fork(after_in_child=lock._at_fork_reinit)  # type: ignore[attr-defined]
+    after_fork(lock._at_fork_reinit)  # type: ignore[attr-defined]
 
     @contextmanager
     @functools.wraps(change)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ from kitae.augment.ops.base import ARGS, CODES, GAUSSIAN_NOISE, NOP, RESIZED_CRO
 from kitae.augment.ops.noise import noise_quantiles
 from kitae.augment.plan import Keys, Pipeline, Program
 from kitae.keyed import SLOT_MIX
-from kitae.machine import processors
+from kitae.machine import after_fork, processors
 from kitae.native import jit
 from kitae.native.link import OP, PLAN
 from kitae.native.threads import prepare, share_parts
@@ -76,7 +75,7 @@ def _after_fork() -> None:
     _arrays.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)
 
 # Larger results do not stay in the caches anyway, so they are written with non-temporal stores.
 STREAM_BYTES = 12 << 20

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import importlib.util
 import multiprocessing
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kitae.machine import after_fork
 from kitae.native.jit import by_address, native
 from kitae.native.link import PART, TAKE, as_i64, call7, fetch_add
 from kitae.native.share import share
@@ -88,7 +88,7 @@ def _after_fork() -> None:
     _forked, _shared = True, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)
 
 
 @functools.cache
