@@ -94,6 +94,31 @@ def test_the_mean_of_a_classifier_without_a_bias_is_kept() -> None:
         assert (other(images).mean(0) - mean).norm() < 0.1 * (before - mean).norm()
 
 
+class Mirror(nn.Module):
+    """A second channel: the first one in the left column, and minus it elsewhere; or zeros, as if it were gone."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = -self.share * x
+        other[..., 0] *= -1
+        return Tokens()(torch.cat([x, other], dim=1))  # type: ignore[no-any-return]
+
+
+def test_tokens_of_all_columns_are_used() -> None:
+    """256 images of 16 x 16 tokens are 16 times as many as are used."""
+    whole, other = (nn.Sequential(Mirror(share), nn.Linear(2, 1)).eval() for share in (1.0, 0.0))
+    images = torch.randn(256, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for net in (whole, other):
+            net[1].weight.fill_(1.0)
+            net[1].bias.zero_()
+    reconstruct(whole, other, {}, lambda: [(images, images)])
+    assert abs(other[1].weight[0, 0]) < 0.5, "2 in the left column, 0 elsewhere"
+
+
 UNTOUCHED = {
     "grouped": lambda: nn.Conv2d(8, 8, 3, groups=2),
     "reflects": lambda: nn.Conv2d(8, 5, 3, padding=1, padding_mode="reflect"),

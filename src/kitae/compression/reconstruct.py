@@ -33,6 +33,7 @@ _PIXELS = 2**23  # of the images of the pass, all in memory at once: 2,048 at 64
 _IMAGES = 2048
 _FEATURES = 5000  # inputs times kernel of the largest layer that is solved; the time grows with the cube
 _ROUNDING = 1e-5  # differences of outputs below it, as a share of the largest, are rounding
+_GOLDEN = 0.6180339887  # its multiples, modulo 1, are spread evenly
 _ROWS = 4096, 16384  # positions that a layer is solved on, at least and at most, else four times its features
 
 
@@ -95,7 +96,7 @@ class _Before:
         self.calls: Counter[str] = Counter()
         self.widths: dict[str, int] = {}
         self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
-        self.outputs: dict[str, tuple[Tensor | slice, Tensor]] = {}
+        self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note_norm(self, name: str, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.calls[name] += 1
@@ -112,8 +113,8 @@ class _Before:
             self.outputs[name] = places, values.transpose(1, 2).flatten(0, 1)
         else:
             self.widths[name] = output.shape[-1]
-            every = slice(None, None, max(1, output[..., 0].numel() // rows))
-            self.outputs[name] = every, output.flatten(0, -2)[every].clone()  # the next layer may work in place
+            places = _spread(output[..., 0].numel(), rows).to(output.device)
+            self.outputs[name] = places, output.flatten(0, -2)[places]
 
 
 def _first(batches: Batches) -> Tensor:
@@ -158,9 +159,9 @@ def _move(before: tuple[Tensor, Tensor], kept: Tensor, norm: Any, inputs: tuple[
     norm.running_var *= (variance + norm.eps) / (old_variance + norm.eps)
 
 
-def _solve(places: Tensor | slice, wanted: Tensor, centred: bool, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+def _solve(places: Tensor, wanted: Tensor, centred: bool, layer: Any, inputs: tuple[Tensor, ...]) -> None:
     """Give a layer the weights whose outputs are closest to `wanted`. `centred`: means are corrected elsewhere."""
-    x = inputs[0].flatten(0, -2)[places] if isinstance(places, slice) else _patches(layer, inputs[0], places)
+    x = inputs[0].flatten(0, -2)[places] if isinstance(layer, nn.Linear) else _patches(layer, inputs[0], places)
     x, weight = x.float(), layer.weight.flatten(1).float()
     missing = wanted - nn.functional.linear(x, weight, layer.bias)
     if missing.abs().max() <= _ROUNDING * wanted.abs().max():
@@ -181,10 +182,17 @@ def _solve(places: Tensor | slice, wanted: Tensor, centred: bool, layer: Any, in
         layer.bias += (missing_mean - change @ x_mean).to(layer.bias.dtype)
 
 
+def _spread(total: int, most: int) -> Tensor:
+    """As many of `total` positions as are used, in no step that a row of an image is a multiple of: int64."""
+    if total <= most:
+        return torch.arange(total)
+    return (torch.arange(most, dtype=torch.float64) * _GOLDEN % 1 * total).long()
+
+
 def _places(images: int, positions: int, each: int) -> Tensor:
     """Evenly spaced positions of each image, which begin elsewhere in every image: int64 [images, each at most]."""
     each = min(each, positions)
-    start = (torch.arange(images, dtype=torch.float64) * 0.6180339887 % 1 * positions).long()
+    start = (torch.arange(images, dtype=torch.float64) * _GOLDEN % 1 * positions).long()
     return (torch.arange(each) * positions // each + start[:, None]) % positions
 
 
