@@ -36,7 +36,10 @@ from kitae.pipelines.train import asked
 from kitae.recipe import Recipe
 
 KEYS = ("set", "seed", "training", "variant")
-VARIANTS = ("off=reconstruct:false", "on=", "fast=finetune_rate:0.3", "alone=finetune_epochs:0")
+VARIANTS = (
+    "off=finetune_rate:0.1,reconstruct:false", "on=finetune_rate:0.1", "fast=finetune_rate:0.3",
+    "alone=finetune_epochs:0",
+)  # fmt: skip
 TRAININGS = {"sgd": {"sgd": "0.4"}, "muon": {"muon": "0.24"}}
 STEPS = 120
 
