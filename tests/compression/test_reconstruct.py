@@ -206,10 +206,12 @@ def test_few_images_and_dead_channels_leave_finite_weights(trained: nn.Module) -
     assert all(value.isfinite().all() for value in pruned.model.state_dict().values())
 
 
-def test_images_are_as_many_as_fit(train: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIXELS", 100 * SHAPE[1] * SHAPE[2])
+@pytest.mark.parametrize("limit", ["_PIXELS", "_VALUES"])
+def test_images_are_as_many_as_fit(train: Data, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     seen: list[int] = []
     net = TinyNet().eval()
+    largest = net.stem.out_channels if limit == "_VALUES" else 1  # its output is the largest
+    monkeypatch.setattr(module, limit, 100 * SHAPE[1] * SHAPE[2] * largest)
     net.stem.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     reconstruct(net, copy.deepcopy(net), {}, train.batches())
-    assert seen == [100, 100]  # the original's and the copy's
+    assert seen == [1, 100, 100]  # to see what fits, the original's and the copy's

@@ -29,7 +29,9 @@ RIDGE = 0.03
 """How far solved weights are held to the old ones: the share of the mean variance of a layer's inputs that is added to
 each. Chosen on validation; between 0.01 and 0.1 little changes (LOG.md, 2026-12-01)."""
 
-_PIXELS = 2**23  # of the images of the pass, all in memory at once: 2,048 at 64 px, 167 at 224
+# The images of the pass are all in memory at once: 2,048, fewer of a network with large outputs; 167 at 224 px.
+_PIXELS = 2**23
+_VALUES = 2**28  # of the largest output of a module, 1 GiB; a few of its size are in memory
 _IMAGES = 2048
 _FEATURES = 5000  # inputs times kernel of the largest layer that is solved; the time grows with the cube
 _ROUNDING = 1e-5  # differences of outputs below it, as a share of the largest, are rounding
@@ -53,12 +55,12 @@ def reconstruct(
         original: the network before; not changed.
         smaller: changed in place; its mode is kept. On the same device.
         removed: the output channels that `smaller` lost, by layer and norm, as in `channels.Pruned`.
-        batches: *training* images, of which as many are used as `_PIXELS` allows.
+        batches: *training* images, of which as many are used as `_PIXELS` and `_VALUES` allow.
         weights: False only corrects the statistics.
     """
-    images = _first(batches)
     before = _Before()
     with evaluating(original), evaluating(smaller), torch.no_grad(), convolutions_in_float32():
+        images = _first(batches, original)
         with ExitStack() as hooks:
             for name, module in original.named_modules():
                 if _is_norm(module):
@@ -117,16 +119,32 @@ class _Before:
             self.outputs[name] = places, output.flatten(0, -2)[places]
 
 
-def _first(batches: Batches) -> Tensor:
+def _first(batches: Batches, model: nn.Module) -> Tensor:
     """As many images as are used, in one tensor [n, C, H, W]."""
     found: list[Tensor] = []
-    most = _IMAGES
+    most = 0
     for images, _ in batches():
-        most = min(_IMAGES, max(1, _PIXELS // images[0, 0].numel()))
+        if not found:
+            fit = min(_PIXELS // images[0, 0].numel(), _VALUES // _largest(model, images[:1]))
+            most = max(1, min(_IMAGES, fit))
         found.append(images[: most - sum(map(len, found))])
         if sum(map(len, found)) >= most:
             break
     return torch.cat(found)
+
+
+def _largest(model: nn.Module, image: Tensor) -> int:
+    """Values of the largest output of a module for one image."""
+    sizes = [1]
+
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_hook(note).remove)
+        model(image)
+    return max(sizes)
 
 
 def _is_norm(module: nn.Module) -> bool:
