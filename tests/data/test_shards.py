@@ -633,6 +633,19 @@ def test_opening_a_shard_that_is_there_does_not_list_the_others(
     assert len(asked) == 4
 
 
+def test_a_shard_that_another_user_downloaded_can_be_read(
+    server: tuple[str, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder, asked = server
+    shards(folder)
+    ShardCache(tmp_path, 1e9).open(f"{address}/set-0.tar").close()
+    monkeypatch.setattr(Path, "touch", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with ShardCache(tmp_path, 1e9).open(f"{address}/set-0.tar") as file:
+        assert file.read() == (folder / "set-0.tar").read_bytes()
+    assert len(asked) == 1
+    refused(DataError, "cannot be written", ShardCache(tmp_path, 1e9).open, f"{address}/set-1.tar")
+
+
 @needs_status
 def test_a_shard_that_another_process_removed_is_not_kept_open(
     server: tuple[str, Path, list[str]], tmp_path: Path

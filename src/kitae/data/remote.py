@@ -72,12 +72,18 @@ class ShardCache:
         target = self._target(shard)
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with lock(target.with_suffix(".lock")) as state:  # until it is open, so that nobody removes it to make room
-                if missing := not target.exists() or not target.with_suffix(".sha256").exists():
-                    if state == "held":  # else another process may be writing them
-                        remove_unfinished(target)
-                    self._download(shard, target)
-                os.utime(target)  # used just now
+            try:
+                # Until it is open, so that nobody removes it to make room.
+                with lock(target.with_suffix(".lock")) as state:
+                    if missing := not self._complete(target):
+                        if state == "held":  # else another process may be writing them
+                            remove_unfinished(target)
+                        self._download(shard, target)
+                    os.utime(target)  # used just now
+                    opened = target.open("rb")
+            except PermissionError:  # another user downloaded it
+                if missing := not self._complete(target):
+                    raise
                 opened = target.open("rb")
             if missing or not self._bounded:  # an earlier run may have had a higher limit
                 self._make_room(keep=target)
@@ -94,6 +100,9 @@ class ShardCache:
 
     def _target(self, url: str) -> Path:
         return self.folder / "remote" / f"{hashlib.blake2b(url.encode(), digest_size=10).hexdigest()}.tar"
+
+    def _complete(self, target: Path) -> bool:
+        return target.exists() and target.with_suffix(".sha256").exists()
 
     def _download(self, url: str, target: Path) -> None:
         noted, content = target.with_suffix(".sha256"), hashlib.sha256()
