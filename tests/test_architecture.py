@@ -18,8 +18,8 @@ STAGES = {"data", "augment", "models", "training", "evaluation", "compression", 
 # Each part may import the parts above it, and itself.
 ORDER = [
     {"errors"},
-    {"files"},
-    {"spec", "keyed", "console", "modes", "machine", "folders"},
+    {"files", "machine"},
+    {"spec", "keyed", "console", "modes", "folders"},
     {"preprocess", "views", "native"},
     {"runtime"},
     STAGES,

@@ -557,7 +557,9 @@ def test_a_control_without_epochs_is_named(find: Finder, monkeypatch: pytest.Mon
 
 
 def test_skipped_controls_are_mentioned(find: Finder) -> None:
-    fields = {"ratios": (0.9,), "importance": "random", "max_drop": 8.0, "controls": ("random",)}
+    fields = {
+        "ratios": (0.9,), "importance": "random", "max_drop": 8.0, "controls": ("random",), "reconstruct": False,
+    }  # fmt: skip
     outcome = find(**fields, quantize=("static",))
     assert outcome.winner.name == "original int8-static"
     assert sum("controls are skipped" in line for line in find.lines) == 1
