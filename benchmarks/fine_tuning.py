@@ -18,6 +18,7 @@ need another name.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import csv
 import functools
@@ -46,6 +47,15 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     name, _, fields = text.partition("=")
     parts = re.split(r",(?![^\[]*\])", fields)  # a comma in brackets is part of a value
     return name, dict(field.split(":", 1) for field in parts if field)
+
+
+def parse_all(parser: argparse.ArgumentParser, texts: Sequence[str], out: Path) -> dict[str, dict[str, str]]:
+    """The variants by name; a usage error where `out` has one of these names with other fields."""
+    variants = dict(map(parse, texts))
+    for row in common.load(out)["rows"] if out.is_file() else ():
+        if row["variant"] in variants and row["fields"] != variants[row["variant"]]:
+            parser.error(f"--variants {row['variant']}: {out} has it with {row['fields']}; give it another name")
+    return variants
 
 
 def rewrite(path: Path, name: str, rows: Sequence[Mapping[str, str]]) -> Path:

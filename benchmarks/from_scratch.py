@@ -27,7 +27,7 @@ from typing import Any
 
 import common
 import quality
-from fine_tuning import parse
+from fine_tuning import parse_all
 
 import kitae as kt
 from kitae.pipelines.train import asked
@@ -108,10 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "what": "validation accuracy of a plan from scratch with other fields, in the same number of passes",
         "machine": common.hardware(1),
     }
-    variants = dict(map(parse, options.variants))
-    for row in common.load(out)["rows"] if out.is_file() else ():
-        if row["variant"] in variants and row["fields"] != variants[row["variant"]]:
-            parser.error(f"--variants {row['variant']}: {out} has it with {row['fields']}; give it another name")
+    variants = parse_all(parser, options.variants, out)
     rows: list[dict[str, Any]] = []
     for name in options.sets:
         size = None if name.partition(":")[0] in TINY else options.size

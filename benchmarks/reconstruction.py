@@ -26,7 +26,7 @@ from typing import Any
 import common
 import quality
 import yaml
-from fine_tuning import VALIDATIONS, parse
+from fine_tuning import VALIDATIONS, parse_all
 from from_scratch import TINY, entries
 from from_scratch import VALIDATIONS as SCRATCH_VALIDATIONS
 
@@ -116,10 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     out = options.out or common.RESULTS / "reconstruction.json"
     head = {"what": "validation accuracy of pruned networks, by settings of the search", "machine": common.hardware(1)}
-    variants = dict(map(parse, options.variants))
-    for row in common.load(out)["rows"] if out.is_file() else ():
-        if row["variant"] in variants and row["fields"] != variants[row["variant"]]:
-            parser.error(f"--variants {row['variant']}: {out} has it with {row['fields']}; give it another name")
+    variants = parse_all(parser, options.variants, out)
     rows: list[dict[str, Any]] = []
     for name in options.sets:
         size = None if name.partition(":")[0] in TINY else options.size

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of, width_of
+from kitae.compression.counting import WEIGHTED, others, prunable_layers, weight_of, width_of
 from kitae.compression.masks import global_shares, most, ratios_by_layer
 from kitae.compression.reconstruct import Batches
 from kitae.compression.shape import Shape, difference
@@ -122,13 +122,13 @@ def remove_channels(
             continue
         for name, output, width, positions in group.prune(score.argsort(stable=True)[:number].tolist()):
             these = gone[output].setdefault(name, set())
-            left = _others(these, width + len(these))
+            left = others(these, width + len(these))
             these.update(left[i] for i in positions)
     smaller.zero_grad(set_to_none=True)
     for parameter, original in zip(smaller.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
     widths = {name: width_of(layer) for name, layer in prunable_layers(model).items()}
-    kept = {name: tuple(_others(these, widths[name])) for name, these in gone[True].items() if name in widths}
+    kept = {name: tuple(others(these, widths[name])) for name, these in gone[True].items() if name in widths}
     removed, inputs = ({name: tuple(sorted(these)) for name, these in gone[side].items()} for side in (True, False))
     images = next(iter(batches()))[0][:8]
     try:
@@ -142,11 +142,6 @@ def remove_channels(
             "it mixes channels in its own code; prune it unstructured, or skip those layers"
         )
     return Pruned(smaller, difference(model, smaller, kept), removed, inputs, error)
-
-
-def _others(channels: Collection[int], width: int) -> list[int]:
-    """The channels of `width` that are not among these."""
-    return [i for i in range(width) if i not in channels]
 
 
 def masked_original(
@@ -311,7 +306,7 @@ def _channels_to_drop(
 def _leave_out(norm: nn.Module, channels: Sequence[int]) -> None:
     """Let a LayerNorm normalise only the other channels, and output zeros for these."""
     weight = weight_of(norm)
-    kept = torch.tensor(_others(channels, len(weight)), device=weight.device)
+    kept = torch.tensor(others(channels, len(weight)), device=weight.device)
     axis = 1 if type(norm).__name__.endswith("2d") else -1  # those of torchvision and timm that take [N, C, H, W]
     smaller = copy.deepcopy(norm)
     for name, parameter in norm.named_parameters(recurse=False):

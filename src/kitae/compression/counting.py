@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ def weight_of(module: nn.Module) -> Tensor:
 def width_of(layer: nn.Module) -> int:
     """Output channels of a convolution or linear layer."""
     return int(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)  # type: ignore[arg-type]
+
+
+def others(channels: Collection[int], width: int) -> list[int]:
+    """The channels of `width` that are not among these."""
+    return [i for i in range(width) if i not in channels]
 
 
 def count(model: nn.Module) -> Counts:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kitae.compression.counting import others
 from kitae.modes import convolutions_in_float32, evaluating
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -72,14 +73,16 @@ def reconstruct(
             for name, module in smaller.named_modules():
                 if before.calls[name] != 1:
                     continue
-                kept = _kept(before.widths[name], removed.get(name, ()))
+                gone = removed.get(name, ())
                 if name in before.statistics:
-                    correct = partial(_move, before.statistics[name], kept)
+                    mean, variance = before.statistics[name]
+                    kept = others(gone, len(mean))
+                    correct = partial(_move, mean[kept], variance[kept])
                 else:
                     places, outputs = before.outputs.pop(name)
                     # A norm after a convolution corrects the means; after a classifier there is none.
                     centred = module.bias is not None or (isinstance(module, nn.Conv2d) and bool(before.statistics))
-                    correct = partial(_solve, places, outputs[:, kept.to(outputs.device)], centred)
+                    correct = partial(_solve, places, outputs[:, others(gone, outputs.shape[1])], centred)
                 hooks.callback(module.register_forward_pre_hook(correct).remove)
             smaller(images)
 
@@ -89,32 +92,27 @@ class _Before:
 
     Attributes:
         calls: how often each module was called.
-        widths: outputs of each module.
         statistics: mean and variance of the inputs of each norm.
         outputs: of each layer, positions, and its outputs there [rows, width].
     """
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.widths: dict[str, int] = {}
         self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note_norm(self, name: str, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.calls[name] += 1
-        self.widths[name] = output.shape[1]
         self.statistics[name] = _statistics(inputs[0])
 
     def note_layer(self, name: str, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.calls[name] += 1
         rows = min(max(_ROWS[0], 4 * layer.weight[0].numel()), _ROWS[1])
         if isinstance(layer, nn.Conv2d):
-            self.widths[name] = output.shape[1]
             places = _places(len(output), output[0, 0].numel(), max(1, rows // len(output))).to(output.device)
             values = output.flatten(2).gather(2, places[:, None].expand(-1, output.shape[1], -1))
             self.outputs[name] = places, values.transpose(1, 2).flatten(0, 1)
         else:
-            self.widths[name] = output.shape[-1]
             places = _spread(output[..., 0].numel(), rows).to(output.device)
             self.outputs[name] = places, output.flatten(0, -2)[places]
 
@@ -159,20 +157,15 @@ def _can_be_solved(module: nn.Module) -> bool:
     return plain and module.weight[0].numel() <= _FEATURES  # type: ignore[index]
 
 
-def _kept(width: int, removed: Sequence[int]) -> Tensor:
-    return torch.tensor([i for i in range(width) if i not in set(removed)], dtype=torch.int64)
-
-
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel of [N, C, ...]."""
     variance, mean = torch.var_mean(values.float().transpose(0, 1).flatten(1), dim=1, correction=0)
     return mean, variance
 
 
-def _move(before: tuple[Tensor, Tensor], kept: Tensor, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+def _move(old_mean: Tensor, old_variance: Tensor, norm: Any, inputs: tuple[Tensor, ...]) -> None:
     """Move a norm's statistics by what has changed."""
     mean, variance = _statistics(inputs[0])
-    old_mean, old_variance = (values[kept.to(values.device)] for values in before)
     norm.running_mean += mean - old_mean
     norm.running_var *= (variance + norm.eps) / (old_variance + norm.eps)
 

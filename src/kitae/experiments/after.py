@@ -139,16 +139,16 @@ def prune(
     model = run.load_model(free=True).to(join(run.recipe.train.device).device)
     batches = partial(setup.clean_batches, next(model.parameters()).device)
     hold = None
-    before = copy.deepcopy(model)
     if ratio and kind == "unstructured":
+        before = copy.deepcopy(model)
         masks = magnitude_masks(model, ratio, scope=scope)
         apply_masks(model, masks)
         hold = partial(apply_masks, masks=masks)
         reconstruct(before, model, {}, batches, weights=False)
     elif ratio:
         pruned = remove_channels(model, setup.store.rules.shape, ratio, batches=batches, scope=scope)
+        reconstruct(model, pruned.model, pruned.removed, batches)
         model = pruned.model
-        reconstruct(before, model, pruned.removed, batches)
     if epochs:
         # Not the seed of the training, but the same for every ratio, so that only the ratio differs.
         seed = keyed.derive_seed(run.recipe.train.seed, 0, 0, keyed.SLOT_TUNING) & 0xFFFFFFFF
