@@ -214,6 +214,19 @@ GROWING = [
             "rows[0]['steps'] == rows[1]['steps'] > 0 and rows[0]['train_loss'] != rows[1]['train_loss']",
         ],
     ),
+    (
+        "reconstruction",  # from one network
+        "score",
+        [
+            "--sets photos-mini:60 --size 64 --passes 2 --seeds 0 --trainings muon --ratios 0.3 0.5"
+            " --variants off=finetune_epochs:0,reconstruct:false alone=finetune_epochs:0"
+        ],
+        [
+            "len(rows) == 2 and rows[0]['original'] == rows[1]['original']",
+            "list(rows[0]['ratios']) == ['0.3', '0.5']",
+            "rows[0]['ratios'] != rows[1]['ratios']",
+        ],
+    ),
 ]
 
 
