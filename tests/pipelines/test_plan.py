@@ -248,6 +248,12 @@ def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: di
     assert one.lines[-1] == "only 1 step of training from scratch: give more --epochs"
 
 
+@pytest.mark.parametrize("source", ["fashion-mini:", "fashion-mini"])
+def test_data_of_the_package_are_planned_under_their_name(source: str, world: dict[str, Any]) -> None:
+    """They have no path, which an empty one would be taken for."""
+    assert plan(source, None, {"epochs": 1}).recipe.name == "fashion-mini"
+
+
 def test_a_check_splits_as_the_plan_does(tiny: str) -> None:
     assert check(tiny).counts["val"] == {"class 000": 6, "class 001": 8}
 
