@@ -148,10 +148,9 @@ def plan(
 def name_of(source: str) -> str:
     """The name of the recipe that is planned for a data.source."""
     kind, _, path = source.partition(":")
-    if not path:  # data that come with the package
-        return kind
-    whole = user_path(path).resolve()
-    return console.printable(whole.name if whole.is_dir() else whole.stem)[:100] or kind
+    whole = user_path(path or kind).resolve()  # an embedded data set has no path
+    name = (whole.name if whole.is_dir() else whole.stem) if path else kind
+    return console.printable(name)[:100] or kind
 
 
 class _Fit(NamedTuple):
