@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kitae.compression import reconstruct as module
+from kitae.compression import least_squares
+from kitae.compression import reconstruct as solving
 from kitae.compression.channels import remove_channels
 from kitae.compression.reconstruct import reconstruct
 from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy, noise
@@ -58,7 +59,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_what_other_channels_say_too_is_not_lost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RIDGE", 1e-7)
+    monkeypatch.setattr(solving, "RIDGE", 1e-7)
     whole, small = doubled(READERS[name](), Tokens() if "tokens" in name else None)
     images, _ = next(iter(NOISE()))
     with torch.no_grad():
@@ -71,8 +72,25 @@ def test_what_other_channels_say_too_is_not_lost(name: str, monkeypatch: pytest.
     assert torch.equal(small.first.weight, whole.first.weight[:4]), "its own inputs are all there"
 
 
+def test_a_depthwise_convolution_filters_each_channel_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its channels arrives louder or softer, and one not at all."""
+    monkeypatch.setattr(solving, "RIDGE", 1e-7)
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(6, 6, 3, groups=6, padding=1)).eval()
+    other = copy.deepcopy(whole)
+    images, _ = next(iter(NOISE()))
+    with torch.no_grad():
+        other[0].weight *= torch.tensor([0.5, 1, 2, 3, 4, 0])[:, None, None, None]
+        expected = whole(images)
+        last = other[1].weight[5].clone()
+        reconstruct(whole, other, {}, NOISE)
+        found = other(images)
+    torch.testing.assert_close(found[:, :5], expected[:, :5], rtol=1e-3, atol=1e-3)
+    assert torch.equal(other[1].weight[5], last), "nothing arrives"
+
+
 def test_a_ridge_holds_weights_to_the_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RIDGE", 1e9)
+    monkeypatch.setattr(solving, "RIDGE", 1e9)
     whole, small = doubled(nn.Conv2d(8, 5, 3))
     old = small.reader.weight.detach().clone()
     reconstruct(whole, small, GONE, NOISE)
@@ -139,7 +157,7 @@ def test_layers_that_are_not_solved_stay_as_they_are(name: str) -> None:
 
 
 def test_a_layer_that_is_too_large_or_used_twice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FEATURES", 71)
+    monkeypatch.setattr(least_squares, "_FEATURES", 71)
     whole, small = doubled(nn.Conv2d(8, 5, 3))
     old = small.reader.weight.detach().clone()
     reconstruct(whole, small, GONE, NOISE)
@@ -211,7 +229,7 @@ def test_images_are_as_many_as_fit(train: Data, monkeypatch: pytest.MonkeyPatch,
     seen: list[int] = []
     net = TinyNet().eval()
     largest = net.stem.out_channels if limit == "_VALUES" else 1  # its output is the largest
-    monkeypatch.setattr(module, limit, 100 * SHAPE[1] * SHAPE[2] * largest)
+    monkeypatch.setattr(least_squares, limit, 100 * SHAPE[1] * SHAPE[2] * largest)
     net.stem.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     reconstruct(net, copy.deepcopy(net), {}, train.batches())
     assert seen == [1, 100, 100]  # to see what fits, the original's and the copy's

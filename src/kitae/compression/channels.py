@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from kitae.compression.counting import WEIGHTED, others, prunable_layers, weight_of, width_of
+from kitae.compression.least_squares import Batches
 from kitae.compression.masks import global_shares, most, ratios_by_layer
-from kitae.compression.reconstruct import Batches
+from kitae.compression.selection import Reader, can_read, removal_errors
 from kitae.compression.shape import Shape, difference
 from kitae.compression.spec import Importance, Scope
 from kitae.console import quiet
@@ -87,9 +88,11 @@ def remove_channels(
         input_shape: (C, H, W) of an image.
         ratios: share of the channels to remove, in [0, 1): one for all layers, or by layer name (others stay whole; of
             coupled layers the one that is named first counts; not with scope `global`).
-        batches: *training* images, for `taylor`, and to compare with the masked original.
-        importance: `magnitude` is the L1 norm of the filters that make a channel (Li et al. 2017); `group` the squared
-            L2 norm over all weights of all coupled layers that touch it (Fang et al. 2023); `taylor` the change of the
+        batches: *training* images, for `reconstruction` and `taylor`, and to compare with the masked original.
+        importance: `reconstruction` is what the outputs of the layers that read a channel lose without it, once those
+            layers are solved without it, see `selection.removal_errors`; `magnitude` the L1 norm of the filters that
+            make it (Li et al. 2017); `group` the squared L2 norm over all weights of all coupled layers that touch it
+            (Fang et al. 2023); `taylor` the change of the
             loss if it were zero, to first order, averaged over the coupled layers, and its square over batches
             (Molchanov et al. 2019); `random` is the control.
         scope: `layer` removes the ratio from every layer; `global` ranks all channels together. One ratio for all
@@ -182,6 +185,7 @@ class _Group:
         self.ratio = 0.0
         self.outputs: list[str] = []  # layers whose outputs are in the group, the root first
         self.filters: list[Any] = []  # their items in `coupled`
+        self.readers: list[Reader] = []  # layers that read these channels and can be solved
         self.tangled = False
         taken_in = False
         for item in coupled.items:
@@ -199,7 +203,17 @@ class _Group:
                 self.filters.append(item)
             elif isinstance(module, WEIGHTED):
                 taken_in = True
+                if can_read(module):
+                    self.readers.append(Reader(names[module], self._features(item)))
         self.tangled |= not taken_in  # no layer takes them in: they are the network's own outputs, the classes
+
+    def _features(self, item: Any) -> Tensor:
+        """Which features of a layer that reads them the channels are: int64 [width, features of each]."""
+        kernel = item.dep.target.module.weight[0, 0].numel()
+        found: list[list[int]] = [[] for _ in range(self.width)]
+        for channel, place in zip(item.root_idxs, item.idxs, strict=True):
+            found[int(channel)] += range(int(place) * kernel, (int(place) + 1) * kernel)
+        return torch.tensor(found)
 
     def _is_output(self, item: Any) -> bool:
         return bool(self._graph.is_out_channel_pruning_fn(item.dep.handler))
@@ -258,6 +272,8 @@ def _scores(
     if importance == "random":
         return [torch.from_numpy(uniform(seed, 0, np.arange(group.width), i)) for i, group in enumerate(groups)]
     kinds = require("torch_pruning").importance
+    if importance == "reconstruction":
+        return _reconstruction_errors(model, groups, batches)
     if importance == "taylor":
         return _loss_changes(model, groups, kinds.GroupTaylorImportance(multivariable=True, normalizer=None), batches)
     norm = 1 if importance == "magnitude" else 2
@@ -265,6 +281,20 @@ def _scores(
     members = [group.filters if importance == "magnitude" else group.coupled for group in groups]
     raw = [rank(member).double().cpu() for member in members]
     return [score / score.mean().clamp_min(1e-30) for score in raw]  # wide filters have large norms
+
+
+def _reconstruction_errors(model: nn.Module, groups: Sequence[_Group], batches: Batches) -> list[Tensor]:
+    """See `removal_errors`. Where no layer that reads a group can be solved, its channels' shares of the group's
+    squared norm: what zeros in their place would change, were they all equally strong."""
+    known = [group for group in groups if group.readers]
+    errors = iter(removal_errors(model, [group.readers for group in known], batches))
+    rank = require("torch_pruning").importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
+
+    def norms(group: _Group) -> Tensor:
+        score: Tensor = rank(group.coupled).double().cpu()
+        return score / score.sum().clamp_min(1e-30)
+
+    return [next(errors) if group.readers else norms(group) for group in groups]
 
 
 def _loss_changes(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.reconstruct import Batches
+from kitae.compression.least_squares import Batches
 from kitae.compression.spec import Target
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require

@@ -13,7 +13,7 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 Layers = Annotated[int, Field(ge=1)]
 LayerRatio = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["none", "dynamic", "static", "qat"]
-Importance = Literal["magnitude", "group", "taylor", "random"]
+Importance = Literal["reconstruction", "group", "magnitude", "taylor", "random"]
 Scope = Literal["layer", "global"]
 Method = Literal["minmax", "average", "percentile", "entropy"]
 Target = Literal["any", "vnni"]
@@ -34,9 +34,11 @@ class CompressSpec(Spec):
         prune: `structured` removes channels, `unstructured` sets weights to zero (smaller when packed, not faster).
         ratios: shares of the channels, or weights, to remove, tried from the smallest up, each from the one before. A
             layer keeps at least a tenth of its own.
-        importance: which channels are removed first: `magnitude`, those whose filters have the smallest L1 norm;
-            `group`, the smallest L2 norm over all coupled weights that touch the channel; `taylor`, the smallest change
-            of the loss without it, to first order; `random`, any. See `kitae.compression.channels.remove_channels`.
+        importance: which channels are removed first: `reconstruction`, those without which the layers that read them
+            can compute nearly the same, once they are solved; `group`, those with the smallest L2 norm over all coupled
+            weights that touch the channel; `magnitude`, the smallest L1 norm of the filters; `taylor`, the smallest
+            change of the loss without it, to first order; `random`, any. See
+            `kitae.compression.channels.remove_channels`.
         scope: `layer` removes the ratio from every layer; `global` ranks all of them together.
         skip: layers that are not pruned.
         layer_ratios: layers by name with their own ratio, which applies at every ratio (`scope: layer`); of coupled
