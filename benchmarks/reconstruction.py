@@ -7,8 +7,9 @@
 
 A variant is NAME=FIELD:VALUE,FIELD:VALUE, fields of `CompressSpec`. `sgd` and `muon` train a ResNet-9 from scratch, as
 `from_scratch.py` does with --passes; `pretrained` is what a plan fine-tunes, in 120 steps. Each network is pruned to
-every one of --ratios, each from the one before. Rows have the score in float32 at every ratio, `val_accuracy`, their
-mean, and how many seconds the search took beside its measurements. Sets, splits and lists are those of `quality.py`;
+every one of --ratios, each from the one before. Rows have the score in float32 at every ratio, what shares of the
+original's bytes and multiply-adds it has, `val_accuracy`, the mean of the scores, and how many seconds the search took
+beside its measurements. Sets, splits and lists are those of `quality.py`;
 rows that are in --out already are not run again; other fields need another name.
 """
 
@@ -37,8 +38,7 @@ from kitae.recipe import Recipe
 
 KEYS = ("set", "seed", "training", "variant")
 VARIANTS = (
-    "off=finetune_rate:0.1,reconstruct:false", "on=finetune_rate:0.1", "fast=finetune_rate:0.3",
-    "alone=finetune_epochs:0",
+    "norms=importance:group,scope:layer", "layer=scope:layer", "global=", "alone=finetune_epochs:0",
 )  # fmt: skip
 TRAININGS = {"sgd": {"sgd": "0.4"}, "muon": {"muon": "0.24"}}
 STEPS = 120
@@ -81,6 +81,7 @@ def score(
         "fields": dict(fields), "seconds": round(time.monotonic() - began, 1),
         "val_accuracy": statistics.fmean(row["accuracy"] for row in pruned), "original": first["accuracy"],
         "ratios": {str(row["ratio"]): [row["accuracy"], row["loss"]] for row in pruned}, "original_loss": first["loss"],
+        "size": {str(row["ratio"]): [row[field] / first[field] for field in ("bytes", "macs")] for row in pruned},
         "optimizer": run.recipe.train.optimizer.name, "learning_rate": run.recipe.train.optimizer.lr,
         "model": run.recipe.model.name, "image_size": run.recipe.data.image_size,
     }  # fmt: skip

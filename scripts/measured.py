@@ -36,6 +36,10 @@ NAMES = {  # of variants in the ledger's studies
     "cutmix": "CutMix", "smoothing": "label smoothing", "full": "the full pipeline",
 }  # fmt: skip
 TRAININGS = {"sgd": "ResNet-9 with SGD", "muon": "ResNet-9 with Muon", "pretrained": "EfficientNet-Lite0 fine-tuned"}
+PRUNED = {  # variants of benchmarks/reconstruction.py
+    "off": "By norms, fine-tuned", "norms-alone": "By norms, solved", "norms": "By norms, solved, fine-tuned",
+    "alone": "By reconstruction, solved", "chosen": "By reconstruction, solved, fine-tuned",
+}  # fmt: skip
 MUON_RATES = ("0.12", "0.24", "0.36", "0.48")
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
 
@@ -258,26 +262,25 @@ def without_a_probe(page: Path) -> str:
 
 
 def reconstructions(page: Path) -> str:
-    """A table of validation accuracy of pruned networks whose weights were solved, fine-tuned, or both."""
+    """A table of validation accuracy of pruned networks: how channels were chosen, and whether the rest was solved."""
     found: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     for row in json.loads((RESULTS / "reconstruction.json").read_text())["rows"]:
         found.setdefault((row["set"], row["training"]), {}).setdefault(row["variant"], {})[row["seed"]] = row
     rows = []
     for (name, training), variants in found.items():
-        some = next(iter(variants["on"].values()))
+        runs = variants["chosen"]
+        some = next(iter(runs.values()))
         network = f"{set_in_words(name)}, {some['image_size']} px, {TRAININGS[training]}"
+        original = f"{100 * statistics.fmean(row['original'] for row in runs.values()):.1f} %"
         for ratio in some["ratios"]:
             reached = {
-                variant: {seed: row["ratios"][ratio][0] for seed, row in runs.items()}
-                for variant, runs in variants.items()
+                variant: {seed: row["ratios"][ratio][0] for seed, row in variants.get(variant, {}).items()}
+                for variant in PRUNED
             }
-            means = {variant: f"{100 * statistics.fmean(each.values()):.1f} %" for variant, each in reached.items()}
-            original = f"{100 * statistics.fmean(row['original'] for row in variants['on'].values()):.1f} %"
-            gained = points([100 * (value - reached["off"][seed]) for seed, value in reached["on"].items()])
-            removed = f"{100 * float(ratio):.0f} %"
-            rows.append([network, removed, original, *(means[v] for v in ("alone", "off", "on", "fast")), gained])
-    head = ["Network", "Removed", "Original", "Solved", "Fine-tuned at 0.1", "Both, at 0.1", "Both, at 0.3"]
-    return table([*head, "Gained by solving (at 0.1), points"], rows)
+            cells = [f"{100 * statistics.fmean(each.values()):.1f} %" if each else "" for each in reached.values()]
+            gained = [100 * (value - reached["norms"][seed]) for seed, value in reached["chosen"].items()]
+            rows.append([network, f"{100 * float(ratio):.0f} %", original, *cells, points(gained)])
+    return table(["Network", "Removed", "Original", *PRUNED.values(), "Gained by the choice, points"], rows)
 
 
 def kept_tunings(page: Path) -> str:

@@ -236,7 +236,7 @@ def test_with_ratio_0_a_layer_stays_whole_though_it_is_no_whole_packs() -> None:
     assert result.model.conv1.out_channels == 8
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "group", "taylor"])
+@pytest.mark.parametrize("importance", ["reconstruction", "magnitude", "group", "taylor"])
 def test_transposed_convolutions(train: Data, importance: Any) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
