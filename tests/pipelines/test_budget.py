@@ -188,7 +188,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
         assert rows[f"{ratio} fp32"]["weight_bytes"] < 4 * rows[f"{ratio} fp32"]["parameters"] + 200
         assert row["speedup"] == pytest.approx(2.0 if "int8" in row["name"] else 1.0)
         assert row["parity_error"] < (1e-3 if row["precision"] == "fp32" else 1)
-    assert rows["50 % fp32"]["macs"] < 0.4 * rows["original fp32"]["macs"]
+    assert rows["50 % fp32"]["macs"] < 0.7 * rows["original fp32"]["macs"]
     small = reshape(finished.load_model(free=True), outcome.shape)
     assert outcome.winner.row["parameters"] == count_parameters(small)
     small.load_state_dict(outcome.winner.model.state_dict())
@@ -372,7 +372,7 @@ def test_layers_may_lose_a_share_of_their_own(find: Finder) -> None:
     assert errors[0] is None
     assert all(error < 1e-5 for error in errors[1:])
     assert [row["masked_error"] for row in rows_of(find(**FLOAT, layer_ratios=own))] == errors, "kept with the network"
-    assert len(find(**FLOAT).shape.kept[inner]) == 4, "not the network of other ratios"
+    assert len(find(**FLOAT, scope="layer").shape.kept[inner]) == 4, "not the network of other ratios"
     loose = find(**FLOAT, layer_ratios=own, prune="unstructured")
     zeros = {name: float((m.weight == 0).float().mean()) for name, m in prunable_layers(loose.winner.model).items()}
     assert zeros[inner] == pytest.approx(0.75, abs=0.01)
@@ -548,6 +548,27 @@ def test_a_control_that_cannot_be_trained_leaves_the_winner(
     assert left_out(outcome) == [("control scratch", str(problem))]
 
 
+def test_a_random_control_loses_as_many_channels_in_every_layer(find: Finder) -> None:
+    outcome = find(**FLOAT, controls=("random",))
+    rows = {row["name"]: row for row in rows_of(outcome)}
+    ours, control = rows["50 % fp32"], rows["random, 50 % fp32"]
+    assert (control["parameters"], control["macs"]) == (ours["parameters"], ours["macs"])
+    assert control["loss"] != ours["loss"], "but other channels"
+    assert find(**FLOAT, scope="layer").winner.row["macs"] < ours["macs"], "ranked together, layers lose other shares"
+
+
+@pytest.mark.parametrize(
+    ("fields", "scope"),
+    [
+        ({}, "global"), ({"importance": "group"}, "layer"), ({"layer_ratios": {"stem": 0.1}}, "layer"),
+        ({"prune": "unstructured"}, "layer"), ({"scope": "layer"}, "layer"),
+        ({"importance": "group", "scope": "global"}, "global"),
+    ],
+)  # fmt: skip
+def test_channels_are_ranked_together_where_their_errors_compare(fields: dict[str, Any], scope: str) -> None:
+    assert CompressSpec(**fields).ranked == scope
+
+
 def test_a_control_without_epochs_is_named(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainSpec, "last_epoch", 0)
     outcome = find(**{**FLOAT, "finetune_epochs": 0}, controls=("scratch",))
@@ -690,9 +711,9 @@ def test_the_controls_are_timed_by_the_clock_of_the_choice(
 ) -> None:
     honest = Networks.prune
 
-    def prune(self: Networks, *arguments: Any, random: bool = False) -> Any:
-        clock.slower = 2.0 if random else 1.0  # the machine becomes slower before the controls are timed
-        return honest(self, *arguments, random=random)
+    def prune(self: Networks, *arguments: Any, like: Any = None) -> Any:
+        clock.slower = 2.0 if like else 1.0  # the machine becomes slower before the controls are timed
+        return honest(self, *arguments, like=like)
 
     monkeypatch.setattr(Networks, "prune", prune)
     outcome = find(quantize=("static",), ratios=(0.5,), controls=("random",))
@@ -780,7 +801,7 @@ def test_ranked_together_layers_keep_packs_of_the_original_whatever_the_steps(fi
 
 
 def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
-    outcome = find(ratios=(0.5, 0.52), round_to=4, quantize=("none",), controls=("random",))
+    outcome = find(ratios=(0.5, 0.52), scope="layer", round_to=4, quantize=("none",), controls=("random",))
     assert names(outcome) == ["original fp32", "50 % fp32", "random, 50 % fp32"]
     ((name, why),) = left_out(outcome)
     assert name == "52 %"
@@ -946,7 +967,6 @@ def test_the_front_holds_what_nothing_beats() -> None:
         ({"controls": ("random",), "prune": "none"}, "structured"),
         ({"importance": "taylor", "prune": "unstructured"}, "importance: taylor needs prune: structured"),
         ({"importance": "random", "prune": "unstructured"}, "importance: random needs prune: structured"),
-        ({"controls": ("random",), "scope": "global"}, "scope: layer"),
         ({"max_drop": -1}, "max_drop"),
         ({"quantize": ()}, "quantize"),
         ({"unknown": 1}, "unknown"),

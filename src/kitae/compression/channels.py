@@ -69,7 +69,7 @@ def remove_channels(
     ratios: float | Mapping[str, float],
     *,
     batches: Batches,
-    importance: Importance = "group",
+    importance: Importance = "reconstruction",
     scope: Scope = "layer",
     skip: Sequence[str] = (),
     required: Collection[str] = (),
@@ -92,9 +92,8 @@ def remove_channels(
         importance: `reconstruction` is what the outputs of the layers that read a channel lose without it, once those
             layers are solved without it, see `selection.removal_errors`; `magnitude` the L1 norm of the filters that
             make it (Li et al. 2017); `group` the squared L2 norm over all weights of all coupled layers that touch it
-            (Fang et al. 2023); `taylor` the change of the
-            loss if it were zero, to first order, averaged over the coupled layers, and its square over batches
-            (Molchanov et al. 2019); `random` is the control.
+            (Fang et al. 2023); `taylor` the change of the loss if it were zero, to first order, averaged over the
+            coupled layers, and its square over batches (Molchanov et al. 2019); `random` is the control.
         scope: `layer` removes the ratio from every layer; `global` ranks all channels together. One ratio for all
             leaves each layer at least a tenth, before `round_to`; ratios by name leave it at least one channel.
         skip: layers that keep all their outputs, and with them those coupled to them.

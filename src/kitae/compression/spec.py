@@ -39,7 +39,8 @@ class CompressSpec(Spec):
             weights that touch the channel; `magnitude`, the smallest L1 norm of the filters; `taylor`, the smallest
             change of the loss without it, to first order; `random`, any. See
             `kitae.compression.channels.remove_channels`.
-        scope: `layer` removes the ratio from every layer; `global` ranks all of them together.
+        scope: `layer` removes the ratio from every layer; `global` ranks all of them together. `auto` is `global` for
+            channels that are ranked by `reconstruction`, unless there are `layer_ratios`, and else `layer`.
         skip: layers that are not pruned.
         layer_ratios: layers by name with their own ratio, which applies at every ratio (`scope: layer`); of coupled
             layers the first one named here counts.
@@ -63,11 +64,11 @@ class CompressSpec(Spec):
         float_layers: where an INT8 file is not within the budget and the float one is, these numbers of first layers
             are left in float in turn, until one is. Early layers see few channels, so that rounding costs them most.
         abandon: stop trying larger ratios once one is hopeless (its drop exceeds twice the budget plus one point).
-        controls: alternatives with the same amount of training as the winner: `random` pruning, the pruned shape
-            trained from `scratch`, and a `small` net of the same latency trained from scratch, each for as many epochs
-            as the winner had in all, with the same teacher. The `original`, trained for the winner's further epochs
-            with the same teacher, is always added, since a gain by training must not look like a gain by pruning. An
-            empty list measures no control.
+        controls: alternatives with the same amount of training as the winner: `random` pruning of as many channels in
+            every layer, the pruned shape trained from `scratch`, and a `small` net of the same latency trained from
+            scratch, each for as many epochs as the winner had in all, with the same teacher. The `original`, trained
+            for the winner's further epochs with the same teacher, is always added, since a gain by training must not
+            look like a gain by pruning. An empty list measures no control.
         sensitivity: also quantize each layer alone, and list the layers by how far the outputs move (KL divergence).
         threads: of latency measurements; null leaves ONNX Runtime's own choice.
         seed: of random pruning.
@@ -79,8 +80,8 @@ class CompressSpec(Spec):
     max_bytes: int | None = Field(None, gt=0)
     prune: Literal["structured", "unstructured", "none"] = "structured"
     ratios: tuple[Ratio, ...] = (0.2, 0.35, 0.5, 0.65)
-    importance: Importance = "group"
-    scope: Scope = "layer"
+    importance: Importance = "reconstruction"
+    scope: Literal["auto", "layer", "global"] = "auto"
     skip: tuple[str, ...] = ()
     layer_ratios: dict[str, LayerRatio] = Field(default_factory=dict)
     round_to: int = Field(16, ge=1, le=64)
@@ -123,9 +124,15 @@ class CompressSpec(Spec):
             raise ValueError("gradual pruning happens during fine-tuning: finetune_epochs must be at least 2")
         if set(self.controls) - {"original"} and self.prune != "structured":
             raise ValueError("controls: random, scratch and small need prune: structured")
-        if "random" in self.controls and self.scope == "global":
-            raise ValueError("controls: random needs scope: layer (with global, random channels give a different size)")
         return self
+
+    @property
+    def ranked(self) -> Scope:
+        """The scope, resolved."""
+        if self.scope != "auto":
+            return self.scope
+        together = self.prune == "structured" and self.importance == "reconstruction" and not self.layer_ratios
+        return "global" if together else "layer"
 
 
 class CompressOptions(TypedDict, total=False):
@@ -138,7 +145,7 @@ class CompressOptions(TypedDict, total=False):
     prune: Literal["structured", "unstructured", "none"]
     ratios: Sequence[float]
     importance: Importance
-    scope: Scope
+    scope: Literal["auto", "layer", "global"]
     skip: Sequence[str]
     layer_ratios: Mapping[str, float]
     round_to: int

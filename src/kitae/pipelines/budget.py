@@ -160,8 +160,8 @@ def _controls(winner: Candidate, reached: Sequence[Network], bench: Bench) -> li
             say(f"control: random pruning, {percent(winner.ratio)}")
             chain = [original]
             for step in pruned:
-                same_size = networks.prune(chain, step.ratio, random=True)
-                assert same_size is not None, "how many channels are removed does not depend on which"
+                same_size = networks.prune(chain, step.ratio, like=step)
+                assert same_size is not None, "the step has removed channels"
                 chain.append(same_size)
             return replace(chain[-1], control=f"random, {chain[-1].name}")
         if name == "scratch":

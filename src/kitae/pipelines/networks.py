@@ -104,12 +104,12 @@ class Networks:
         self._batches = partial(self.setup.clean_batches, self.device)
         self.input_shape = run.rules.shape
 
-    def prune(self, reached: Sequence[Network], ratio: float, *, random: bool = False) -> Network | None:
+    def prune(self, reached: Sequence[Network], ratio: float, *, like: Network | None = None) -> Network | None:
         """The next network: pruned from the last of `reached` to `ratio` of the original, and fine-tuned.
 
         Args:
             reached: the original and what was pruned from it so far.
-            random: remove the same number of random channels; for the control.
+            like: leave each layer as many channels as this network has, and choose them at random; for the control.
 
         Returns:
             None if rounding to packs of channels removes nothing.
@@ -118,12 +118,12 @@ class Networks:
             CompressionError: it cannot be pruned as asked.
             TrainingError: fine-tuning diverged.
         """
-        spec = self.spec.model_copy(update={"importance": "random"}) if random else self.spec
-        key = self._key([network.ratio for network in reached[1:]] + [ratio], spec)
+        more = {} if like is None else {"like": like.key}
+        key = self._key([network.ratio for network in reached[1:]] + [ratio], **more)
 
         def train() -> Network | None:
-            if spec.prune == "structured":
-                return self._cut(reached[-1], ratio, spec, _seed(key))
+            if self.spec.prune == "structured":
+                return self._cut(reached[-1], ratio, like, _seed(key))
             return self._masked(reached[-1], ratio, key)
 
         def build_for(shape: Shape) -> nn.Module:
@@ -214,9 +214,9 @@ class Networks:
 
     # ---- what is kept -------------------------------------------------------------------------------------------
 
-    def _key(self, ratios: Sequence[float], spec: CompressSpec | None = None, **more: Any) -> str:
-        spec = spec or self.spec
-        matters = ("prune", "importance", "scope", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
+    def _key(self, ratios: Sequence[float], **more: Any) -> str:
+        spec = self.spec
+        matters = ("prune", "importance", "ranked", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
                    "finetune_rate", "distill", "reconstruct", "seed")  # fmt: skip
         facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": self._origin}
         facts["layer_ratios"] = list(spec.layer_ratios.items())  # in their order: of coupled layers the first counts
@@ -250,33 +250,34 @@ class Networks:
 
     # ---- pruning ------------------------------------------------------------------------------------------------
 
-    def _cut(self, before: Network, ratio: float, spec: CompressSpec, seed: int) -> Network | None:
+    def _cut(self, before: Network, ratio: float, like: Network | None, seed: int) -> Network | None:
         """Remove channels and fine-tune."""
-        original = self.original.model
-        full, now = prunable_layers(original), prunable_layers(before.model)
-        widths = {name: width_of(layer) for name, layer in full.items()}
-        # Computed from the original's widths, so that rounding errors do not accumulate from ratio to ratio.
+        spec, original = self.spec, self.original.model
+        full, now = (_widths(model) for model in (original, before.model))
         ratios: float | dict[str, float] = ratio
-        round_to = spec.round_to
-        if spec.scope == "layer":
+        importance, scope, round_to = spec.importance, spec.ranked, spec.round_to
+        if like is not None:
+            importance, scope, round_to = "random", "layer", 1
+            ratios = {name: 1 - width / now[name] for name, width in _widths(like.model).items()}
+        elif scope == "layer":
+            # Computed from the original's widths, so that rounding errors do not accumulate from ratio to ratio.
             # Layers that were named come first: of coupled layers the first one counts.
-            ratios = {}
+            ratios, round_to = {}, 1
             for name, share in self._by_layer(original, ratio).items():
-                width = widths[name]
+                width = full[name]
                 fewest = max(width - most(width), round((1 - share) * width))
-                stay = whole_packs(fewest, width, round_to) if share else width
-                ratios[name] = max(0.0, 1 - stay / width_of(now[name]))
-            round_to = 1
+                stay = whole_packs(fewest, width, spec.round_to) if share else width
+                ratios[name] = max(0.0, 1 - stay / now[name])
         result = remove_channels(
-            before.model, self.input_shape, ratios, importance=spec.importance, scope=spec.scope, skip=spec.skip,
+            before.model, self.input_shape, ratios, importance=importance, scope=scope, skip=spec.skip,
             required=[name for name, own in spec.layer_ratios.items() if own > 0], batches=self._batches,
-            round_to=round_to, widths=widths, seed=spec.seed,
+            round_to=round_to, widths=full, seed=spec.seed,
         )  # fmt: skip
         if not result.removed:
             return None
         kept = dict(before.shape.kept)
         for name, positions in result.shape.kept.items():
-            earlier = kept.get(name, tuple(range(widths[name])))
+            earlier = kept.get(name, tuple(range(full[name])))
             kept[name] = tuple(earlier[i] for i in positions)
         shape = difference(original, result.model, kept)
         reconstruct(before.model, result.model, result.removed, self._batches, weights=spec.reconstruct)
@@ -292,14 +293,14 @@ class Networks:
             rising = max(1, round(epochs * 2 / 3))
             steps = epoch_shape(len(self.setup.splits.train), self.run.recipe.train, self.world.size).updates
             gradual = Gradual(
-                ratio, rising * steps, every=max(1, steps // 10), scope=spec.scope, skip=spec.skip,
-                initial=before.ratio, masks=magnitude_masks(model, before.ratio, scope=spec.scope, skip=spec.skip),
+                ratio, rising * steps, every=max(1, steps // 10), scope=spec.ranked, skip=spec.skip,
+                initial=before.ratio, masks=magnitude_masks(model, before.ratio, scope=spec.ranked, skip=spec.skip),
             )  # fmt: skip
             # The last epoch, not the best: the best is likely the first, before anything was pruned.
             self._recover(model, rising, rate, _seed(key, "rising"), after_step=gradual, keep="last")
             epochs -= rising
-        shares = self._by_layer(model, ratio) if spec.scope == "layer" else ratio
-        masks = magnitude_masks(model, shares, scope=spec.scope, skip=spec.skip)
+        shares = self._by_layer(model, ratio) if spec.ranked == "layer" else ratio
+        masks = magnitude_masks(model, shares, scope=spec.ranked, skip=spec.skip)
         apply_masks(model, masks)
         reconstruct(before.model, model, {}, self._batches, weights=False)
         if epochs:
@@ -312,6 +313,11 @@ class Networks:
         own = self.spec.layer_ratios
         others = {name: ratio for name in prunable_layers(model) if name not in own and name not in self.spec.skip}
         return {**own, **others}
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """The output channels of each layer."""
+    return {name: width_of(layer) for name, layer in prunable_layers(model).items()}
 
 
 def _seed(key: str, part: str = "") -> int:
