@@ -38,7 +38,9 @@ from kitae.recipe import Recipe
 
 KEYS = ("set", "seed", "training", "variant")
 VARIANTS = (
-    "norms=importance:group,scope:layer", "layer=scope:layer", "global=", "alone=finetune_epochs:0",
+    "norms=importance:group,scope:layer", "global=importance:reconstruction,scope:global",
+    "norms-alone=importance:group,scope:layer,finetune_epochs:0",
+    "alone=importance:reconstruction,finetune_epochs:0,scope:global",
 )  # fmt: skip
 TRAININGS = {"sgd": {"sgd": "0.4"}, "muon": {"muon": "0.24"}}
 STEPS = 120

@@ -22,6 +22,7 @@ import pandas as pd
 
 from benchmark_pages import SETS, splits_in_words
 from compression_claims import CORRECTED, RESULTS, in_words
+from kitae import console
 from kitae.experiments.result import StudyResult
 from ledger import load, measured, setting, table
 from means import mean_interval, points
@@ -37,8 +38,7 @@ NAMES = {  # of variants in the ledger's studies
 }  # fmt: skip
 TRAININGS = {"sgd": "ResNet-9 with SGD", "muon": "ResNet-9 with Muon", "pretrained": "EfficientNet-Lite0 fine-tuned"}
 PRUNED = {  # variants of benchmarks/reconstruction.py
-    "off": "By norms, fine-tuned", "norms-alone": "By norms, solved", "norms": "By norms, solved, fine-tuned",
-    "alone": "By reconstruction, solved", "chosen": "By reconstruction, solved, fine-tuned",
+    "norms": "by norms, in each layer", "global": "by reconstruction, together",
 }  # fmt: skip
 MUON_RATES = ("0.12", "0.24", "0.36", "0.48")
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
@@ -262,25 +262,33 @@ def without_a_probe(page: Path) -> str:
 
 
 def reconstructions(page: Path) -> str:
-    """A table of validation accuracy of pruned networks: how channels were chosen, and whether the rest was solved."""
+    """A table of validation accuracy of pruned networks, by how channels were chosen, fine-tuned and not."""
     found: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     for row in json.loads((RESULTS / "reconstruction.json").read_text())["rows"]:
         found.setdefault((row["set"], row["training"]), {}).setdefault(row["variant"], {})[row["seed"]] = row
     rows = []
     for (name, training), variants in found.items():
-        runs = variants["chosen"]
+        runs = variants["norms"]
         some = next(iter(runs.values()))
         network = f"{set_in_words(name)}, {some['image_size']} px, {TRAININGS[training]}"
-        original = f"{100 * statistics.fmean(row['original'] for row in runs.values()):.1f} %"
+        original = statistics.fmean(row["original"] for row in runs.values())
+        rows.append(
+            [f"{network}, {console.plural(len(runs), 'seed')}", "0 %", "", "", "", f"{100 * original:.1f} %", ""]
+        )
         for ratio in some["ratios"]:
-            reached = {
-                variant: {seed: row["ratios"][ratio][0] for seed, row in variants.get(variant, {}).items()}
-                for variant in PRUNED
-            }
-            cells = [f"{100 * statistics.fmean(each.values()):.1f} %" if each else "" for each in reached.values()]
-            gained = [100 * (value - reached["norms"][seed]) for seed, value in reached["chosen"].items()]
-            rows.append([network, f"{100 * float(ratio):.0f} %", original, *cells, points(gained)])
-    return table(["Network", "Removed", "Original", *PRUNED.values(), "Gained by the choice, points"], rows)
+            for variant, words in PRUNED.items():
+                mine, alone = variants[variant], variants["norms-alone" if variant == "norms" else "alone"]
+                sizes = [statistics.fmean(row["size"][ratio][i] for row in mine.values()) for i in range(2)]
+                reached = {seed: 100 * row["ratios"][ratio][0] for seed, row in mine.items()}
+                solved = statistics.fmean(100 * row["ratios"][ratio][0] for row in alone.values())
+                gained = [value - 100 * runs[seed]["ratios"][ratio][0] for seed, value in reached.items()]
+                rows.append([
+                    "", f"{100 * float(ratio):.0f} %", words, ", ".join(f"{100 * size:.0f} %" for size in sizes),
+                    f"{solved:.1f} %", f"{statistics.fmean(reached.values()):.1f} %",
+                    "" if variant == "norms" else points(gained),
+                ])  # fmt: skip
+    head = ["Network", "Channels removed", "Chosen", "Bytes, multiply-adds", "Solved", "and fine-tuned"]
+    return table([*head, "Gained over norms, points"], rows)
 
 
 def kept_tunings(page: Path) -> str:
