@@ -9,8 +9,8 @@ A variant is NAME=FIELD:VALUE,FIELD:VALUE, fields of `CompressSpec`. `sgd` and `
 `from_scratch.py` does with --passes; `pretrained` is what a plan fine-tunes, in 120 steps. Each network is pruned to
 every one of --ratios, each from the one before. Rows have the score in float32 at every ratio, what shares of the
 original's bytes and multiply-adds it has, `val_accuracy`, the mean of the scores, and how many seconds the search took
-beside its measurements. Sets, splits and lists are those of `quality.py`;
-rows that are in --out already are not run again; other fields need another name.
+beside its measurements. Sets, splits and lists are those of `quality.py`; rows that are in --out already are not run
+again; other fields need another name.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ NAMES = {  # of variants in the ledger's studies
     "cutmix": "CutMix", "smoothing": "label smoothing", "full": "the full pipeline",
 }  # fmt: skip
 TRAININGS = {"sgd": "ResNet-9 with SGD", "muon": "ResNet-9 with Muon", "pretrained": "EfficientNet-Lite0 fine-tuned"}
-PRUNED = {  # variants of benchmarks/reconstruction.py
-    "norms": "by norms, in each layer", "global": "by reconstruction, together",
+PRUNED = {  # variants of benchmarks/reconstruction.py, and what each is without fine-tuning
+    "norms": ("norms-alone", "by norms, in each layer"), "global": ("alone", "by reconstruction, together"),
 }  # fmt: skip
 MUON_RATES = ("0.12", "0.24", "0.36", "0.48")
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
@@ -276,8 +276,8 @@ def reconstructions(page: Path) -> str:
             [f"{network}, {console.plural(len(runs), 'seed')}", "0 %", "", "", "", f"{100 * original:.1f} %", ""]
         )
         for ratio in some["ratios"]:
-            for variant, words in PRUNED.items():
-                mine, alone = variants[variant], variants["norms-alone" if variant == "norms" else "alone"]
+            for variant, (untrained, words) in PRUNED.items():
+                mine, alone = variants[variant], variants[untrained]
                 sizes = [statistics.fmean(row["size"][ratio][i] for row in mine.values()) for i in range(2)]
                 reached = {seed: 100 * row["ratios"][ratio][0] for seed, row in mine.items()}
                 solved = statistics.fmean(100 * row["ratios"][ratio][0] for row in alone.values())

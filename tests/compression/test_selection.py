@@ -17,12 +17,10 @@ from tests.compression.tiny_world import SHAPE, Data, accuracy, noise
 NOISE = noise(*SHAPE)
 
 
-def mixed(*readers: nn.Module) -> nn.Sequential:
-    """Eight channels, of which the last four are sums of the others, then layers that read them."""
+def mixed(kernel: int) -> nn.Sequential:
+    """Eight channels, of which the last four are sums of the others, then a convolution that reads them."""
     torch.manual_seed(0)
-    net = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 8, 3, bias=False)))
-    for place, reader in enumerate(readers):
-        net.add_module(f"reader{place}", reader)
+    net = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 8, 3, bias=False), reader=nn.Conv2d(8, 5, kernel)))
     with torch.no_grad():
         net.first.weight[4:] = (torch.randn(4, 4) @ net.first.weight[:4].flatten(1)).reshape(4, 3, 3, 3)
     return net.eval()
@@ -53,13 +51,12 @@ def left_over(gram: Tensor, weight: Tensor, kept: list[int]) -> float:
 def test_errors_are_those_of_solving_without_the_channels(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step of the removal, computed a second time from the whole covariance."""
     monkeypatch.setattr(least_squares, "_ROWS", (10**6, 10**6))  # all positions
-    monkeypatch.setattr(least_squares, "RIDGE", 0.03)
-    net = mixed(nn.Conv2d(8, 5, kernel))
-    gram, weight = gram_of(net, kernel), net.reader0.weight.detach().flatten(1).double()
+    net = mixed(kernel)
+    gram, weight = gram_of(net, kernel), net.reader.weight.detach().flatten(1).double()
     hold = least_squares.RIDGE / (1 + least_squares.RIDGE) * gram.diagonal().mean() * torch.eye(len(gram))
     scale = float(((weight @ (gram - hold)) * weight).sum())
     size = kernel * kernel
-    (found,) = removal_errors(net, [[Reader("reader0", features(8, size))]], NOISE)
+    (found,) = removal_errors(net, [[Reader("reader", features(8, size))]], NOISE)
 
     def without(gone: list[int]) -> float:
         kept = [feature for channel in range(8) if channel not in gone
@@ -76,12 +73,11 @@ def test_errors_are_those_of_solving_without_the_channels(kernel: int, monkeypat
 
 
 def test_what_the_others_say_too_goes_first_however_large_it_is() -> None:
-    net = mixed(nn.Conv2d(8, 5, 1), nn.Conv2d(8, 7, 1))
-    del net.reader1
+    net = mixed(1)
     with torch.no_grad():
         net.first.weight[4:] *= 10  # norms call these the most important
-        net.reader0.weight[:, 4:] *= 10
-    (found,) = removal_errors(net, [[Reader("reader0", features(8, 1))]], NOISE)
+        net.reader.weight[:, 4:] *= 10
+    (found,) = removal_errors(net, [[Reader("reader", features(8, 1))]], NOISE)
     removed = set(found.argsort()[:4].tolist())
     assert found.sort().values[3] < 0.05 * found.sort().values[4]
     result = remove_channels(net, SHAPE, {"first": 0.5}, batches=NOISE, importance="reconstruction")
@@ -139,7 +135,7 @@ def test_a_flattened_channel_is_several_features(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(reader.features, torch.arange(32).reshape(8, 4))
 
 
-def test_layers_that_cannot_be_solved_are_ranked_by_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_cannot_be_solved_are_ranked_by_norm() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, padding_mode="reflect", padding=1)).eval()
     by_norm = remove_channels(net, SHAPE, 0.5, batches=NOISE, importance="group")

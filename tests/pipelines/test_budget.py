@@ -163,7 +163,7 @@ def weights_of(outcome: Outcome, row: dict[str, Any]) -> int:
 
 
 def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -> None:
-    outcome = find(max_drop=60.0, sensitivity=True)
+    outcome = find(max_drop=60.0, sensitivity=True, scope="layer")
     rows = {row["name"]: row for row in rows_of(outcome)}
     assert list(rows) == [
         "original fp32", "original int8-static", "25 % fp32", "25 % int8-static", "50 % fp32", "50 % int8-static"
@@ -188,7 +188,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
         assert rows[f"{ratio} fp32"]["weight_bytes"] < 4 * rows[f"{ratio} fp32"]["parameters"] + 200
         assert row["speedup"] == pytest.approx(2.0 if "int8" in row["name"] else 1.0)
         assert row["parity_error"] < (1e-3 if row["precision"] == "fp32" else 1)
-    assert rows["50 % fp32"]["macs"] < 0.7 * rows["original fp32"]["macs"]
+    assert rows["50 % fp32"]["macs"] < 0.4 * rows["original fp32"]["macs"]
     small = reshape(finished.load_model(free=True), outcome.shape)
     assert outcome.winner.row["parameters"] == count_parameters(small)
     small.load_state_dict(outcome.winner.model.state_dict())

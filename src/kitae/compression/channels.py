@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.counting import WEIGHTED, others, prunable_layers, weight_of, width_of
+from kitae.compression.counting import WEIGHTED, others, weight_of, widths_of
 from kitae.compression.least_squares import Batches
 from kitae.compression.masks import global_shares, most, ratios_by_layer
 from kitae.compression.selection import Reader, can_read, removal_errors
@@ -129,7 +129,7 @@ def remove_channels(
     smaller.zero_grad(set_to_none=True)
     for parameter, original in zip(smaller.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
-    widths = {name: width_of(layer) for name, layer in prunable_layers(model).items()}
+    widths = widths_of(model)
     kept = {name: tuple(others(these, widths[name])) for name, these in gone[True].items() if name in widths}
     removed, inputs = ({name: tuple(sorted(these)) for name, these in gone[side].items()} for side in (True, False))
     images = next(iter(batches()))[0][:8]
@@ -270,9 +270,9 @@ def _scores(
     """The importance of each channel of each group: float64 [width], comparable between groups."""
     if importance == "random":
         return [torch.from_numpy(uniform(seed, 0, np.arange(group.width), i)) for i, group in enumerate(groups)]
-    kinds = require("torch_pruning").importance
     if importance == "reconstruction":
         return _reconstruction_errors(model, groups, batches)
+    kinds = require("torch_pruning").importance
     if importance == "taylor":
         return _loss_changes(model, groups, kinds.GroupTaylorImportance(multivariable=True, normalizer=None), batches)
     norm = 1 if importance == "magnitude" else 2
@@ -285,15 +285,10 @@ def _scores(
 def _reconstruction_errors(model: nn.Module, groups: Sequence[_Group], batches: Batches) -> list[Tensor]:
     """See `removal_errors`. Where no layer that reads a group can be solved, its channels' shares of the group's
     squared norm: what zeros in their place would change, were they all equally strong."""
-    known = [group for group in groups if group.readers]
-    errors = iter(removal_errors(model, [group.readers for group in known], batches))
-    rank = require("torch_pruning").importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
-
-    def norms(group: _Group) -> Tensor:
-        score: Tensor = rank(group.coupled).double().cpu()
-        return score / score.sum().clamp_min(1e-30)
-
-    return [next(errors) if group.readers else norms(group) for group in groups]
+    errors = iter(removal_errors(model, [group.readers for group in groups if group.readers], batches))
+    unread = [group for group in groups if not group.readers]
+    norms = iter(_scores(model, unread, "group", batches, seed=0))  # as shares of the group's mean
+    return [next(errors) if group.readers else next(norms) / group.width for group in groups]
 
 
 def _loss_changes(

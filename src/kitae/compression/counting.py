@@ -61,6 +61,11 @@ def width_of(layer: nn.Module) -> int:
     return int(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)  # type: ignore[arg-type]
 
 
+def widths_of(model: nn.Module) -> dict[str, int]:
+    """Output channels of each prunable layer, by name."""
+    return {name: width_of(layer) for name, layer in prunable_layers(model).items()}
+
+
 def others(channels: Collection[int], width: int) -> list[int]:
     """The channels of `width` that are not among these."""
     return [i for i in range(width) if i not in channels]

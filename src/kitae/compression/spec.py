@@ -15,6 +15,7 @@ LayerRatio = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["none", "dynamic", "static", "qat"]
 Importance = Literal["reconstruction", "group", "magnitude", "taylor", "random"]
 Scope = Literal["layer", "global"]
+AskedScope = Literal["auto", "layer", "global"]
 Method = Literal["minmax", "average", "percentile", "entropy"]
 Target = Literal["any", "vnni"]
 Control = Literal["original", "random", "scratch", "small"]
@@ -81,7 +82,7 @@ class CompressSpec(Spec):
     prune: Literal["structured", "unstructured", "none"] = "structured"
     ratios: tuple[Ratio, ...] = (0.2, 0.35, 0.5, 0.65)
     importance: Importance = "reconstruction"
-    scope: Literal["auto", "layer", "global"] = "auto"
+    scope: AskedScope = "auto"
     skip: tuple[str, ...] = ()
     layer_ratios: dict[str, LayerRatio] = Field(default_factory=dict)
     round_to: int = Field(16, ge=1, le=64)
@@ -145,7 +146,7 @@ class CompressOptions(TypedDict, total=False):
     prune: Literal["structured", "unstructured", "none"]
     ratios: Sequence[float]
     importance: Importance
-    scope: Literal["auto", "layer", "global"]
+    scope: AskedScope
     skip: Sequence[str]
     layer_ratios: Mapping[str, float]
     round_to: int

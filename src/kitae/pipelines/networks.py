@@ -21,7 +21,7 @@ from torch import nn
 
 import kitae
 from kitae.compression.channels import remove_channels, whole_packs
-from kitae.compression.counting import prunable_layers, require_layers, weight_of, width_of
+from kitae.compression.counting import prunable_layers, require_layers, weight_of, widths_of
 from kitae.compression.masks import Gradual, apply_masks, magnitude_masks, most
 from kitae.compression.qat import Simulated
 from kitae.compression.reconstruct import reconstruct
@@ -253,12 +253,12 @@ class Networks:
     def _cut(self, before: Network, ratio: float, like: Network | None, seed: int) -> Network | None:
         """Remove channels and fine-tune."""
         spec, original = self.spec, self.original.model
-        full, now = (_widths(model) for model in (original, before.model))
+        full, now = (widths_of(model) for model in (original, before.model))
         ratios: float | dict[str, float] = ratio
         importance, scope, round_to = spec.importance, spec.ranked, spec.round_to
         if like is not None:
             importance, scope, round_to = "random", "layer", 1
-            ratios = {name: 1 - width / now[name] for name, width in _widths(like.model).items()}
+            ratios = {name: 1 - width / now[name] for name, width in widths_of(like.model).items()}
         elif scope == "layer":
             # Computed from the original's widths, so that rounding errors do not accumulate from ratio to ratio.
             # Layers that were named come first: of coupled layers the first one counts.
@@ -313,11 +313,6 @@ class Networks:
         own = self.spec.layer_ratios
         others = {name: ratio for name in prunable_layers(model) if name not in own and name not in self.spec.skip}
         return {**own, **others}
-
-
-def _widths(model: nn.Module) -> dict[str, int]:
-    """The output channels of each layer."""
-    return {name: width_of(layer) for name, layer in prunable_layers(model).items()}
 
 
 def _seed(key: str, part: str = "") -> int:
