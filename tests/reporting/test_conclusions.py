@@ -735,7 +735,9 @@ def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None
     published = measured_compression()
     winner = {**published["winner"], "bytes": 1000, "packed_bytes": 1000, "drop": 0.2}
     small = {**winner, "name": "smaller", "bytes": 500, "packed_bytes": 500, "drop": 1.31, "drop_interval": [0.1, 2.42]}
-    found = {**published, "run_path": "../r", "winner": winner, "candidates": [winner, small]}
+    defaults = {"importance": "reconstruction", "scope": "auto"}  # which were others when this was published
+    spec = {**published["spec"], **defaults}
+    found = {**published, "spec": spec, "run_path": "../r", "winner": winner, "candidates": [winner, small]}
     Recipe().save(tmp_path / "r" / "recipe.yaml")
     # 600 images can prove a drop of 1.31 points, so with that budget the end of the interval would count; 100 cannot.
     for sure, images, budget in ((False, 100, "1.4"), (False, 600, "2.5"), (True, 600, "2.5")):
